@@ -1,0 +1,82 @@
+# Targets for people and for CI. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+ENVS := .venvs
+PYTEST := -m pytest -q -m "not servers"
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# pyenv hides all versions but one; this makes each of them a python3.x on the path.
+ifneq ($(shell command -v pyenv),)
+export PYENV_VERSION := $(shell pyenv versions --bare | grep -E '^3\.1[1-9]\.[0-9]+$$' | paste -sd:)
+endif
+
+.PHONY: help demo test lint test-pythons test-lowest test-wheel servers test-servers bench format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# The stamp is newer than pyproject.toml when the environment is up to date.
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one with: make PYTHON=python3.12 ...")'
+	@echo "setting up $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cli,otlp,testing]' --group dev
+	@touch $@
+
+demo: $(VENV)/ready ## an agent whose steps succeed, fail and are cancelled; the webhooks and the trace
+	@$(BIN)/python -m otel_step_hook demo
+
+test: $(VENV)/ready ## the tests, with full branch coverage
+	@$(BIN)/python -m coverage erase
+	@$(BIN)/python -m coverage run -m pytest -m "not servers"
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
+
+lint: $(VENV)/ready ## ruff, mypy, import-linter
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+test-pythons: $(VENV)/ready ## the tests on every other Python from 3.12 to 3.13 that is here
+	@for version in 3.12 3.13; do \
+	  if ! $(UV) python find --quiet --no-python-downloads $$version >/dev/null 2>&1; then echo "Python $$version is not here"; continue; fi; \
+	  echo "Python $$version:"; \
+	  $(UV) venv --quiet --clear --no-python-downloads --python $$version $(ENVS)/$$version && \
+	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing]' --group test --group frameworks && \
+	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore tests/test_readme.py || exit 1; \
+	done
+
+test-lowest: $(VENV)/ready ## the tests with the oldest versions of everything that pyproject.toml allows
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(ENVS)/lowest
+	@$(UV) pip install --quiet --python $(ENVS)/lowest/bin/python --resolution lowest-direct --editable '.[cli,otlp,testing]' --group test
+	@# pydantic-ai asks for newer versions than these
+	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore tests/test_frameworks.py --ignore tests/test_readme.py
+
+test-wheel: $(VENV)/ready ## the tests against the built wheel, in an environment and a folder without the source
+	@rm -rf dist $(ENVS)/wheel
+	@$(UV) build --quiet --wheel --out-dir dist
+	@$(UV) venv --quiet --python $(BIN)/python $(ENVS)/wheel
+	@$(UV) pip install --quiet --python $(ENVS)/wheel/bin/python "$$(ls dist/*.whl)[cli,otlp,testing]" --group test --group frameworks
+	@mkdir $(ENVS)/wheel/elsewhere && cp -r tests pyproject.toml $(ENVS)/wheel/elsewhere/
+	@# README and the benchmarks are not in a wheel
+	@cd $(ENVS)/wheel/elsewhere && ../bin/python $(PYTEST) --ignore tests/test_readme.py
+
+format: $(VENV)/ready ## let ruff format and mend what it can
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+servers: ## build the real Jaeger, Collector and Temporal into a cache; ten minutes the first time
+	@$(PYTHON) tests/servers/build.py
+
+test-servers: $(VENV)/ready servers ## the tests against the real servers
+	@$(BIN)/python -m pytest -m servers
+
+bench: $(VENV)/ready ## what the processor costs, and what it delivers, beside the usual ways
+	@$(BIN)/python benchmarks/bench.py
+
+clean: ## remove what the other targets made here
+	@rm -rf $(VENV) .venvs dist .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,31 @@
+"""A receiver that costs as little as possible: answers 204 to whatever comes, on loopback, until it is ended."""
+
+import asyncio
+
+_ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+class _Receiver(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._seen = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._seen += data
+        head, end, rest = self._seen.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or b"0") if end else 0
+        if end and len(rest) >= length:
+            self._seen = rest[length:]
+            assert isinstance(self._transport, asyncio.Transport)  # noqa: S101 -- for mypy: a TCP connection is one
+            self._transport.write(_ANSWER)
+
+
+async def _serve() -> None:
+    server = await asyncio.get_running_loop().create_server(_Receiver, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    print(f"http://{host}:{port}/hook", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())

@@ -1,0 +1,242 @@
+"""The command line: ``otel-step-hook demo | check | send | listen | secret``. Needs the extra ``cli``."""
+
+import asyncio
+import contextlib
+import io
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from otel_step_hook.delivery.log import printable
+from otel_step_hook.delivery.loop import EventLoop
+from otel_step_hook.delivery.probe import Finding, Trial, excerpt_without_secrets, probe, send_one
+from otel_step_hook.delivery.signing import new_secret
+from otel_step_hook.delivery.telemetry import shown_url
+from otel_step_hook.demo import run
+from otel_step_hook.display import ARRIVAL_HEADING, arrival_line, harmless, settings_table, status_words
+from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.listener import Arrival, Listener, Plan
+from otel_step_hook.settings import StepHookSettings, unknown_variables
+from otel_step_hook.version import __version__
+
+_FAILED, _MISUSED = 1, 2  # exit statuses: the endpoint did not do its part; the settings or the call are wrong
+_EXCERPT = 600  # characters of an answer that are shown
+_T = TypeVar("_T")
+
+app = typer.Typer(
+    help="Tell a webhook when a step ends: try it, check it, watch it. Settings come from STEP_COMPLETE_… variables.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,  # they show local variables, and with them the key
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line with *arguments*, by default the process's own, and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal can show a tree
+    try:
+        app(arguments, prog_name="otel-step-hook")
+    except ConfigurationError as error:
+        _complain(str(error), _MISUSED)
+
+
+def _complain(sentence: str, exit_status: int) -> NoReturn:
+    _say(Console(stderr=True), sentence)
+    sys.exit(exit_status)
+
+
+def _say(console: Console, sentence: str, style: str = "") -> None:
+    console.print(Text(sentence, style=style), soft_wrap=True)
+
+
+def _run(work: Coroutine[Any, Any, _T]) -> _T:
+    # With the loop that deliveries have: a name server that hangs does not keep the process.
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        return runner.run(work)
+
+
+def _with_webhook(settings: StepHookSettings) -> str:
+    if settings.webhook is None:
+        raise ConfigurationError(
+            "STEP_COMPLETE_WEBHOOK is not set, so no webhook is sent; expected the URL of your receiver; "
+            "for one to try with, run: otel-step-hook listen"
+        )
+    return shown_url(settings.webhook)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    *, version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    svg: Annotated[
+        Path | None, typer.Option(help="Write the picture of the trace to this file.", dir_okay=False)
+    ] = None,
+    otlp: Annotated[
+        str | None,
+        typer.Option(
+            envvar="OTEL_EXPORTER_OTLP_ENDPOINT", help="Also send the trace to this collector, by OTLP over HTTP."
+        ),
+    ] = None,
+) -> None:
+    """Watch an agent's steps end, their webhooks arrive, and the trace tell of both. Takes three seconds."""
+    try:
+        exit_status = run(Console(highlight=False), svg=svg, otlp=otlp)
+    except OSError as error:
+        _complain(f"the demo cannot go on: {error}", _FAILED)
+    raise typer.Exit(exit_status)
+
+
+@app.command()
+def check() -> None:
+    """Show the settings in force, and whether the endpoint can be reached. Sends no webhook.
+
+    Exit status: 0 if it can, 1 if not, 2 if a setting is wrong.
+    """
+    console = Console(highlight=False)
+    for sentence in unknown_variables():
+        _say(console, f"! {sentence}", "yellow")
+    settings = StepHookSettings()
+    console.print(settings_table(settings))
+    url = _with_webhook(settings)
+    _say(console, f"\nTrying {url}, without sending a webhook:")
+    raise typer.Exit(_tell_findings(console, _run(probe(settings))))
+
+
+def _tell_findings(console: Console, findings: Sequence[Finding]) -> int:
+    for finding in findings:
+        mark, style = ("ok", "green") if finding.is_ok else ("failed", "red")
+        line = Text(f"  {mark:<7}", style=style).append(f"{finding.tried:<8} {finding.told}", style="default")
+        console.print(line, soft_wrap=True)
+    if not findings[-1].is_ok:
+        _say(console, "The endpoint cannot be reached.")
+        return _FAILED
+    _say(console, "The endpoint can be reached. To see what it answers: otel-step-hook send")
+    return 0
+
+
+@app.command()
+def send(
+    step_id: Annotated[str | None, typer.Option(help="Step id to tell of; without it, a new one.")] = None,
+) -> None:
+    """Send one test webhook, once, and show what comes back.
+
+    Exit status: 0 if the receiver has taken it (2xx), 1 if not, 2 if a setting is wrong.
+    """
+    console = Console(highlight=False)
+    settings = StepHookSettings()
+    _say(console, f"POST {_with_webhook(settings)}")
+    raise typer.Exit(_tell_trial(console, settings, _run(send_one(settings, step_id))))
+
+
+def _tell_trial(console: Console, settings: StepHookSettings, trial: Trial) -> int:
+    _say(console, f"  step     {printable(trial.step_id)}\n  webhook  {trial.webhook_id}\n")
+    result = trial.result
+    what = status_words(result.status_code) if result.status_code else f"No answer: {result.error_type}"
+    peer = f" from {result.peer[0]} port {result.peer[1]}" if result.peer else ""
+    line = Text(what, style="green" if result.is_success else "red")
+    console.print(line.append(f"{peer}, after {trial.took * 1000:.0f} ms", style="default"))
+    if result.retry_after is not None:
+        _say(console, f"  It asks to wait {result.retry_after:g} s before the next attempt.")
+    if result.directive:
+        _say(console, f"  It says webhook-delivery: {result.directive}")
+    if result.status_code is None:
+        _say(console, "  To find out why, run: otel-step-hook check")
+    excerpt = excerpt_without_secrets(result.excerpt, settings)
+    console.print(Padding(Text(harmless(excerpt[:_EXCERPT])), (0, 0, 0, 2), expand=False))
+    return 0 if result.is_success else _FAILED
+
+
+@app.command()
+def listen(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 for any free one.")] = 8787,
+    key: Annotated[str | None, typer.Option(help="Key to check; by default STEP_COMPLETE_KEY.")] = None,
+    signing_secret: Annotated[
+        str | None, typer.Option(help="Secret to check; by default STEP_COMPLETE_SIGNING_SECRET.")
+    ] = None,
+    fail: Annotated[int, typer.Option(min=0, help="Refuse the first N webhooks.")] = 0,
+    status: Annotated[int, typer.Option(min=200, max=599, help="Status to refuse with.")] = 503,
+    delay: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait before an answer; with --fail, before a refusal.")
+    ] = 0.0,
+    retry_after: Annotated[int | None, typer.Option(min=0, help="Retry-After to refuse with, in seconds.")] = None,
+) -> None:
+    """Receive webhooks on this machine and show each, until Ctrl-C."""
+    given = {name: text for name, text in (("key", key), ("signing_secret", signing_secret)) if text is not None}
+    settings = StepHookSettings(**given)
+    arrivals: SimpleQueue[Arrival | None] = SimpleQueue()  # None: Ctrl-C
+    try:
+        listener = Listener(
+            Plan(fail, status, retry_after, delay),
+            port=port,
+            key=settings.key.get_secret_value() if settings.key else None,
+            signing_secret=settings.signing_secret.get_secret_value() if settings.signing_secret else None,
+            on_arrival=arrivals.put,
+        )
+    except OSError as error:
+        _complain(f"cannot listen on port {port}: {error.strerror}; choose another with --port", _MISUSED)
+    console = Console(highlight=False)
+    # Not as KeyboardInterrupt, which could come between an arrival and its line.
+    with _on_interrupt(lambda: arrivals.put(None)), listener:
+        _tell_listening(console, listener.url, settings)
+        if fail:
+            which = "first webhook" if fail == 1 else f"first {fail} webhooks"
+            _say(console, f"Refuses the {which} with {status_words(status)}.")
+        _say(console, "Ctrl-C ends it.\n")
+        count = _show(console, iter(arrivals.get, None))
+    _say(console, f"\n{count} webhook{'' if count == 1 else 's'} arrived.")
+
+
+@contextlib.contextmanager
+def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, lambda *_: act())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _show(console: Console, arrivals: Iterator[Arrival]) -> int:
+    """Show *arrivals* until there are no more, and count them."""
+    console.print(ARRIVAL_HEADING)
+    count = 0
+    for arrival in arrivals:
+        count += 1
+        console.print(arrival_line(arrival, time.strftime("%H:%M:%S", time.localtime(arrival.at))))
+    return count
+
+
+def _tell_listening(console: Console, url: str, settings: StepHookSettings) -> None:
+    _say(console, "Listening. In the terminal where your application starts, say:\n")
+    _say(console, f"  export STEP_COMPLETE_WEBHOOK={url}\n", "bold")
+    proofs = [
+        words
+        for words, secret in (("the key", settings.key), ("the signature", settings.signing_secret))
+        if secret is not None
+    ]
+    _say(console, f"Checks {' and '.join(proofs)} of each webhook." if proofs else "Checks neither key nor signature.")
+
+
+@app.command()
+def secret() -> None:
+    """Print a new signing secret, for STEP_COMPLETE_SIGNING_SECRET of sender and receiver."""
+    typer.echo(new_secret())

@@ -1,0 +1,97 @@
+"""From an event to what goes over the wire: body, headers, webhook id. Pure."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import unquote, urlsplit
+
+from opentelemetry.trace import format_span_id, format_trace_id
+
+from otel_step_hook.delivery.signing import sign
+from otel_step_hook.settings import StepHookSettings
+from otel_step_hook.steps.event import StepEvent
+from otel_step_hook.version import __version__
+
+Headers = list[tuple[str, str]]
+
+_LAST_MOMENT = 253_402_300_799_999_999_999  # unix nanoseconds: the end of the year 9999, where ISO 8601 ends
+
+
+def webhook_id(event: StepEvent) -> str:
+    """``msg_`` and a hash of step, span and outcome: the same for every attempt, in every process."""
+    context = event.context
+    named = f"{event.step_id}\0{context.trace_id:032x}\0{context.span_id:016x}\0{event.outcome}"
+    digest = hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()[:20]
+    return f"msg_{base64.b32encode(digest).decode('ascii').lower()}"
+
+
+def body(event: StepEvent, payload: str) -> bytes:
+    """The JSON that every attempt sends, byte for byte; *payload* is ``step_id`` or ``full``."""
+    fields: dict[str, object] = {"step_id": event.step_id}
+    if payload == "full":
+        fields |= {
+            "type": f"step.{event.outcome}",
+            "timestamp": _iso(event.end_time),
+            "data": {
+                "step_id": event.step_id,
+                "outcome": event.outcome,
+                "name": str(event.name),  # the SDK lets a span be named by anything
+                "trace_id": format_trace_id(event.context.trace_id),
+                "span_id": format_span_id(event.context.span_id),
+                "started_at": _iso(event.start_time),
+                "ended_at": _iso(event.end_time),
+            },
+        }
+    return json.dumps(fields).encode("ascii")
+
+
+def _iso(nanoseconds: int) -> str:
+    # Floats have too few digits for nanoseconds since 1970, so seconds and micros are taken apart.
+    # The SDK takes whatever end() is given: a float, seconds for nanoseconds, the year 30000.
+    seconds, rest = divmod(min(max(int(nanoseconds), 0), _LAST_MOMENT), 1_000_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Headings:
+    """The headers of every webhook to one endpoint; what changes per attempt is added by `of_attempt`."""
+
+    fixed: tuple[tuple[str, str], ...]
+    signing_keys: Sequence[bytes]
+
+    @classmethod
+    def from_settings(cls, settings: StepHookSettings) -> "Headings":
+        """The headers that *settings* ask for, user information of the URL included."""
+        fixed: Headers = [
+            ("content-type", "application/json"),
+            ("user-agent", f"otel-step-hook/{__version__}"),
+            ("accept", "*/*"),
+            ("accept-encoding", "identity"),
+        ]
+        if settings.key is not None:
+            fixed.append(("authorization", f"Bearer {settings.key.get_secret_value()}"))
+        elif basic := _basic(settings.webhook or ""):
+            fixed.append(("authorization", basic))
+        return cls((*fixed, *settings.headers), settings.signing_keys)
+
+    def of_attempt(
+        self, message_id: str, content: bytes, *, timestamp: int, trace: Sequence[tuple[str, str]]
+    ) -> Headers:
+        """All headers of one attempt made at *timestamp* (unix seconds); *trace* is its trace context."""
+        headers = [*self.fixed, ("webhook-id", message_id), ("webhook-timestamp", str(timestamp)), *trace]
+        if self.signing_keys:
+            signature = sign(self.signing_keys, webhook_id=message_id, timestamp=timestamp, body=content)
+            headers.append(("webhook-signature", signature))
+        return headers
+
+
+def _basic(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.username is None:
+        return ""
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"

@@ -1,0 +1,120 @@
+"""Owns what one attempt ended with, and how long to wait before the next."""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+_SUCCESS = range(200, 300)
+_GONE = 410
+
+_DELAY_SECONDS = re.compile(r"[0-9]{1,10}")  # up to 317 years; `int` alone would take "+5", "1_000" and "١٢٠"
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_DAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_LONG_DAY = "(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
+_TIME = "[0-9]{2}:[0-9]{2}:[0-9]{2}"
+_HTTP_DATE = re.compile(
+    f"{_DAY}, [0-9]{{2}} {_MONTH} [0-9]{{4}} {_TIME} GMT"  # IMF-fixdate
+    f"|{_LONG_DAY}, [0-9]{{2}}-{_MONTH}-[0-9]{{2}} {_TIME} GMT"  # RFC 850
+    f"|{_DAY} {_MONTH} [0-9 ][0-9] {_TIME} [0-9]{{4}}"  # asctime
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """What one attempt to deliver ended with.
+
+    *error_type* is None exactly when a 2xx arrived; else it is the status code as text, "timeout", or the
+    class name of an exception: a bounded set, fit for a metric's label. ValueError if the two disagree.
+    *retry_after* is in seconds. *directive* is the answer's `webhook-delivery` header; "disable" asks for no
+    further events, along with a 2xx too. *is_stale*: a kept-alive connection died before one byte of an
+    answer came, so the request is resent once, at once. *excerpt* may echo secrets: it is not in the repr.
+    """
+
+    status_code: int | None = None
+    error_type: str | None = None
+    retry_after: float | None = None
+    directive: Literal["", "abort-message", "disable"] = ""
+    is_stale: bool = False
+    peer: tuple[str, int] | None = None
+    excerpt: bytes = field(default=b"", repr=False)
+
+    def __post_init__(self) -> None:
+        # A result that is neither would count as delivered, and its step would be lost without a word.
+        if self.is_success != (self.status_code in _SUCCESS):
+            raise ValueError(
+                f"an AttemptResult has status_code={self.status_code} and error_type={self.error_type!r}; "
+                "expected no error_type with a 2xx, and one without; set error_type to what went wrong"
+            )
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the receiver has taken the event."""
+        return self.error_type is None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the receiver has refused the event for good: a 410, or a directive without a 2xx."""
+        return not self.is_success and (self.status_code == _GONE or self.directive != "")
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether this is an everyday failure, a timeout or a non-2xx (a warning), not an error of ours."""
+        return not self.is_success and (self.status_code is not None or self.error_type == "timeout")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to try again. All in seconds, but for the multiplier."""
+
+    initial_backoff: float
+    max_backoff: float
+    backoff_multiplier: float
+    give_up_after: float
+
+    def next_delay(
+        self,
+        attempt: int,
+        *,
+        elapsed: float,
+        retry_after: float | None = None,
+        rand: Callable[[], float] = random.random,
+    ) -> float | None:
+        """Seconds to wait after failed *attempt* (counted from 1), or None to give up.
+
+        Half of the backoff is certain, half is left to *rand* (from 0 to 1), so that senders which failed
+        together do not return together. The receiver's *retry_after* is never undercut, except that it counts
+        for no more than max_backoff. None when the wait would end at or beyond give_up_after, counted from
+        the step's end, *elapsed* seconds ago.
+        """
+        jittered = self._backoff(attempt) * (0.5 + rand() / 2)
+        delay = max(jittered, min(retry_after or 0.0, self.max_backoff))
+        return delay if elapsed + delay < self.give_up_after else None
+
+    def _backoff(self, attempt: int) -> float:
+        try:
+            grown = self.initial_backoff * float(self.backoff_multiplier) ** (attempt - 1)
+        except OverflowError:  # more than a float holds
+            return self.max_backoff if self.initial_backoff else 0.0
+        return min(grown, self.max_backoff)
+
+
+def parse_retry_after(value: str | None, *, now: float) -> float | None:
+    """Seconds that a `Retry-After` header asks to wait, counted from *now*, or None if it says nothing valid.
+
+    As strict as RFC 9110 10.2.3: digits, or a date in one of its three forms, always in UTC. A date that has
+    passed is 0.0. Never raises, and bounds nothing but the digits (10): the caller caps what a receiver asks.
+    """
+    text = (value or "").strip(" \t")
+    if _DELAY_SECONDS.fullmatch(text):
+        return float(text)
+    if not _HTTP_DATE.fullmatch(text):
+        return None
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:  # the 31st of February, 25 o'clock
+        return None
+    return max(0.0, moment.replace(tzinfo=UTC).timestamp() - now)  # asctime comes without a zone

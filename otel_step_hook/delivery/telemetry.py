@@ -1,0 +1,293 @@
+"""Delivery spans and metrics: owns the tracer and the meter.
+
+Spans follow the HTTP semantic conventions (stable); everything else is named ``step_hook.*``.
+"""
+
+import functools
+import hashlib
+import itertools
+import logging
+import re
+import time
+from collections import OrderedDict
+from types import TracebackType
+from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+from opentelemetry import metrics
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.http_attributes import (
+    HTTP_REQUEST_METHOD,
+    HTTP_REQUEST_RESEND_COUNT,
+    HTTP_RESPONSE_STATUS_CODE,
+)
+from opentelemetry.semconv.attributes.network_attributes import NETWORK_PEER_ADDRESS, NETWORK_PEER_PORT
+from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
+from opentelemetry.semconv.attributes.url_attributes import URL_FULL
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    Span,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    get_tracer,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from otel_step_hook.delivery.log import Trouble, where
+from otel_step_hook.delivery.request import Headers, webhook_id
+from otel_step_hook.delivery.retry import AttemptResult
+from otel_step_hook.steps.event import StepEvent
+from otel_step_hook.version import __version__
+
+SCOPE = "otel_step_hook"  # instrumentation scope of every span made here; such a span is never a step
+_PIPELINES = 16  # tracers kept, one per pipeline and resource; a process has one or two
+_WORD = "(?:[a-z]{1,15}(?:[A-Z][a-z]{2,14})*|(?:[A-Z][a-z]{2,14})+|[A-Z]{1,8})"
+# Words such as people write, and a short number at the end: what is long, or mixes cases or digits, may be a secret.
+_PLAIN = re.compile(rf"(?!.{{33}})(?:{_WORD}(?:[-_.]{_WORD})*(?:[-_.]?\d{{1,2}})?|v?\d{{1,3}}(?:\.\d{{1,2}})?)")
+_HIDDEN = "REDACTED"
+
+
+class Pipeline(NamedTuple):
+    """Where the spans of one provider go: its processors and its resource.
+
+    *processor* is None where the SDK does not show it: then the global provider is used.
+    """
+
+    processor: SpanProcessor | None
+    resource: Resource
+
+
+class Delivery:
+    """All attempts to tell one event, and what is known of them so far. Owned by the worker's thread."""
+
+    __slots__ = ("attempts", "body", "deadline", "error_type", "event", "id", "is_expected", "pipeline", "span")
+
+    def __init__(self, event: StepEvent, pipeline: Pipeline, body: bytes, deadline: float) -> None:
+        self.event = event
+        self.pipeline = pipeline
+        self.body = body
+        self.deadline = deadline  # monotonic seconds: when it is given up
+        self.id = webhook_id(event)
+        self.attempts = 0
+        self.error_type = "expired"  # why it failed last; this when it was never attempted
+        self.is_expected = False  # whether that was an everyday failure, such as a 503
+        self.span: Span | None = None
+
+
+def shown_url(url: str) -> str:
+    """*url* for telemetry: no user info, no query values, and of the path what comes before anything but plain words.
+
+    Receivers such as Slack's carry their secret in the path, mostly behind an id.
+    """
+    parts = urlsplit(url)
+    path = parts.path.split("/")
+    plain = list(itertools.takewhile(lambda part: not part or _PLAIN.fullmatch(part), path))
+    shown = "/".join(plain if len(plain) == len(path) else [*plain, _HIDDEN])
+    query = "&".join(_hide_value(pair) for pair in parts.query.split("&")) if parts.query else ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], shown, query, ""))
+
+
+def _hide_value(pair: str) -> str:
+    name, equals, _ = pair.partition("=")
+    return f"{name}={_HIDDEN}" if equals and _PLAIN.fullmatch(name) else _HIDDEN
+
+
+class _Ids(RandomIdGenerator):
+    """Random ids, but for the one span whose id is known beforehand."""
+
+    def __init__(self) -> None:
+        self.next_span_id: int | None = None
+
+    def generate_span_id(self) -> int:
+        known, self.next_span_id = self.next_span_id, None
+        return super().generate_span_id() if known is None else known
+
+
+def span_id_of(message_id: str) -> int:
+    """The id of the ``step_hook.deliver`` span: made from the webhook id, so that any process finds it."""
+    return int.from_bytes(hashlib.sha256(message_id.encode("ascii")).digest()[:8], "big") or 1
+
+
+class Instruments(NamedTuple):
+    """The metrics; no-ops without a MeterProvider."""
+
+    deliveries: metrics.Counter
+    attempts: metrics.Counter
+    dropped: metrics.Counter
+    duration: metrics.Histogram
+    queue_size: metrics.UpDownCounter
+
+    @classmethod
+    @functools.cache
+    def of_this_process(cls) -> "Instruments":
+        """One set per process: the SDK warns of an instrument that is made twice."""
+        meter = metrics.get_meter(SCOPE, __version__)
+        return cls(
+            meter.create_counter("step_hook.deliveries", "{delivery}", "Deliveries that have had their last word"),
+            meter.create_counter("step_hook.attempts", "{attempt}", "Attempts to deliver"),
+            meter.create_counter("step_hook.dropped", "{event}", "Steps lost before they were stored"),
+            meter.create_histogram("step_hook.delivery.duration", "s", "From the step's end to the last word"),
+            meter.create_up_down_counter("step_hook.queue.size", "{event}", "Events without a last word"),
+        )
+
+
+class _PipelineTracer(NamedTuple):
+    tracer: Tracer
+    ids: _Ids | None
+    pipeline: Pipeline  # held, so that the ids of its parts stay theirs
+
+
+class _Recording:
+    """Swallows, and tells of, what the application's processors and exporters raise: a webhook is worth more."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        self._trouble = trouble
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if not isinstance(error, Exception | SystemExit):  # SystemExit would end nothing but the deliveries
+            return False
+        self._trouble.tell(logging.ERROR, "telemetry", f"a delivery could not be recorded: {where(error)}")
+        return True
+
+
+class Telemetry:
+    """Writes the spans and metrics of deliveries. Used by the worker's thread alone; never raises."""
+
+    def __init__(self, url: str, trouble: Trouble) -> None:
+        parts = urlsplit(url)
+        self._recording = _Recording(trouble)
+        self.instruments = Instruments.of_this_process()
+        self._attributes: dict[str, str | int] = {
+            HTTP_REQUEST_METHOD: "POST",
+            SERVER_ADDRESS: parts.hostname or "",
+            SERVER_PORT: parts.port or (443 if parts.scheme == "https" else 80),
+            URL_FULL: shown_url(url),
+        }
+        self._tracers: OrderedDict[tuple[int, int], _PipelineTracer] = OrderedDict()
+        self._propagator = TraceContextTextMapPropagator()
+
+    def start_attempt(self, delivery: Delivery) -> Span:
+        """A CLIENT span for the attempt that is about to be made, below the delivery's own."""
+        with self._recording:
+            attributes = self._attributes
+            if delivery.attempts > 1:
+                attributes = {**attributes, HTTP_REQUEST_RESEND_COUNT: delivery.attempts - 1}
+            return self._of(delivery.pipeline).tracer.start_span(
+                "POST",
+                context=set_span_in_context(self._delivery_span(delivery), Context()),
+                kind=SpanKind.CLIENT,
+                attributes=attributes,
+            )
+        return INVALID_SPAN
+
+    def trace_headers(self, span: Span) -> Headers:
+        """``traceparent``, and ``tracestate`` where there is one: the receiver's spans go below *span*."""
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier, context=set_span_in_context(span, Context()))
+        return list(carrier.items())
+
+    def end_attempt(self, span: Span, result: AttemptResult | None) -> None:
+        """End *span* with what the attempt came to; None when we broke it off ourselves."""
+        error_type = "shutdown" if result is None else result.error_type
+        with self._recording:
+            self.instruments.attempts.add(1, {ERROR_TYPE: error_type} if error_type else {})
+        with self._recording:
+            if result is not None:
+                _describe(span, result)
+            span.end()
+
+    def end_delivery(self, delivery: Delivery, error_type: str | None) -> None:
+        """The last word: delivered, or discarded because of *error_type*."""
+        result = "delivered" if error_type is None else "discarded"
+        end_time = delivery.event.end_time
+        with self._recording:
+            labels = {"outcome": str(delivery.event.outcome), "result": result}
+            self.instruments.deliveries.add(1, labels)
+            self.instruments.duration.record(max(0.0, (time.time_ns() - end_time) / 1e9), labels)
+        with self._recording:
+            span = self._delivery_span(delivery)
+            span.set_attributes({"step_hook.attempts": delivery.attempts, "step_hook.result": result})
+            if error_type is not None:
+                span.set_attribute(ERROR_TYPE, error_type)
+                span.set_status(StatusCode.ERROR)
+            # Clocks are set back now and then; a span that ends before it starts helps nobody.
+            span.end(max(time.time_ns(), end_time))
+
+    def dropped(self, reason: str, count: int) -> None:
+        """Count *count* steps that were lost before they were stored."""
+        with self._recording:
+            self.instruments.dropped.add(count, {"reason": reason})
+
+    def queue_size_changed(self, by: int) -> None:
+        """Count the events that came in, or had their last word."""
+        with self._recording:
+            self.instruments.queue_size.add(by)
+
+    def _delivery_span(self, delivery: Delivery) -> Span:
+        if delivery.span is None:
+            event, known = delivery.event, self._of(delivery.pipeline)
+            if known.ids is not None:
+                known.ids.next_span_id = span_id_of(delivery.id)
+            delivery.span = known.tracer.start_span(
+                "step_hook.deliver",
+                # An empty context: nothing of whatever runs here may leak into the application's trace.
+                context=set_span_in_context(NonRecordingSpan(event.context), Context()),
+                start_time=event.end_time,
+                attributes={
+                    "step_hook.step_id": event.step_id.encode("utf-8", "replace").decode(),
+                    "step_hook.outcome": str(event.outcome),
+                    "step_hook.webhook_id": delivery.id,
+                },
+            )
+        return delivery.span
+
+    def _of(self, pipeline: Pipeline) -> _PipelineTracer:
+        key = (id(pipeline.processor), id(pipeline.resource))
+        known = self._tracers.get(key)
+        if known is None:
+            known = self._tracers[key] = _tracer_of(pipeline)
+            if len(self._tracers) > _PIPELINES:
+                self._tracers.popitem(last=False)
+        return known
+
+
+def _describe(span: Span, result: AttemptResult) -> None:
+    known: dict[str, str | int] = {}
+    if result.peer is not None:
+        known[NETWORK_PEER_ADDRESS], known[NETWORK_PEER_PORT] = result.peer
+    if result.status_code is not None:
+        known[HTTP_RESPONSE_STATUS_CODE] = result.status_code
+    if result.error_type is not None:
+        known[ERROR_TYPE] = result.error_type
+        span.set_status(StatusCode.ERROR)
+    span.set_attributes(known)
+
+
+def _tracer_of(pipeline: Pipeline) -> _PipelineTracer:
+    """A tracer whose spans go the way of the step's own spans, past the application's sampler.
+
+    The step's span has been sampled already: its deliveries are, exactly when it is. A provider of
+    our own around the step's processors works for any number of providers in a process.
+    """
+    if pipeline.processor is None:
+        return _PipelineTracer(get_tracer(SCOPE, __version__), None, pipeline)
+    ids = _Ids()
+    provider = TracerProvider(
+        sampler=ParentBased(ALWAYS_ON),
+        resource=pipeline.resource,
+        shutdown_on_exit=False,
+        active_span_processor=pipeline.processor,  # type: ignore[arg-type]  # -- it was the SDK that put it there
+        id_generator=ids,
+    )
+    return _PipelineTracer(provider.get_tracer(SCOPE, __version__), ids, pipeline)

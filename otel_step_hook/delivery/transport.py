@@ -1,0 +1,308 @@
+"""One attempt: owns httpx, the connections and the look-up of the endpoint's addresses."""
+
+import asyncio
+import contextlib
+import importlib
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import httpx
+
+from otel_step_hook.addresses import is_metadata_address
+from otel_step_hook.delivery.request import Headers
+from otel_step_hook.delivery.retry import AttemptResult, parse_retry_after
+from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.settings import StepHookSettings
+
+ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
+_ANSWER_TIME = 1.0  # seconds the body of an answer may take; the outcome is known before it
+_ADDRESS_AGE = 30.0  # seconds a look-up is used again: a receiver that moves is followed within this time
+_FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
+_STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
+
+# What another thread is in the middle of when the process forks never ends in the child: importing
+# a module, making a TLS context. So neither is left to the thread that sends. httpx imports these,
+# and makes a context for every connection, when they are first needed, even for plain HTTP.
+for _late in ("httpcore", "anyio._backends._asyncio"):
+    importlib.import_module(_late)
+_UNUSED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+class MetadataAddressRefused(Exception):  # noqa: N818 -- its name is an `error.type`, and reads as one
+    """The endpoint's name has led to the address of a cloud metadata service."""
+
+
+@dataclass(slots=True)
+class _LookUp:
+    addresses: list[str]
+    until: float
+
+
+class Endpoint:
+    """Where webhooks go, shared by all lanes: URL, TLS, addresses.
+
+    Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
+    """
+
+    def __init__(self, settings: StepHookSettings) -> None:
+        try:
+            self.url = httpx.URL(settings.webhook or "").copy_with(username=None, password=None, fragment=None)
+            self.proxy = httpx.URL(settings.proxy) if settings.proxy else None
+            for url in filter(None, (self.url, self.proxy)):
+                url.raw_host.decode("ascii").encode("idna")  # as the resolver will: no label empty or too long
+        except (httpx.InvalidURL, ValueError):
+            raise ConfigurationError(
+                "STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_PROXY is not a URL that can be used; "
+                "expected an absolute URL such as https://example.com/hook"
+            ) from None
+        self._files = (settings.certificate, settings.client_certificate, settings.client_key)
+        if any(self._files) or "https" in {self.url.scheme, self.proxy and self.proxy.scheme}:
+            _ = self.tls  # now: a file that cannot be used is told at start-up; and see above
+        self.host = self.url.raw_host.decode("ascii")
+        self.tls_name = self.host.removesuffix(".")  # a certificate never has the dot that makes a name absolute
+        self.port = self.url.port or (443 if self.url.scheme == "https" else 80)
+        self.netloc = self.url.netloc.decode("ascii")
+        self._urls: dict[str, httpx.URL] = {}
+        self._look_up = _LookUp([], 0.0)
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        """One context for all connections; making one takes 30 ms."""
+        certificate, client_certificate, client_key = self._files
+        try:
+            context = ssl.create_default_context(cafile=certificate) if certificate else httpx.create_ssl_context()
+            if client_certificate:
+                # With a password, if an empty one: without, OpenSSL asks for it on the terminal, and waits.
+                context.load_cert_chain(client_certificate, client_key, password="")
+        except (OSError, ValueError) as error:
+            names = [name for name, path in zip(_FILES, self._files, strict=True) if path] or ["SSL_CERT_FILE"]
+            raise ConfigurationError(
+                f"{' or '.join(names)} cannot be used ({type(error).__name__}); expected the path of a PEM file that "
+                "can be read; a key belongs to its certificate and has no password"
+            ) from None
+        return context
+
+    async def addresses(self) -> list[str]:
+        """The endpoint's addresses, those that have failed last. A look-up is kept for 30 s.
+
+        Raises OSError when the name cannot be resolved and `MetadataAddressRefused` when nothing
+        but addresses of metadata services is left.
+        """
+        if time.monotonic() < self._look_up.until:
+            return self._look_up.addresses
+        loop = asyncio.get_running_loop()  # ours shares a look-up that is under way between those who wait for it
+        found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
+        allowed = [address for address in addresses if not is_metadata_address(address)]
+        if not allowed:
+            raise MetadataAddressRefused
+        known = self._look_up.addresses  # in the order that `forget` has left
+        allowed.sort(key=lambda address: known.index(address) if address in known else len(known))
+        self._look_up = _LookUp(allowed, time.monotonic() + _ADDRESS_AGE)
+        return allowed
+
+    def url_at(self, address: str) -> httpx.URL:
+        """The endpoint's URL with *address* for its name."""
+        if address not in self._urls:
+            self._urls = {address: self.url.copy_with(host=address)}
+        return self._urls[address]
+
+    def forget(self, address: str) -> None:
+        """Look up again before the next attempt, and from then on try *address* last."""
+        self._look_up = _LookUp(sorted(self._look_up.addresses, key=lambda known: known == address), 0.0)
+
+
+def connector(settings: StepHookSettings) -> Callable[[], "Lane"]:
+    """What makes the lanes to the endpoint of *settings*, in any event loop.
+
+    Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
+    """
+    endpoint = Endpoint(settings)
+    return lambda: Lane(endpoint)
+
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+class Lane:
+    """One connection to the endpoint, used for one attempt at a time.
+
+    One connection each, because httpcore's pool walks all of its connections for every request:
+    with 32 in flight on one shared client most of the time goes there.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        proxy = endpoint.proxy
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=endpoint.tls if endpoint.url.scheme == "https" else _UNUSED,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=5.0),
+            proxy=proxy and httpx.Proxy(proxy, ssl_context=endpoint.tls if proxy.scheme == "https" else None),
+        )
+        self._half_open: _Closable | None = None  # a connection that has not agreed on TLS yet
+        self._has_answered = False  # on the connection that may be kept
+        self._peer: tuple[str, int] | None = None
+
+    async def post(self, content: bytes, headers: Headers, timeout: float) -> AttemptResult:
+        """Make one attempt within *timeout* seconds, DNS, connect and TLS included; never raises for the world.
+
+        The outcome is the status line's. What comes after it is read up to `ANSWER_LIMIT` and
+        cannot change it.
+        """
+        self._peer = None
+        was_kept, self._has_answered = self._has_answered, False
+        try:
+            async with asyncio.timeout(timeout):
+                response = await self._answer(content, headers, timeout)
+        except (httpx.HTTPError, OSError, MetadataAddressRefused) as error:
+            return await self._failure(error, is_stale=was_kept and _is_stale(error))
+        if self._peer is None:  # by way of a proxy
+            self._peer = _peer_of(response)
+        excerpt = await self._read(response, min(timeout, _ANSWER_TIME))
+        return self._result(response, excerpt)
+
+    async def _failure(self, error: Exception, *, is_stale: bool) -> AttemptResult:
+        if self._peer is not None and not is_stale:
+            self._endpoint.forget(self._peer[0])
+        # httpcore takes a tunnel whose TLS has failed for a connection in use, and would wait for it
+        # in every attempt to come.
+        await self._hang_up()
+        return AttemptResult(error_type=_error_type(error), peer=self._peer, is_stale=is_stale)
+
+    async def _hang_up(self) -> None:
+        """Close what is open; the next attempt connects again."""
+        half_open, self._half_open = self._half_open, None
+        if half_open is not None:
+            await half_open.aclose()
+        await self._transport.aclose()
+
+    async def _note_half_open(self, event: str, info: dict[str, Any]) -> None:
+        """Note a connection whose handshake is under way: httpcore leaves it open when that is cut off."""
+        if event == "connection.connect_tcp.complete":
+            self._half_open = info["return_value"]
+        elif event == "connection.start_tls.complete":
+            self._half_open = None
+
+    async def _answer(self, content: bytes, headers: Headers, timeout: float) -> httpx.Response:
+        if self._endpoint.proxy is not None:  # which resolves the name itself
+            return await self._send(self._endpoint.url, content, headers, {})
+        *first, last = await self._endpoint.addresses()
+        for tried, address in enumerate(first):
+            with contextlib.suppress(httpx.ConnectError, httpx.ConnectTimeout):
+                return await self._send_to(address, content, headers, timeout / (len(first) + 1 - tried))
+            self._endpoint.forget(address)
+        return await self._send_to(last, content, headers, timeout)
+
+    async def _send_to(self, address: str, content: bytes, headers: Headers, connect: float) -> httpx.Response:
+        endpoint = self._endpoint
+        self._peer = (address, endpoint.port)
+        extensions: dict[str, object] = {"timeout": {"connect": connect}}
+        if endpoint.url.scheme == "https":
+            extensions["trace"] = self._note_half_open
+        if address == endpoint.host:
+            return await self._send(endpoint.url, content, headers, extensions)
+        # The request goes to the address that was looked up and checked, so that a name cannot lead
+        # elsewhere between check and connect; the certificate is still verified against the name.
+        extensions["sni_hostname"] = endpoint.tls_name
+        return await self._send(endpoint.url_at(address), content, headers, extensions)
+
+    async def _send(
+        self, url: httpx.URL, content: bytes, headers: Headers, extensions: dict[str, object]
+    ) -> httpx.Response:
+        headers = [("host", self._endpoint.netloc), *headers]
+        request = httpx.Request("POST", url, headers=headers, content=content, extensions=extensions)
+        return await self._transport.handle_async_request(request)
+
+    async def _read(self, response: httpx.Response, limit: float) -> bytes:
+        excerpt = bytearray()
+        stream = _stream(response)
+        # CancelledError too: the loop stops, but what the status line has said stands.
+        with contextlib.suppress(httpx.HTTPError, OSError, asyncio.CancelledError):
+            async with asyncio.timeout(limit):
+                try:
+                    # The stream itself: nothing is decompressed, so that nothing can be inflated.
+                    async for chunk in stream:
+                        excerpt += chunk
+                        if len(excerpt) > ANSWER_LIMIT:
+                            break
+                    else:
+                        self._has_answered = not _has_excess(stream)
+                finally:
+                    await stream.aclose()
+                if not self._has_answered:
+                    await self._hang_up()
+        return bytes(excerpt[:ANSWER_LIMIT])
+
+    def _result(self, response: httpx.Response, excerpt: bytes) -> AttemptResult:
+        status = response.status_code
+        return AttemptResult(
+            status_code=status,
+            error_type=None if 200 <= status < 300 else str(status),  # noqa: PLR2004 -- 2xx
+            retry_after=parse_retry_after(response.headers.get("retry-after"), now=time.time()),
+            directive=_directive(response.headers.get("webhook-delivery", "")),
+            peer=self._peer,
+            excerpt=excerpt,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._hang_up()
+
+
+def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
+    if not isinstance(response.stream, httpx.AsyncByteStream):  # pragma: no cover -- an async transport's always is
+        raise TypeError
+    return response.stream
+
+
+def _peer_of(response: httpx.Response) -> tuple[str, int] | None:
+    """The other end of the connection; None when the system does not know it any more."""
+    host, port, *_ = response.extensions["network_stream"].get_extra_info("server_addr") or (None, 0)
+    return None if host is None else (host, port)
+
+
+def _directive(value: str) -> Literal["", "abort-message", "disable"]:
+    word = value.strip().lower()
+    return "disable" if word == "disable" else "abort-message" if word == "abort-message" else ""
+
+
+def _has_excess(stream: object) -> bool:
+    """Whether bytes have come after the answer.
+
+    They would be read as the answer to the next request, before the receiver has seen it. httpcore
+    shows them nowhere in public; where it does not let us look, we take it that there are some.
+    """
+    try:
+        excess, _ = stream._httpcore_stream._stream._connection._h11_state.trailing_data  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
+    except AttributeError:
+        return True
+    return bool(excess)
+
+
+def _is_stale(error: Exception) -> bool:
+    """Whether the connection has ended without one byte of an answer. What is no HTTP has h11's error below it."""
+    return isinstance(error, _STALE) and not any(type(cause).__module__.startswith("h11.") for cause in _causes(error))
+
+
+def _error_type(error: Exception) -> str:
+    """Either ``timeout`` or the name of the cause that says most: ``ConnectionRefusedError``, not ``ConnectError``."""
+    names = [type(error).__name__]
+    for cause in _causes(error):
+        if isinstance(cause, TimeoutError):  # the kernel's, too, and that of one of several addresses
+            return "timeout"
+        if isinstance(cause, OSError) and type(cause) is not OSError:
+            names.append(type(cause).__name__)
+    return names[-1]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """*error* and all below it. Not only causes: httpcore raises ``from None``, which leaves the context."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

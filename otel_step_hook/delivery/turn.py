@@ -1,0 +1,212 @@
+"""One turn of the worker's thread: owns everything that lives and dies with one event loop."""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import math
+import socket
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from opentelemetry import context as otel_context
+
+from otel_step_hook.delivery.dispatch import Dispatcher, Sender
+from otel_step_hook.delivery.log import Trouble, where
+from otel_step_hook.delivery.loop import EventLoop
+from otel_step_hook.delivery.memory import MemoryStore
+from otel_step_hook.delivery.telemetry import Telemetry
+from otel_step_hook.settings import StepHookSettings
+
+_T = TypeVar("_T")
+
+# Keep the process's HTTP instrumentations from adding spans of their own and replacing our
+# `traceparent`. Private in OpenTelemetry's API, and the only way.
+_NAMES = ("_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "_SUPPRESS_INSTRUMENTATION_KEY")
+_SUPPRESS = tuple(filter(None, (getattr(otel_context, name, None) for name in _NAMES)))
+_RINGS = 4096  # bytes read from the bell at once: one for each event, and all the same
+_CLEAR_TIME = 0.5  # seconds that tasks which are no longer wanted get to end
+
+_DROPPED = {
+    "queue_full": "STEP_COMPLETE_MAX_QUEUE_SIZE events are waiting; the newest are dropped",
+    "shutdown": "the step ended after shutdown()",
+    "unreadable": "the span could not be read",
+}
+
+
+class Stop(threading.Event):
+    """The wish to know when everything has had its last word, and the connections are closed."""
+
+
+@dataclass(slots=True)
+class Inbox:
+    """What other threads put in for the loop. Nothing in it takes a lock that a signal handler could need again."""
+
+    store: MemoryStore
+    drops: SimpleQueue[tuple[str, str]] = field(default_factory=SimpleQueue)
+    faults: SimpleQueue[str] = field(default_factory=SimpleQueue)
+    wishes: SimpleQueue[Callable[[], None] | Stop] = field(default_factory=SimpleQueue)
+
+    def has_work(self) -> bool:
+        """Whether there is anything that no loop has taken."""
+        return bool(self.store.waiting or self.drops.qsize() or self.faults.qsize() or self.wishes.qsize())
+
+
+class Bell:
+    """Wakes a loop from any thread, signal handler or finaliser; after the loop's end it wakes nobody.
+
+    A socket, not ``call_soon_threadsafe()``: while the loop is busy or stuck, that one would keep an
+    entry, and with it some hundred bytes, for each of the steps that end meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._rope, self.heard = self._ends = socket.socketpair()
+        self._rope.setblocking(False)  # noqa: FBT003 -- the standard library's signature
+        self.heard.setblocking(False)  # noqa: FBT003 -- see above
+
+    def ring(self) -> None:
+        """Wake the loop. Never blocks: when so many have rung that there is no room, it will wake anyway."""
+        with contextlib.suppress(BlockingIOError):
+            self._rope.send(b"\0")
+
+    def __del__(self) -> None:
+        # Not before: whoever still rings must not find that the number has become somebody else's socket.
+        for end in getattr(self, "_ends", ()):  # none if there was no descriptor left
+            end.close()
+
+
+class Turn:
+    """One event loop, from its first event to the moment when nothing is left to do. Made and run by one thread.
+
+    *connect* makes the senders; *stop_by* says by which monotonic time to stop, infinity if not at all.
+    """
+
+    def __init__(
+        self,
+        settings: StepHookSettings,
+        connect: Callable[[], Sender],
+        inbox: Inbox,
+        trouble: Trouble,
+        stop_by: Callable[[], float],
+    ) -> None:
+        self._inbox = inbox
+        self._stop_by = stop_by
+        self._trouble = trouble
+        self._telemetry = Telemetry(settings.webhook or "", trouble)
+        self._dispatcher = Dispatcher(settings, inbox.store, connect, self._telemetry, trouble)
+        self._wishes: deque[Callable[[], None]] = deque()
+        self._stops: list[Stop] = []
+        self._fault: BaseException | None = None
+        self._is_over = False
+        self._loop = EventLoop()
+        self._loop.set_exception_handler(self._on_fault)
+
+    def run(self, bell: Bell) -> None:
+        """Run the loop until it has been told to stop and nothing is left; look at the inbox when *bell* rings.
+
+        Raises what the loop could not go on after. Then what it had taken is discarded, and
+        whoever waits for the end goes on waiting, for the next turn's.
+        """
+        with contextlib.ExitStack() as ending:  # every part of it is done, whatever the others raise
+            ending.callback(self._answer_wishes)
+            ending.callback(self._loop.close)
+            ending.callback(lambda: self._loop.run_until_complete(self._clear()))
+            ending.callback(self._dispatcher.abandon)
+            context = contextvars.Context()
+            context.run(_suppress_instrumentation)
+            self._loop.run_until_complete(self._loop.create_task(self._main(bell.heard), context=context))
+
+    async def _main(self, bell: socket.socket) -> None:
+        self._trouble.schedule = self._loop.call_later
+        self._trouble.tell_rest()
+        self._loop.add_reader(bell, self._hear, bell)
+        try:
+            self._look()
+            await self._dispatcher.stopped.wait()
+        finally:
+            self._loop.remove_reader(bell)  # what comes in from now on is the next turn's
+            self._trouble.schedule = None
+        if self._fault is not None:
+            raise self._fault
+        self._trouble.tell_rest(all_of_it=bool(self._stops))
+        self._is_over = True
+
+    def _hear(self, bell: socket.socket) -> None:
+        bell.recv(_RINGS)  # before the look; after it, a wake-up could be lost
+        self._look()
+
+    def _look(self) -> None:
+        # The wishes are taken first and granted last: a flush waits for what was submitted before it.
+        for wish in _drain(self._inbox.wishes):
+            if isinstance(wish, Stop):
+                self._stops.append(wish)
+            else:
+                self._wishes.append(wish)
+        self._dispatcher.take_all()
+        self._tell_news()
+        while self._wishes:
+            self._dispatcher.when_done(self._wishes.popleft())
+        if (deadline := self._stop_by()) < math.inf:
+            self._dispatcher.stop_by(deadline)
+
+    def _tell_news(self) -> None:
+        drops = list(_drain(self._inbox.drops))
+        for reason, count in Counter(reason for reason, _ in drops).items():
+            self._telemetry.dropped(reason, count)
+        for reason, detail in drops:
+            told = detail or _DROPPED[reason]
+            self._trouble.tell(logging.ERROR, ("dropped", reason), f"dropped a step ({reason}): {told}")
+        for fault in _drain(self._inbox.faults):
+            self._tell_fault(fault)
+
+    def _tell_fault(self, told: str) -> None:
+        self._trouble.tell(logging.ERROR, "fault", f"a fault of otel-step-hook: {told}")
+
+    def _on_fault(self, _: asyncio.AbstractEventLoop, circumstances: dict[str, Any]) -> None:
+        """Take what asyncio would log. After a fault in a callback of ours nothing is sure: end, and start anew."""
+        error = circumstances.get("exception")
+        if "handle" in circumstances:
+            self._fault = error
+            self._dispatcher.stopped.set()
+        else:
+            self._tell_fault(where(error) if error is not None else circumstances["message"])
+
+    async def _clear(self) -> None:
+        """End the tasks that are left: those that a fault has left, and a look-up that hangs."""
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLEAR_TIME)
+        await self._dispatcher.aclose()
+
+    def _answer_wishes(self) -> None:
+        for stop in self._stops:
+            if self._is_over:
+                stop.set()
+            else:
+                self._inbox.wishes.put(stop)
+        for wish in self._wishes:
+            self._inbox.wishes.put(wish)
+
+    def let_go(self) -> None:
+        """In a forked child: leave the parent's connections to the parent."""
+        with contextlib.suppress(OSError):  # no descriptor is left: shared, they do no harm until the child ends
+            self._loop.let_go()
+
+
+def _drain(queue: SimpleQueue[_T]) -> Iterator[_T]:
+    while True:
+        try:
+            yield queue.get_nowait()
+        except Empty:
+            return
+
+
+def _suppress_instrumentation() -> None:
+    for key in _SUPPRESS:
+        otel_context.attach(otel_context.set_value(key, value=True))

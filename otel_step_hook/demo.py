@@ -1,0 +1,201 @@
+"""The demo: an agent whose steps succeed, fail and are cancelled, its webhooks as they arrive, and its trace."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import Tracer, format_trace_id
+from rich.console import Console
+from rich.text import Text
+
+from otel_step_hook.delivery.signing import new_secret
+from otel_step_hook.delivery.telemetry import shown_url
+from otel_step_hook.display import ARRIVAL_HEADING, MAX_WIDTH, arrival_line, trace_picture, write_svg
+from otel_step_hook.listener import Arrival, Listener, Plan
+from otel_step_hook.processor import StepHookProcessor
+from otel_step_hook.settings import StepHookSettings
+from otel_step_hook.steps.event import Outcome
+
+_REFUSED, _REFUSALS = "step-2-search_flights", 2  # the step that the receiver will not hear of at first
+_FLUSH_TIME = 10.0  # seconds the deliveries may take; they need about two
+_EXPORT_TIME = 2.0  # seconds a collector may take to answer
+
+
+class FullyBooked(Exception):  # noqa: N818 -- an application's own name for it
+    """The hotel has no room left."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRun:
+    """What an agent has done: its trace, and by step id how each step ended."""
+
+    trace_id: str
+    outcomes: Mapping[str, Outcome]
+
+
+async def agent(tracer: Tracer) -> AgentRun:
+    """Plan a weekend in six steps, of which one fails and one is cancelled; takes about a second.
+
+    Knows OpenTelemetry, and nothing of webhooks. The span of a step has the attribute ``step_id``.
+    """
+
+    async def step(number: int, name: str, seconds: float, error: Exception | None = None) -> None:
+        with tracer.start_as_current_span(name, attributes={"step_id": f"step-{number}-{name}"}):
+            await asyncio.sleep(seconds)  # here a real agent asks a model or calls a tool
+            if error is not None:
+                raise error
+
+    with tracer.start_as_current_span("weekend in Lisbon") as workflow:
+        await step(1, "plan", 0.15)
+        flights = asyncio.create_task(step(2, "search_flights", 0.25))
+        trains = asyncio.create_task(step(3, "search_trains", 60.0))
+        await asyncio.wait([flights, trains], return_when=asyncio.FIRST_COMPLETED)
+        trains.cancel()  # the flights were there first
+        await asyncio.wait([trains])
+        try:
+            await step(4, "book_hotel", 0.2, FullyBooked("no room left"))
+        except FullyBooked:
+            await step(5, "book_guesthouse", 0.15)
+        await step(6, "write_itinerary", 0.25)
+    return AgentRun(
+        format_trace_id(workflow.get_span_context().trace_id),
+        {
+            "step-1-plan": Outcome.SUCCESS,
+            "step-2-search_flights": Outcome.SUCCESS,
+            "step-3-search_trains": Outcome.CANCELLED,
+            "step-4-book_hotel": Outcome.FAILED,
+            "step-5-book_guesthouse": Outcome.SUCCESS,
+            "step-6-write_itinerary": Outcome.SUCCESS,
+        },
+    )
+
+
+def run(console: Console, *, svg: Path | None = None, otlp: str | None = None) -> int:
+    """Run the agent against a receiver in this process; show what arrives there, and the trace.
+
+    Writes the trace as a picture to *svg*, and sends it to the base URL *otlp*, by OTLP over HTTP. Returns an
+    exit status: 0 when every step was delivered as it should be, whatever became of *otlp*. Raises OSError
+    when *svg* cannot be written. Changes nothing in the process, and leaves nothing behind.
+    """
+    _say(console, "An agent plans a weekend, and a webhook tells of each step that has ended.")
+    _say(console, f"The receiver refuses {_REFUSED} twice before it accepts.\n")
+    console.print(ARRIVAL_HEADING)
+    with _quiet_logs():
+        agent_run, spans = _deliver(console)
+        console.print()
+        console.print(trace_picture(spans, min(console.width, MAX_WIDTH)))
+        console.print()
+        exit_status = _judge(console, agent_run, spans)
+        if svg is not None:
+            write_svg(svg, spans)
+            _say(console, f"The picture of the trace is in {svg}")
+        if otlp:
+            _say(console, _export(otlp, spans, agent_run.trace_id))
+    return exit_status
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print(Text(sentence), soft_wrap=True)
+
+
+def _deliver(console: Console) -> tuple[AgentRun, Sequence[ReadableSpan]]:
+    """Run the agent, show the webhooks as they arrive, and return the spans when no more are to come."""
+    key, secret, exporter = secrets.token_hex(16), new_secret(), InMemorySpanExporter()
+    plan = Plan(refusals=_REFUSALS, step_id=_REFUSED)
+    began = time.time()
+
+    def show(arrival: Arrival) -> None:
+        console.print(arrival_line(arrival, f"{arrival.at - began:.2f} s"))
+
+    with Listener(plan, key=key, signing_secret=secret, on_arrival=show) as listener:
+        hook = StepHookProcessor(_settings(webhook=listener.url, key=key, signing_secret=secret))
+        # host.name keeps Jaeger from taking a delivery, which outlasts its step, for a clock that is wrong.
+        resource = Resource.create({"service.name": "travel-agent", "host.name": socket.gethostname()})
+        provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(hook)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        try:
+            agent_run = asyncio.run(agent(provider.get_tracer("travel-agent")))
+            hook.force_flush(int(2000 * _FLUSH_TIME))  # half of which it uses
+        finally:
+            provider.shutdown()
+    return agent_run, exporter.get_finished_spans()
+
+
+def _settings(**own: object) -> StepHookSettings:
+    """Settings with short waits, which owe nothing to the environment."""
+    defaults = {name: field.default for name, field in StepHookSettings.model_fields.items()}
+    short = {"initial_backoff": 0.5, "timeout": 2.0, "give_up_after": _FLUSH_TIME / 2, "shutdown_timeout": 2.0}
+    return StepHookSettings(**(defaults | short | own))
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep refusals, which are shown anyway, off stderr: there logging writes them if nobody has configured it."""
+    loggers = [logging.getLogger(name) for name in ("otel_step_hook", "opentelemetry")]
+    nowhere = logging.NullHandler()
+    for logger in loggers:
+        logger.addHandler(nowhere)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(nowhere)
+
+
+def _judge(console: Console, agent_run: AgentRun, spans: Sequence[ReadableSpan]) -> int:
+    """Compare what was delivered with what the agent did, tell, and return the exit status."""
+    all_attributes = [span.attributes or {} for span in spans]
+    delivered = {
+        str(attributes["step_hook.step_id"]): attributes
+        for attributes in all_attributes
+        if attributes.get("step_hook.result") == "delivered"
+    }
+    told = {step_id: attributes["step_hook.outcome"] for step_id, attributes in delivered.items()}
+    attempts = {step_id: int(str(attributes["step_hook.attempts"])) for step_id, attributes in delivered.items()}
+    if told != dict(agent_run.outcomes) or attempts[_REFUSED] <= _REFUSALS:
+        _say(console, f"Not as it should be: expected {dict(agent_run.outcomes)}, and delivered was {told}")
+        return 1
+    counts = ", ".join(f"{list(told.values()).count(outcome)} {outcome}" for outcome in Outcome)
+    _say(console, f"{len(told)} steps: {counts}. All were delivered, in {sum(attempts.values())} attempts.")
+    return 0
+
+
+def _export(endpoint: str, spans: Sequence[ReadableSpan], trace_id: str) -> str:
+    """Send *spans* to *endpoint* and return, within a few seconds, what came of it."""
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 -- an extra
+    except ModuleNotFoundError:
+        return "The trace was not exported: that needs an extra: pip install 'otel-step-hook[otlp]'"
+    results: list[SpanExportResult] = []
+
+    def export() -> None:
+        with contextlib.suppress(Exception):  # older exporters raise what their HTTP library raises
+            exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=_EXPORT_TIME)
+            results.append(exporter.export(spans))
+            exporter.shutdown()  # type: ignore[no-untyped-call]  # -- without annotations in the exporter
+
+    # On a thread of its own, because some exporters retry for a minute, whatever their timeout.
+    thread = threading.Thread(target=export, daemon=True)
+    thread.start()
+    thread.join(_EXPORT_TIME + 1)
+    if results != [SpanExportResult.SUCCESS]:
+        return (
+            f"The trace was not exported: nothing at {shown_url(endpoint)} has accepted it by OTLP over HTTP. "
+            "Is the collector running, and is this its HTTP port, usually 4318?"
+        )
+    host = urlsplit(endpoint).hostname
+    return f"Exported trace {trace_id}; with Jaeger, look at http://{host}:16686/trace/{trace_id}"

@@ -1,0 +1,248 @@
+"""A webhook receiver on loopback, to watch deliveries with: owns its sockets and its counts of attempts."""
+
+import contextlib
+import socket
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Any, Self
+
+from otel_step_hook.errors import VerificationError
+from otel_step_hook.receiver import ReceivedStep, verify
+
+BODY_LIMIT = 1_048_576  # bytes; 413 beyond it. The longest step id makes a body of about 100 kB
+_WEBHOOKS = 10_000  # webhooks whose attempts are counted; the one unseen for longest is forgotten
+_PATIENCE = 60.0  # seconds a client may stay silent on its connection
+_CLOSE_TIME = 2.0  # seconds to wait for the threads of connections that are being closed
+_SHOWN = ("webhook-id", "webhook-timestamp", "webhook-signature", "traceparent", "user-agent", "content-type")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request is answered: *text* is the body, *delay* and *retry_after* are in seconds."""
+
+    status: int
+    text: str = ""
+    retry_after: int | None = None
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to answer genuine webhooks: the first *refusals* that arrive with *status*, the rest with 204.
+
+    With *step_id*, only that step's are refused. *retry_after*, in seconds, goes with each refusal. *delay*, in
+    seconds, comes before each refusal, or, without refusals, before each answer.
+    """
+
+    refusals: int = 0
+    status: int = HTTPStatus.SERVICE_UNAVAILABLE
+    retry_after: int | None = None
+    delay: float = 0.0
+    step_id: str | None = None
+
+    @property
+    def refusal(self) -> Answer:
+        """What a refused webhook is answered."""
+        return Answer(self.status, "refused, as this receiver was told to", self.retry_after, self.delay)
+
+    @property
+    def welcome(self) -> Answer:
+        """What any other genuine webhook is answered."""
+        return Answer(HTTPStatus.NO_CONTENT, delay=0.0 if self.refusals else self.delay)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One webhook as it arrived, and the *status* it is answered with.
+
+    *at* is unix seconds. *attempt* counts, from 1, what came under this webhook id, genuine or not. *step_id* is
+    None unless *is_genuine*; then *verdict* says why. *headers* are those worth a look, in lower case, and
+    never the key.
+    """
+
+    at: float
+    attempt: int
+    step_id: str | None
+    headers: Mapping[str, str]
+    body: bytes
+    is_genuine: bool
+    verdict: str
+    status: int
+
+
+class Listener:
+    """Receives webhooks on loopback, verifies them, and answers as planned. A context manager.
+
+    *on_arrival* is called before each answer, on the thread of the connection: several at a time. *port* 0 is
+    any free port. Raises OSError when the port is taken, and `ConfigurationError` for a *key* or
+    *signing_secret* that could never work.
+    """
+
+    def __init__(
+        self,
+        plan: Plan | None = None,
+        *,
+        port: int = 0,
+        key: str | None = None,
+        signing_secret: str | None = None,
+        on_arrival: Callable[[Arrival], object] = lambda _: None,
+    ) -> None:
+        for key_or_none, secret_or_none in ((key, None), (None, signing_secret)):
+            with contextlib.suppress(VerificationError):
+                verify(b"", {}, key=key_or_none, signing_secret=secret_or_none)
+        self._plan = Plan() if plan is None else plan
+        self._key = key
+        self._signing_secret = signing_secret
+        self._on_arrival = on_arrival
+        self._lock = threading.Lock()
+        self._attempts: OrderedDict[str, int] = OrderedDict()  # by webhook id
+        self._refusals_left = self._plan.refusals
+        self._server = _Server(port, self._receive)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """Where to send webhooks."""
+        return f"http://127.0.0.1:{self._server.server_port}/"
+
+    def _receive(self, headers: Mapping[str, str], body: bytes) -> Answer:
+        attempt = self._count(headers.get("webhook-id", ""))
+        try:
+            step = verify(body, headers, key=self._key, signing_secret=self._signing_secret)
+        except VerificationError as error:
+            step_id, verdict = None, str(error)
+            answer = Answer(error.status_code, verdict)
+        else:
+            step_id, verdict = step.step_id, "genuine"
+            answer = self._plan.refusal if self._is_to_be_refused(step) else self._plan.welcome
+        shown = {name: headers[name] for name in _SHOWN if name in headers}
+        is_genuine = step_id is not None
+        self._on_arrival(Arrival(time.time(), attempt, step_id, shown, body, is_genuine, verdict, answer.status))
+        return answer
+
+    def _count(self, webhook_id: str) -> int:
+        with self._lock:
+            attempt = self._attempts[webhook_id] = self._attempts.pop(webhook_id, 0) + 1
+            if len(self._attempts) > _WEBHOOKS:
+                self._attempts.popitem(last=False)
+        return attempt
+
+    def _is_to_be_refused(self, step: ReceivedStep) -> bool:
+        with self._lock:
+            if not self._refusals_left or self._plan.step_id not in {None, step.step_id}:
+                return False
+            self._refusals_left -= 1
+            return True
+
+
+class _Server(ThreadingHTTPServer):
+    """One daemon thread per connection; closing it ends them all."""
+
+    request_queue_size = 128  # connections that may wait to be accepted
+
+    def __init__(self, port: int, receive: Callable[[Mapping[str, str], bytes], Answer]) -> None:
+        self.receive = receive
+        self.closing = threading.Event()
+        self._open: dict[socket.socket, threading.Thread] = {}
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind, without the reverse look-up of our own address that HTTPServer would wait for."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # -- text for IPv4
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve the connection *request* on a thread of its own."""
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        self._open[request] = thread
+        thread.start()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close the connection *request*."""
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Close the socket and every connection: a kept one would go on being answered."""
+        super().server_close()
+        self.closing.set()
+        for request, thread in tuple(self._open.items()):
+            with contextlib.suppress(OSError):  # closed already
+                request.shutdown(socket.SHUT_RDWR)
+            thread.join(_CLOSE_TIME)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that leave; a fault in ``on_arrival`` is told on stderr."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    server_version = "otel-step-hook"
+    sys_version = ""
+    timeout = _PATIENCE
+    disable_nagle_algorithm = True  # head and body are two writes: the second would wait for an ACK, 40 ms
+
+    def do_POST(self) -> None:
+        length = self._length()
+        if isinstance(length, Answer):
+            self._send(length, connection="close")  # its body has not been read: nothing more can follow
+            return
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client has left
+            self.close_connection = True
+            return
+        answer = self.server.receive({name.lower(): text for name, text in self.headers.items()}, body)
+        if self.server.closing.wait(answer.delay):
+            self.close_connection = True
+            return
+        self._send(answer)
+
+    def do_GET(self) -> None:
+        text = "This is otel-step-hook's listener: it receives step webhooks, sent with POST.\n"
+        self._send(Answer(HTTPStatus.METHOD_NOT_ALLOWED, text), connection="close", allow="POST")
+
+    def _length(self) -> int | Answer:
+        text = self.headers.get("content-length")
+        if text is None or "transfer-encoding" in self.headers:
+            return Answer(HTTPStatus.LENGTH_REQUIRED, "expected a content-length, and no transfer-encoding")
+        if not (text.isascii() and text.isdigit()):
+            return Answer(HTTPStatus.BAD_REQUEST, "the content-length is no number")
+        if len(text) > len(str(BODY_LIMIT)) or int(text) > BODY_LIMIT:
+            return Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {BODY_LIMIT} bytes are taken")
+        return int(text)
+
+    def _send(self, answer: Answer, **headers: str) -> None:
+        self.send_response(answer.status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if answer.retry_after is not None:
+            self.send_header("retry-after", str(answer.retry_after))
+        # 204 and 304 have no body, and nobody reads one below 400.
+        content = answer.text.encode("utf-8", "replace") if answer.status >= HTTPStatus.BAD_REQUEST else b""
+        if answer.status != HTTPStatus.NO_CONTENT:
+            self.send_header("content-type", "text/plain; charset=utf-8")
+            self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- http.server's names
+        """Write no access log to stderr; ``on_arrival`` tells."""

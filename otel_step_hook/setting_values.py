@@ -1,0 +1,140 @@
+"""From what was written for a setting to its value. What is raised here reads on from the setting's name."""
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sized
+from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr
+
+from otel_step_hook.addresses import is_metadata_host
+from otel_step_hook.delivery.signing import parse_secrets
+from otel_step_hook.steps.profiles import PROFILE_NAMES
+
+PREFIX = "STEP_COMPLETE_"
+
+_log = logging.getLogger("otel_step_hook")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2: a header's name
+_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")  # visible ASCII, spaces only inside: what HTTP carries unchanged
+_OWN_HEADERS = frozenset(
+    {
+        *("host", "connection", "transfer-encoding", "content-length", "content-type", "accept", "accept-encoding"),
+        *("user-agent", "traceparent", "tracestate", "webhook-id", "webhook-timestamp", "webhook-signature"),
+    }
+)
+
+
+def read_text(value: object) -> str:
+    """The text of *value*, a secret's included. ValueError for what is no text."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str):
+        raise ValueError("is not text")  # noqa: TRY004 -- pydantic turns a ValueError into its own error
+    return text
+
+
+def read_url(value: object) -> str | None:
+    """The absolute URL, http or https, not of a cloud metadata service; None for none and for a blank."""
+    url = "" if value is None else read_text(value).strip()
+    if not url:
+        return None
+    if re.search(r"[\s\x00-\x1f\x7f\\]", url):
+        raise ValueError("holds a space, a backslash or a control character")
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("has a host or a port that cannot be read") from None
+    if not parts.scheme or "://" not in url:
+        raise ValueError("has no scheme")
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError("has a scheme that is neither https nor http")
+    if not host:
+        raise ValueError("has no host")
+    if is_metadata_host(host):
+        raise ValueError("points to a cloud metadata service, which is refused")
+    return url
+
+
+def read_key(value: object) -> str | None:
+    """The key without the line break that files end in; ValueError for one that HTTP cannot carry."""
+    if value is None:
+        return None
+    key = read_text(value)
+    if key.endswith("\n"):
+        key = key.removesuffix("\n").removesuffix("\r")
+        _log.warning("STEP_COMPLETE_KEY ended in a line break, which was removed")
+    if not key:
+        raise ValueError("is empty")
+    if not _VALUE.fullmatch(key):
+        raise ValueError("holds what HTTP cannot carry")
+    return key
+
+
+def read_signing_secret(value: object) -> object:
+    """*value*, if it holds `whsec_…` secrets; None for none. ConfigurationError where one cannot be used."""
+    if value is not None:
+        parse_secrets(read_text(value))
+    return value
+
+
+def read_path(value: object) -> object:
+    """The text of a path, and whatever else was given as it is."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(path, str) and "\0" in path:
+        raise ValueError("holds a NUL")
+    return path
+
+
+def read_words(value: object) -> object:
+    """The words of a text, in lower case; ValueError when there are none."""
+    if isinstance(value, str):
+        value = tuple(word for word in re.split(r"[,\s]+", value.lower()) if word)
+    if isinstance(value, Sized) and not value:
+        raise ValueError("names none")
+    return value
+
+
+def check_profiles(names: tuple[str, ...]) -> tuple[str, ...]:
+    """*names*, if there is a profile for each."""
+    unknown = [name for name in names if name not in PROFILE_NAMES]
+    if unknown:
+        raise ValueError(f"names {unknown[0]!r}, which is no profile")
+    return names
+
+
+def read_headers(value: object) -> object:
+    """The pairs of a mapping, or of a text as in ``OTEL_EXPORTER_OTLP_HEADERS``."""
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    if isinstance(value, str):
+        return tuple(_pair(item) for item in value.split(",") if item.strip())
+    return value
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, equals, text = item.partition("=")
+    if not equals:
+        raise ValueError("has an entry without '='")
+    return unquote(name.strip()), unquote(text.strip())
+
+
+def check_headers(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """*pairs* with names in lower case, if HTTP can carry each, and none is set for every webhook anyway."""
+    for name, text in pairs:
+        if not _TOKEN.fullmatch(name):
+            raise ValueError("has a name that HTTP cannot carry")
+        if name.lower() in _OWN_HEADERS:
+            raise ValueError(f"sets {name.lower()}, which every webhook has of its own")
+        if text and not _VALUE.fullmatch(text):
+            raise ValueError(f"has a value for {name} that HTTP cannot carry")
+    return tuple((name.lower(), text) for name, text in pairs)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean …?`` with the nearest of *known*, or nothing."""
+    # Without the prefix: what all names share would make any two of them alike.
+    bare = {word.upper().removeprefix(PREFIX): word for word in known}
+    near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), bare, n=1, cutoff=0.5)
+    return f"; did you mean {bare[near[0]]}?" if near else ""

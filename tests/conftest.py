@@ -1,0 +1,27 @@
+"""What all tests share."""
+
+import os
+import signal
+
+import hypothesis
+import pytest
+
+# Settings of whoever runs the tests must not reach them.
+for _name in [name for name in os.environ if name.startswith(("STEP_COMPLETE_", "OTEL_"))]:
+    del os.environ[_name]
+
+# Whoever runs the tests in the background has them ignore Ctrl-C, and every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A machine that is busy makes no test fail.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Tests marked with `anyio` run on asyncio; those for trio say so themselves."""
+    return "asyncio"
+
+
+pytest_plugins = ["otel_step_hook.testing"]

@@ -1,0 +1,177 @@
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_step_hook.addresses import is_metadata_address, is_metadata_host
+
+_SPELLINGS_V4: dict[str, Callable[[int], str]] = {
+    "dotted": lambda v4: str(IPv4Address(v4)),
+    "decimal": str,
+    "hexadecimal": hex,
+    "octal": lambda v4: f"0{v4:o}",
+    "hexadecimal parts": lambda v4: ".".join(hex(part) for part in v4.to_bytes(4)),
+    "octal parts": lambda v4: ".".join(f"0{part:o}" for part in v4.to_bytes(4)),
+    "two parts": lambda v4: f"{v4 >> 24}.{v4 & 0xFF_FFFF}",
+    "three parts": lambda v4: f"{v4 >> 24}.{v4 >> 16 & 0xFF}.{v4 & 0xFFFF}",
+    "mixed parts": lambda v4: f"{v4 >> 24:#x}.{v4 >> 16 & 0xFF}.0{v4 & 0xFFFF:o}",
+}
+
+
+def _local_nat64(v4: int, prefix: int) -> int:
+    """Write *v4* behind a 64:ff9b:1:: prefix of that length, bit by bit as in RFC 6052 2.2."""
+    bits = f"{int(IPv6Address('64:ff9b:1::')):0128b}"[:prefix] + f"{v4:032b}"
+    if prefix < 96:
+        bits = bits[:64] + "0" * 8 + bits[64:]
+    return int(bits.ljust(128, "0"), 2)
+
+
+_CARRIERS: dict[str, Callable[[int], int]] = {
+    "compatible": lambda v4: v4,
+    "mapped": lambda v4: 0xFFFF << 32 | v4,
+    "translated": lambda v4: 0xFFFF << 48 | v4,
+    "NAT64": lambda v4: int(IPv6Address("64:ff9b::")) | v4,
+    "local NAT64 /48": lambda v4: _local_nat64(v4, 48),
+    "local NAT64 /56": lambda v4: _local_nat64(v4, 56),
+    "local NAT64 /64": lambda v4: _local_nat64(v4, 64),
+    "local NAT64 /96": lambda v4: _local_nat64(v4, 96),
+    "6to4": lambda v4: 0x2002 << 112 | v4 << 80 | 1,
+    "Teredo server": lambda v4: 0x2001 << 112 | v4 << 64 | 0xFFFF_FFFF,
+    "Teredo client": lambda v4: 0x2001 << 112 | v4 ^ 0xFFFF_FFFF,
+    "ISATAP": lambda v4: int(IPv6Address("2001:db8::5efe:0:0")) | v4,
+    "ISATAP, universal": lambda v4: int(IPv6Address("2001:db8::200:5efe:0:0")) | v4,
+}
+_SPELLINGS_V6: dict[str, Callable[[int], str]] = {
+    "compressed": lambda v6: IPv6Address(v6).compressed,
+    "exploded": lambda v6: IPv6Address(v6).exploded.upper(),
+    "bracketed": lambda v6: f"[{IPv6Address(v6)}]",
+    "zone": lambda v6: f"{IPv6Address(v6)}%eth0",
+    "bracketed zone": lambda v6: f"[{IPv6Address(v6)}%25eth0]",
+    "dotted tail": lambda v6: f"{IPv6Address(v6).exploded[:29]}:{IPv4Address(v6 & 0xFFFF_FFFF)}",
+}
+
+_LINK_LOCAL = st.integers(int(IPv4Address("169.254.0.0")), int(IPv4Address("169.254.255.255")))
+_SINGLE = st.sampled_from(["100.100.100.200", "168.63.129.16", "192.0.0.192"]).map(lambda text: int(IPv4Address(text)))
+_INSIDE = st.sampled_from(["127.0.0.1", "10.1.2.3", "172.16.0.9", "192.168.1.7", "8.8.8.8"]).map(
+    lambda text: int(IPv4Address(text))
+)
+
+
+@pytest.mark.parametrize("spell", _SPELLINGS_V4.values(), ids=_SPELLINGS_V4.keys())
+@given(v4=_LINK_LOCAL | _SINGLE)
+def test_a_metadata_ipv4_address_is_found_in_every_spelling(spell: Callable[[int], str], v4: int) -> None:
+    """Whatever the C library would connect to 169.254.x.y counts as 169.254.x.y."""
+    assert is_metadata_address(spell(v4))
+    assert is_metadata_host(spell(v4))
+
+
+@pytest.mark.parametrize("carry", _CARRIERS.values(), ids=_CARRIERS.keys())
+@pytest.mark.parametrize("spell", _SPELLINGS_V6.values(), ids=_SPELLINGS_V6.keys())
+@given(v4=_LINK_LOCAL | _SINGLE)
+def test_a_metadata_ipv4_address_is_found_inside_ipv6(
+    carry: Callable[[int], int], spell: Callable[[int], str], v4: int
+) -> None:
+    """An IPv6 address that leads to a metadata service through a gateway or a tunnel is one too."""
+    assert is_metadata_address(spell(carry(v4)))
+
+
+@pytest.mark.parametrize("spell", _SPELLINGS_V4.values(), ids=_SPELLINGS_V4.keys())
+@given(v4=_INSIDE)
+def test_other_ipv4_addresses_are_free(spell: Callable[[int], str], v4: int) -> None:
+    """Loopback, private and public addresses may be delivered to, in every spelling."""
+    assert not is_metadata_address(spell(v4))
+    assert not is_metadata_host(spell(v4))
+
+
+@pytest.mark.parametrize("carry", _CARRIERS.values(), ids=_CARRIERS.keys())
+@given(v4=_INSIDE)
+def test_other_ipv4_addresses_inside_ipv6_are_free(carry: Callable[[int], int], v4: int) -> None:
+    """Gateways and tunnels are not refused as such: only where they lead."""
+    assert not is_metadata_address(str(IPv6Address(carry(v4))))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.170.23",
+        "169.254.169.252",
+        "fd00:ec2::254",
+        "FD00:EC2:0::254",
+        "fd00:ec2::23",
+        "fd20:ce::254",
+        "fd00:c1::a9fe:a9fe",
+        "fd00:42::42",
+        "fd00:a9fe:a9fe::1",
+        "fd00:100::100:200",
+        "fe80::a9fe:a9fe%eth0",
+        "[fe80::a9fe:a9fe]%eth0",
+        " 169.254.169.254 ",
+        "169.254.169.254.",
+    ],
+)
+def test_documented_metadata_addresses_are_known(address: str) -> None:
+    """Each address that a cloud's documentation names is refused."""
+    assert is_metadata_address(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "::1",
+        "fd00:ec3::254",
+        "fd20:ce::253",
+        "fe80::1",
+        "2001:db8::a9fe:a9fe",
+        "2001:db8::5601:5601",
+        "::",
+        "169.253.0.1",
+    ],
+)
+def test_neighbours_of_metadata_addresses_are_free(address: str) -> None:
+    """An address next to a metadata service's is an ordinary one."""
+    assert not is_metadata_address(address)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "metadata",
+        "Metadata.Google.Internal",
+        "metadata.google.internal.",
+        "metadata.goog",
+        "instance-data",
+        "instance-data.ec2.internal",
+        "\uff4detadata",  # fullwidth m
+        "metadata\uff0egoogle\u3002internal\uff61",  # the three other dots of IDNA
+        "meta\u00addata",  # soft hyphen, which a resolver drops
+        "\uff11\uff16\uff19\u3002254\uff61169\uff0e254",
+        "\u2460\u2465\u2468.254.169.254",  # circled digits
+        "[fd00:ec2::254]",
+    ],
+)
+def test_metadata_hosts_are_known_as_a_resolver_reads_them(host: str) -> None:
+    """Case, a trailing dot, look-alike letters and invisible characters hide no metadata service."""
+    assert is_metadata_host(host)
+
+
+@pytest.mark.parametrize("host", ["example.com", "localhost", "metadata.example.com", "my-metadata", "", "."])
+def test_other_hosts_are_free(host: str) -> None:
+    """A name that merely resembles a metadata service's is an ordinary one."""
+    assert not is_metadata_host(host)
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_no_text_makes_it_raise(text: str) -> None:
+    """Any text whatever, lone surrogates and NUL included, gets a plain answer."""
+    assert is_metadata_host(text) in {True, False}
+    assert is_metadata_address(f"1{text}") in {True, False}
+
+
+@pytest.mark.parametrize("text", ["1\0", "\ud800", "1.2.3.4.5", "256.1.1.1", "0x100000000", "[::g]", "%", "[]"])
+def test_what_is_no_address_is_no_metadata_address(text: str) -> None:
+    """What cannot be an address is left to the resolver, whose answer is asked about again."""
+    assert not is_metadata_address(text)

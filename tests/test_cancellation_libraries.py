@@ -1,0 +1,153 @@
+"""Steps that trio and anyio cancel, as real programs."""
+
+from collections.abc import Iterator
+
+import anyio
+import anyio.lowlevel
+import pytest
+import trio
+from stepping import FORMS, LIMIT, Form, Steps, stepping
+
+from otel_step_hook.testing import ScriptedReceiver
+
+
+@pytest.fixture
+def steps(step_receiver: ScriptedReceiver) -> Iterator[Steps]:
+    """Steps of a provider of their own."""
+    with stepping(step_receiver) as made:
+        yield made
+
+
+# trio
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_that_trio_cancels_is_cancelled(form: Form, steps: Steps) -> None:
+    """However a step is written, a cancelled scope makes it cancelled."""
+
+    async def main() -> None:
+        with trio.fail_after(LIMIT):
+            async with trio.open_nursery() as nursery:
+                is_waiting = trio.Event()
+
+                async def work() -> None:
+                    is_waiting.set()
+                    await trio.sleep_forever()
+
+                nursery.start_soon(form, steps, work)
+                await is_waiting.wait()
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert steps.told == {"step": "cancelled"}
+
+
+def test_a_failing_child_of_a_nursery_cancels_its_sibling(steps: Steps) -> None:
+    """In trio's nursery too: one fails, its sibling is cancelled, the step around them has failed."""
+
+    async def main() -> None:
+        is_waiting = trio.Event()
+
+        async def sibling() -> None:
+            with steps.current("sibling"):
+                is_waiting.set()
+                await trio.sleep_forever()
+
+        async def failing() -> None:
+            with steps.current("failing"):
+                await is_waiting.wait()
+                raise ValueError
+
+        with trio.fail_after(LIMIT), steps.current("outer"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sibling)
+                nursery.start_soon(failing)
+
+    with pytest.raises(ExceptionGroup):
+        trio.run(main)
+    assert steps.told == {"outer": "failed", "sibling": "cancelled", "failing": "failed"}
+
+
+def test_a_step_around_a_cancelled_nursery_is_cancelled(steps: Steps) -> None:
+    """A cancellation that leaves a nursery, alone or as a group of cancellations, is one."""
+
+    async def main() -> None:
+        with trio.CancelScope() as scope, steps.current():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                nursery.start_soon(trio.sleep_forever)
+                scope.cancel()
+
+    trio.run(main)
+    assert steps.told == {"step": "cancelled"}
+
+
+# anyio
+
+_backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+@_backends
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_that_anyio_cancels_is_cancelled(form: Form, backend: str, steps: Steps) -> None:
+    """However a step is written, and whichever backend runs it, a cancelled task group makes it cancelled."""
+
+    async def main() -> None:
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as group:
+                is_waiting = anyio.Event()
+
+                async def work() -> None:
+                    is_waiting.set()
+                    await anyio.sleep_forever()
+
+                group.start_soon(form, steps, work)
+                await is_waiting.wait()
+                group.cancel_scope.cancel()
+
+    anyio.run(main, backend=backend)
+    assert steps.told == {"step": "cancelled"}
+
+
+@_backends
+def test_a_step_is_cancelled_by_its_caller_s_scope_alone(backend: str, steps: Steps) -> None:
+    """``move_on_after`` around a step cancels it; inside a step it is the step's own business."""
+
+    async def main() -> None:
+        with anyio.move_on_after(0), steps.current("inside"):
+            await anyio.sleep_forever()
+        with steps.current("around"), anyio.move_on_after(0):
+            await anyio.sleep_forever()
+
+    anyio.run(main, backend=backend)
+    assert steps.told == {"inside": "cancelled", "around": "success"}
+
+
+@_backends
+def test_a_step_that_runs_out_of_its_own_time_is_failed(backend: str, steps: Steps) -> None:
+    """``fail_after`` inside the step: TimeoutError leaves it."""
+
+    async def main() -> None:
+        with steps.current(), anyio.fail_after(0):
+            await anyio.sleep_forever()
+
+    with pytest.raises(TimeoutError):
+        anyio.run(main, backend=backend)
+    assert steps.told == {"step": "failed"}
+
+
+@_backends
+def test_a_shielded_clean_up_is_a_success(backend: str, steps: Steps) -> None:
+    """The step that cleans up in ``finally`` is not the one that was cancelled."""
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope, steps.current("work"):
+            try:
+                scope.cancel()
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True), steps.current("clean-up"):
+                    await anyio.lowlevel.checkpoint()
+
+    anyio.run(main, backend=backend)
+    assert steps.told == {"work": "cancelled", "clean-up": "success"}

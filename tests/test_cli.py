@@ -1,0 +1,372 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from otel_step_hook import StepHookSettings, __version__
+from otel_step_hook.cli import main
+from otel_step_hook.delivery.signing import new_secret, parse_secrets
+from otel_step_hook.listener import Listener, Plan
+from otel_step_hook.testing import Answer, ScriptedReceiver
+
+_KEY = "sesame-open"
+
+Outcome = tuple[int | str | None, str, str]
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs the command line in this process: exit status, stdout, stderr. Keywords are STEP_COMPLETE_… variables."""
+
+    def run(*arguments: str, **variables: str) -> Outcome:
+        monkeypatch.setenv("COLUMNS", "100")
+        for name, value in variables.items():
+            monkeypatch.setenv(f"STEP_COMPLETE_{name}", value)
+        with pytest.raises(SystemExit) as exited:
+            main(arguments)
+        return exited.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on loopback that is taken, and on which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+# What all commands share
+
+
+def test_help(cli: Cli) -> None:
+    """Without a command, the commands are listed."""
+    _, output, _ = cli()
+    assert all(command in output for command in ("demo", "check", "send", "listen", "secret"))
+
+
+def test_version(cli: Cli) -> None:
+    """The version is that of the package."""
+    assert cli("--version") == (0, f"{__version__}\n", "")
+
+
+def test_secret(cli: Cli) -> None:
+    """A new signing secret is printed, on a line of its own, and can be used at once."""
+    status, output, _ = cli("secret")
+    assert status == 0
+    assert len(parse_secrets(output)[0]) == 32
+    assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["check", "send", "listen"])
+def test_a_setting_that_cannot_be_used(cli: Cli, command: str) -> None:
+    """A wrong setting is told in one sentence on stderr, without its value where that is secret."""
+    status, _, errors = cli(command, KEY="line\nbreak")
+    assert status == 2
+    assert errors.startswith("STEP_COMPLETE_KEY ")
+    assert errors.count("\n") == 1
+    assert "break\n" not in errors
+
+
+@pytest.mark.parametrize("command", ["check", "send"])
+def test_no_webhook(cli: Cli, command: str) -> None:
+    """Without an endpoint there is nothing to try, and the way to one is shown."""
+    status, _, errors = cli(command)
+    assert status == 2
+    assert errors.startswith("STEP_COMPLETE_WEBHOOK is not set, ")
+    assert errors.endswith(" run: otel-step-hook listen\n")
+
+
+def test_streams_that_are_no_files(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever replaces stdout with something of their own is left alone."""
+
+    class Own:
+        written = ""
+
+        def write(self, text: str) -> int:
+            self.written += text
+            return len(text)
+
+        def flush(self) -> None:
+            """Nothing is kept back."""
+
+    own = Own()
+    monkeypatch.setattr(sys, "stdout", own)
+    assert cli("--version")[0] == 0
+    assert own.written == f"{__version__}\n"
+
+
+# demo
+
+
+def test_demo(cli: Cli, tmp_path: Path) -> None:
+    """The demo succeeds, and writes its picture where it is told to."""
+    picture = tmp_path / "trace.svg"
+    status, output, errors = cli("demo", "--svg", str(picture))
+    assert (status, errors) == (0, "")
+    assert f"The picture of the trace is in {picture}\n" in output
+    assert picture.stat().st_size > 10_000
+
+
+def test_demo_without_a_place_for_its_picture(cli: Cli, tmp_path: Path) -> None:
+    """A picture that cannot be written is told in a sentence."""
+    status, _, errors = cli("demo", "--svg", str(tmp_path / "missing" / "trace.svg"))
+    assert status == 1
+    assert re.fullmatch(r"the demo cannot go on: .*No such file or directory.*\n", errors)
+
+
+def test_demo_exports_where_the_environment_says(cli: Cli, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OTEL_EXPORTER_OTLP_ENDPOINT, as every program with OpenTelemetry knows it, is the collector."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{closed_port}")
+    status, output, _ = cli("demo")
+    assert status == 0
+    assert f"nothing at http://127.0.0.1:{closed_port} has accepted it" in output
+
+
+# check
+
+
+def test_check(cli: Cli, step_receiver: ScriptedReceiver) -> None:
+    """Each setting is shown with its value and its source, secrets hidden, and the endpoint is not disturbed."""
+    url = step_receiver.url.replace("http://", "http://user:pass@")
+    status, output, errors = cli(
+        "check", WEBHOOK=f"{url}?token=abc123", TIMEOUT="4.5", SIGNING_SECRET=new_secret(), HEADERS="x-a=hidden"
+    )
+    assert (status, errors) == (0, "")
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    assert f"STEP_COMPLETE_WEBHOOK {step_receiver.url}?token=REDACTED environment" in lines
+    assert "STEP_COMPLETE_TIMEOUT 4.5 environment" in lines
+    assert "STEP_COMPLETE_SIGNING_SECRET *** environment" in lines
+    assert "STEP_COMPLETE_CONCURRENCY 8 default" in lines
+    assert "STEP_COMPLETE_KEY unset default" in lines
+    assert all(f"STEP_COMPLETE_{name.upper()}" in output for name in StepHookSettings.model_fields)
+    assert not re.search("whsec|hidden|abc123|pass@", output)
+    assert re.search(r"^  ok     connect  127\.0\.0\.1:\d+ accepts connections", output, re.MULTILINE)
+    assert output.endswith("The endpoint can be reached. To see what it answers: otel-step-hook send\n")
+    assert step_receiver.received == []
+
+
+def test_check_of_misspelt_names(cli: Cli) -> None:
+    """A misspelt name is shown with the nearest one, even where other settings are wrong."""
+    status, output, _ = cli("check", TIMOUT="4", TIMEOUT="soon")
+    assert status == 2
+    assert output.startswith("! STEP_COMPLETE_TIMOUT is not a setting")
+    assert "STEP_COMPLETE_TIMEOUT" in output
+
+
+def test_check_of_an_endpoint_that_is_down(cli: Cli, closed_port: int) -> None:
+    """An endpoint that cannot be reached is an exit status of 1, with the reason."""
+    status, output, _ = cli("check", WEBHOOK=f"http://127.0.0.1:{closed_port}/hook")
+    assert status == 1
+    assert f"  failed connect  127.0.0.1:{closed_port} refuses connections: nothing listens there\n" in output
+    assert output.endswith("The endpoint cannot be reached.\n")
+
+
+def test_check_of_a_proxy(cli: Cli, step_receiver: ScriptedReceiver) -> None:
+    """A proxy is shown without its password."""
+    proxy = step_receiver.url.replace("http://", "http://user:pass@")
+    status, output, _ = cli("check", WEBHOOK="http://192.0.2.1/", PROXY=proxy)
+    assert status == 0
+    assert f"{step_receiver.url} " in output
+    assert "pass@" not in output
+
+
+# send
+
+
+def test_send(cli: Cli) -> None:
+    """One webhook goes out, with key and signature, and what comes back is shown."""
+    secret = new_secret()
+    with Listener(key=_KEY, signing_secret=secret) as listener:
+        status, output, errors = cli(
+            "send", "--step-id", "step-mine", WEBHOOK=listener.url, KEY=_KEY, SIGNING_SECRET=secret
+        )
+    assert (status, errors) == (0, "")
+    lines = output.splitlines()
+    assert lines[0] == f"POST {listener.url}"
+    assert lines[1] == "  step     step-mine"
+    assert re.fullmatch(r"  webhook  msg_[a-z2-7]+", lines[2])
+    assert re.fullmatch(r"204 No Content from 127\.0\.0\.1 port \d+, after \d+ ms", lines[4])
+
+
+def test_send_that_is_refused(cli: Cli) -> None:
+    """A refusal is an exit status of 1, and shown with the time the receiver asks for."""
+    with Listener(Plan(refusals=1, retry_after=7)) as listener:
+        status, output, _ = cli("send", WEBHOOK=listener.url)
+    assert status == 1
+    assert "503 Service Unavailable from 127.0.0.1 port " in output
+    assert "  It asks to wait 7 s before the next attempt.\n" in output
+    assert "  refused, as this receiver was told to\n" in output
+
+
+def test_send_with_the_wrong_key(cli: Cli) -> None:
+    """The receiver's reason is shown in full."""
+    with Listener(key=_KEY) as listener:
+        status, output, _ = cli("send", WEBHOOK=listener.url, KEY="mistaken")
+    assert status == 1
+    assert "401 Unauthorized" in output
+    assert "set STEP_COMPLETE_KEY of the sender to the key of this receiver" in " ".join(output.split())
+
+
+def test_send_to_nobody(cli: Cli, closed_port: int) -> None:
+    """Where nobody answers, the error's type and the way to find out more are shown."""
+    status, output, _ = cli("send", WEBHOOK=f"http://127.0.0.1:{closed_port}/")
+    assert status == 1
+    assert f"No answer: ConnectionRefusedError from 127.0.0.1 port {closed_port}, after " in output
+    assert "  To find out why, run: otel-step-hook check\n" in output
+
+
+def test_send_to_a_name_that_does_not_exist(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an address there is none to show."""
+
+    def look_up(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    status, output, _ = cli("send", WEBHOOK="http://hook.example/")
+    assert status == 1
+    assert "No answer: gaierror, after " in output
+
+
+def test_send_to_a_receiver_that_echoes(cli: Cli, step_receiver: ScriptedReceiver) -> None:
+    """Of an answer the beginning is shown, without the key, and without what would take over the terminal."""
+    step_receiver.answers(
+        Answer(
+            200,
+            {"webhook-delivery": "disable"},
+            f"got {_KEY}\r\n\x1b[2J[bold]twice[/bold] {_KEY}\n".encode() + b"x" * 5000,
+        )
+    )
+    status, output, _ = cli("send", WEBHOOK=step_receiver.url, KEY=_KEY)
+    assert status == 0
+    assert "  It says webhook-delivery: disable\n" in output
+    assert re.search(r"^  got \*\*\* *\n  \\x1b\[2J\[bold\]twice\[/bold\] \*\*\* *\n  x+", output, re.MULTILINE)
+    assert _KEY not in output
+    assert "\x1b" not in output
+    assert output.count("x") < 700
+
+
+# listen
+
+
+@contextmanager
+def _listening(*arguments: str, **variables: str) -> Iterator[tuple["subprocess.Popen[str]", str, list[str]]]:
+    """A process that listens, its URL, and what it said before."""
+    environment = os.environ | {"COLUMNS": "100"} | {f"STEP_COMPLETE_{name}": text for name, text in variables.items()}
+    command = [sys.executable, "-m", "otel_step_hook", "listen", "--port", "0", *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        said: list[str] = []
+        try:
+            for line in process.stdout:
+                said.append(line.rstrip())
+                if line.startswith("time "):
+                    break
+            url = "".join(said).partition("STEP_COMPLETE_WEBHOOK=")[2].partition("/Ch")[0] + "/"
+            yield process, url, said
+        finally:
+            process.kill()
+
+
+def _interrupt(process: "subprocess.Popen[str]") -> list[str]:
+    """What the process still says when Ctrl-C has ended it; its exit status is 0."""
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, rest
+    return rest.splitlines()
+
+
+def test_listen() -> None:
+    """Each webhook is shown as it arrives, with the verdict on it, until Ctrl-C."""
+    with _listening("--fail", "1", "--retry-after", "2", KEY=_KEY) as (process, url, said):
+        assert f"  export STEP_COMPLETE_WEBHOOK={url}" in said
+        assert "Checks the key of each webhook." in said
+        assert "Refuses the first webhook with 503 Service Unavailable." in said
+        headers = {"authorization": f"Bearer {_KEY}", "webhook-id": "msg_1"}
+        assert httpx.post(url, content=b'{"step_id": "step-1"}', headers=headers).headers["retry-after"] == "2"
+        assert httpx.post(url, content=b'{"step_id": "step-1"}', headers=headers).status_code == 204
+        assert httpx.post(url, content=b'{"step_id": "step-1"}').status_code == 401
+        rest = _interrupt(process)
+    shown = [line.partition("  ")[2].strip() for line in rest]
+    assert shown[0] == "1  503 Service Unavailable  step-1"
+    assert shown[1] == "2  204 No Content           step-1"
+    assert shown[2] == "1  401 Unauthorized         ?"
+    assert shown[3].startswith("the authorization header is missing; ")
+    assert rest[-1] == "3 webhooks arrived."
+
+
+def test_listen_to_nothing() -> None:
+    """Ctrl-C ends it before anything has arrived too; what is not checked is said."""
+    with _listening("--fail", "3", "--status", "429") as (process, _, said):
+        assert "Checks neither key nor signature." in said
+        assert "Refuses the first 3 webhooks with 429 Too Many Requests." in said
+        assert _interrupt(process)[-1] == "0 webhooks arrived."
+
+
+def test_listen_with_secrets_of_its_own() -> None:
+    """Key and secret that are given go before those of the environment, and are not shown."""
+    secret = new_secret()
+    with _listening("--key", _KEY, "--signing-secret", secret, KEY="another") as (process, url, said):
+        assert "Checks the key and the signature of each webhook." in said
+        answer = httpx.post(url, content=b"{}", headers={"authorization": f"Bearer {_KEY}"})
+        assert answer.text.startswith("missing headers: webhook-id, ")
+        rest = _interrupt(process)
+        assert rest[-1] == "1 webhook arrived."
+        assert not re.search(f"{_KEY}|{secret}", "\n".join(said + rest))
+
+
+def test_listen_on_a_port_that_is_taken(cli: Cli) -> None:
+    """A port that is taken is told in a sentence."""
+    with Listener() as other:
+        port = other.url.rpartition(":")[2].strip("/")
+        status, _, errors = cli("listen", "--port", port)
+    assert status == 2
+    assert errors == f"cannot listen on port {port}: Address already in use; choose another with --port\n"
+
+
+# The way in
+
+
+def _python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra(missing: str) -> None:
+    """Without typer or rich one sentence says what to install."""
+    done = _python(f"import sys; sys.modules[{missing!r}] = None; from otel_step_hook.__main__ import main; main()")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "otel-step-hook needs its extra: pip install 'otel-step-hook[cli]'\n"
+
+
+def test_without_something_else() -> None:
+    """Any other missing module is told as what it is."""
+    done = _python("import sys; sys.modules['httpx'] = None; from otel_step_hook.__main__ import main; main()")
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ModuleNotFoundError: import of httpx halted; None in sys.modules")
+
+
+def test_a_terminal_that_cannot_show_a_tree() -> None:
+    """Where the output cannot hold box-drawing characters, it loses those, not the rest."""
+    done = subprocess.run(
+        [sys.executable, "-m", "otel_step_hook", "demo"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "?? search_trains" in done.stdout

@@ -1,0 +1,162 @@
+import asyncio
+import logging
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
+from pytest_httpserver import HTTPServer
+from rich.console import Console
+from support import pipeline
+
+import otel_step_hook.demo
+from otel_step_hook.demo import agent, run
+from otel_step_hook.steps.event import Outcome
+from otel_step_hook.testing import HostileReceiver, ScriptedReceiver
+
+
+@pytest.fixture
+def console() -> Console:
+    """A console of 92 columns without colours."""
+    return Console(file=StringIO(), width=92)
+
+
+def _output(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_the_demo(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The demo delivers every step, shows arrivals and trace, and owes nothing to settings of the environment."""
+    for name, value in {"WEBHOOK": "https://192.0.2.1/", "KEY": "\n", "TIMEOUT": "soon", "TIMOUT": "1"}.items():
+        monkeypatch.setenv(f"STEP_COMPLETE_{name}", value)
+    began = time.monotonic()
+    assert run(console, svg=tmp_path / "trace.svg") == 0
+    assert time.monotonic() - began < 10
+    output = _output(console)
+    arrivals = re.findall(r"^\d\.\d\d s +(\d) +(\d{3}) .*  (step-\S+)$", output, re.MULTILINE)
+    assert len(arrivals) == 8
+    assert [(attempt, status) for attempt, status, step in arrivals if step == "step-2-search_flights"] == [
+        ("1", "503"),
+        ("2", "503"),
+        ("3", "204"),
+    ]
+    for line in (
+        r"^weekend in Lisbon +1\.\d\d s  ━+ *$",
+        r"^├─ search_trains +cancelled +\d+ ms +━+ *$",
+        r"^├─ book_hotel +failed FullyBooked +\d+ ms +━+ *$",
+        r"^│  └─ step_hook.deliver  delivered, 3 attempts +[\d.]+ m?s +─+ *$",
+        r"^│     ├─ POST +503 Service Unavailable +\d+ ms +─ *$",
+        r"^6 steps: 4 success, 1 failed, 1 cancelled\. All were delivered, in 8 attempts\.$",
+    ):
+        assert re.search(line, output, re.MULTILINE), line
+    assert max(map(len, output.splitlines())) <= 110  # the path of the picture
+    assert (tmp_path / "trace.svg").read_text(encoding="utf-8").count("503&#160;Service&#160;Unavailable") == 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_demo_leaves_behind(console: Console) -> None:
+    """No thread, no handler, and no tracer provider of the demo's outlives it."""
+    before = (set(threading.enumerate()), list(logging.getLogger("otel_step_hook").handlers))
+    provider = trace.get_tracer_provider()
+    run(console)
+    assert (set(threading.enumerate()), list(logging.getLogger("otel_step_hook").handlers)) == before
+    assert trace.get_tracer_provider() is provider
+
+
+def test_a_demo_that_goes_wrong(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is delivered, here because the SDK is switched off, the exit status is 1."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert run(console) == 1
+    assert "Not as it should be: " in _output(console)
+
+
+def test_the_agent(step_receiver: ScriptedReceiver) -> None:
+    """What the agent says of its steps is what the hook finds out about them, in one trace."""
+    with pipeline(step_receiver.url) as traced:
+        done = asyncio.run(agent(traced.tracer))
+        assert traced.provider.force_flush()
+        told = {
+            span.attributes["step_hook.step_id"]: span.attributes["step_hook.outcome"]
+            for span in traced.named("step_hook.deliver")
+            if span.attributes is not None
+        }
+        assert told == done.outcomes
+        assert set(told.values()) == set(Outcome)
+        assert {trace.format_trace_id(span.context.trace_id) for span in traced.spans} == {done.trace_id}
+    assert {received.step_id for received in step_receiver.received} == set(done.outcomes)
+
+
+# Export
+
+
+@pytest.fixture
+def spans(step_receiver: ScriptedReceiver) -> Iterator[Sequence[ReadableSpan]]:
+    """A few spans that have ended."""
+    with pipeline(step_receiver.url) as traced:
+        traced.end_step()
+        yield traced.spans
+
+
+def test_export(console: Console, httpserver: HTTPServer) -> None:
+    """With a collector, the whole trace arrives there, and the demo says where to look."""
+    httpserver.expect_request("/base/v1/traces", method="POST").respond_with_data(b"")
+    assert run(console, otlp=httpserver.url_for("/base/")) == 0
+    ((request, _),) = httpserver.log
+    (exported,) = ExportTraceServiceRequest.FromString(request.get_data()).resource_spans
+    resource = {attribute.key: attribute.value.string_value for attribute in exported.resource.attributes}
+    assert (resource["service.name"], resource["host.name"]) == ("travel-agent", socket.gethostname())
+    exported_spans = [span for scope in exported.scope_spans for span in scope.spans]
+    assert len(exported_spans) == 21
+    (trace_id,) = {span.trace_id.hex() for span in exported_spans}
+    host = httpserver.host
+    assert f"Exported trace {trace_id}; with Jaeger, look at http://{host}:16686/trace/{trace_id}\n" in _output(console)
+
+
+def test_export_to_nobody(console: Console, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a collector the demo says so, and succeeds all the same."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert run(console, otlp=f"http://user:pw@127.0.0.1:{taken.getsockname()[1]}") == 0
+    output = _output(console)
+    assert re.search(
+        r"^The trace was not exported: nothing at http://127.0.0.1:\d+ has accepted it", output, re.MULTILINE
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def _say_nothing(_: socket.socket, closing: threading.Event) -> None:
+    closing.wait()
+
+
+def test_export_to_a_collector_that_hangs(spans: Sequence[ReadableSpan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector that never answers holds nobody up for long."""
+    monkeypatch.setattr(otel_step_hook.demo, "_EXPORT_TIME", 0.2)
+    began = time.monotonic()
+    with HostileReceiver(_say_nothing) as collector:
+        told = otel_step_hook.demo._export(collector.url, spans, "0" * 32)
+    assert told.startswith("The trace was not exported: nothing at http://127.0.0.1:")
+    assert time.monotonic() - began < 5
+
+
+def test_export_to_no_url(spans: Sequence[ReadableSpan]) -> None:
+    """An endpoint that is no URL is one that nothing answers at."""
+    told = otel_step_hook.demo._export("localhost", spans, "0" * 32)
+    assert told.startswith("The trace was not exported: nothing at localhost ")
+
+
+def test_export_without_the_extra(spans: Sequence[ReadableSpan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the exporter the demo names the extra."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    told = otel_step_hook.demo._export("http://127.0.0.1:9", spans, "0" * 32)
+    assert told == "The trace was not exported: that needs an extra: pip install 'otel-step-hook[otlp]'"

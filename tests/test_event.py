@@ -1,0 +1,176 @@
+import enum
+import json
+import math
+import re
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.trace import SpanContext
+
+from otel_step_hook.delivery.request import body, webhook_id
+from otel_step_hook.steps.event import (
+    MAX_STEP_ID,
+    Outcome,
+    StepEvent,
+    attributes_of,
+    generated_step_id,
+    text_of,
+)
+from otel_step_hook.steps.profiles import GENERIC
+
+_any_text = st.text(st.characters(exclude_categories=()))
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | _any_text
+# Whatever OpenTelemetry takes for an attribute's value.
+_values = st.recursive(
+    _scalars, lambda inner: st.lists(inner).map(tuple) | st.dictionaries(_any_text.filter(bool), inner), max_leaves=8
+)
+_contexts = st.builds(
+    SpanContext,
+    trace_id=st.integers(1, 2**128 - 1),
+    span_id=st.integers(1, 2**64 - 1),
+    is_remote=st.booleans(),
+)
+
+
+class _Name(str, enum.Enum):  # noqa: UP042 -- the old way, whose str() is not the value
+    STEP = "step-1"
+
+
+class _Number(int, enum.Enum):
+    STEP = 7
+
+
+# text_of
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("step-1", "step-1"),
+        ("  step 1\t", "  step 1\t"),
+        ("Schritt ü 🜚", "Schritt ü 🜚"),
+        ("a\0b\x1b[31m\r\n", "a\0b\x1b[31m\r\n"),
+        ("\ud800", "\ud800"),
+        (_Name.STEP, "step-1"),
+        (7, "7"),
+        (_Number.STEP, "7"),
+        (0, "0"),
+        (True, "true"),
+        (-0.5, "-0.5"),
+        (math.nan, "NaN"),
+        (b"step-1", "step-1"),
+        (b"\xff\x00", "\\xff\x00"),
+        (("a", 1, None), '["a", 1, null]'),
+        ((_Name.STEP,), '["step-1"]'),
+        ({"b": (b"z",), "a": {"c": math.inf}}, '{"a": {"c": Infinity}, "b": ["z"]}'),
+        ((), "[]"),
+        ({"a": {1}}, '{"a": "{1}"}'),  # no attribute, but a span made by hand may hold it
+    ],
+)
+def test_a_step_id_of_any_type_has_a_text(value: object, text: str) -> None:
+    """Text and bytes stand for themselves, all else for its JSON; no character is changed."""
+    assert text_of(value) == text
+    assert type(text_of(value)) is str
+
+
+@pytest.mark.parametrize("value", [None, "", " \t\n", b"", b"  "])
+def test_a_blank_step_id_says_nothing(value: object) -> None:
+    """A step whose id is blank gets one of our own, rather than none."""
+    assert text_of(value) == ""
+
+
+def test_a_mapping_has_one_text_whatever_its_order() -> None:
+    """The same id, put together in another order, is the same id."""
+    assert text_of({"run": 1, "step": 2}) == text_of({"step": 2, "run": 1})
+
+
+def test_a_mapping_that_is_no_dict_is_written_as_one() -> None:
+    """A read-only view, as the SDK gives for a span's attributes, is a mapping as well."""
+    view = ReadableSpan("span", attributes={"a": 1}).attributes
+    assert text_of((view,)) == '[{"a": 1}]'
+
+
+def test_a_long_step_id_is_kept_whole() -> None:
+    """10 kB are sent as they are, up to the limit."""
+    assert text_of("x" * 10_000) == "x" * 10_000
+    assert text_of("x" * MAX_STEP_ID) == "x" * MAX_STEP_ID
+
+
+@pytest.mark.parametrize("value", ["x" * (MAX_STEP_ID + 1), b"x" * (MAX_STEP_ID + 1), ("x" * MAX_STEP_ID,)])
+def test_a_step_id_beyond_the_limit_is_refused(value: object) -> None:
+    """Cut short it would name another step: the caller has to drop it, visibly."""
+    with pytest.raises(ValueError, match="a step id has 163"):
+        text_of(value)
+
+
+def test_a_number_beyond_python_s_limit_is_refused() -> None:
+    """Python itself writes numbers of 4300 digits at most; it is refused in the same way."""
+    with pytest.raises(ValueError, match="limit"):
+        text_of(10**5000)
+
+
+@given(_values, _contexts, st.sampled_from(Outcome), st.sampled_from(["step_id", "full"]))
+def test_any_attribute_value_can_be_sent_as_a_step_id(
+    value: object, context: SpanContext, outcome: Outcome, payload: str
+) -> None:
+    """Whatever OpenTelemetry takes for an attribute becomes text, and that text arrives unchanged in the body."""
+    text = text_of(value)
+    event = StepEvent(text, outcome, "step", context, 0, 0)
+    content = body(event, payload)
+    assert content.isascii()
+    # As UTF-16: to JSON, two lone surrogates in a row are the character that they make together.
+    arrived = json.loads(content)["step_id"]
+    assert arrived.encode("utf-16", "surrogatepass") == text.encode("utf-16", "surrogatepass")
+    assert re.fullmatch(r"msg_[a-z2-7]{32}", webhook_id(event))
+
+
+# generated_step_id
+
+
+@given(_contexts)
+def test_a_generated_step_id_is_a_uuid(context: SpanContext) -> None:
+    """Its form is the specification's: ``step-`` and a UUID."""
+    made = generated_step_id(context)
+    assert made == f"step-{uuid.UUID(made.removeprefix('step-'))}"
+
+
+@given(_contexts, _contexts)
+def test_a_generated_step_id_belongs_to_one_span(one: SpanContext, other: SpanContext) -> None:
+    """The same span has the same id in every process; another span has another."""
+    is_same = (one.trace_id, one.span_id) == (other.trace_id, other.span_id)
+    assert (generated_step_id(one) == generated_step_id(other)) == is_same
+
+
+def test_a_generated_step_id_never_changes() -> None:
+    """A newer version, after a restart, gives the span of an older one the same id."""
+    context = SpanContext(trace_id=1, span_id=2, is_remote=False)
+    assert generated_step_id(context) == "step-996d7431-5907-546c-913a-92dc08756376"
+
+
+# attributes_of, and the generic profile's rule
+
+
+def test_the_attributes_of_a_span_are_read_without_a_copy() -> None:
+    """A span that runs and the one that has ended show the same attributes, the latest included."""
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("tests").start_span("step", attributes={"a": 1})
+    seen = attributes_of(span)  # type: ignore[arg-type]  # -- the SDK's spans are readable
+    span.set_attribute("b", 2)
+    assert dict(seen) == {"a": 1, "b": 2}
+
+
+def test_the_attributes_of_a_span_made_by_hand_are_read() -> None:
+    """A span that no tracer made has a plain mapping, or nothing."""
+    assert dict(attributes_of(ReadableSpan("span", attributes={"a": 1}))) == {"a": 1}
+    assert dict(attributes_of(ReadableSpan("span"))) == {}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "is_step"),
+    [({"step_id": "1"}, True), ({"step.id": None}, True), ({"step": "1"}, False), ({}, False)],
+)
+def test_a_generic_step_has_a_step_id(attributes: dict[str, object], *, is_step: bool) -> None:
+    """Without a framework's own rule a step is a span with ``step_id`` or ``step.id``, whatever its value."""
+    assert GENERIC.is_step(ReadableSpan("span"), attributes) is is_step

@@ -1,0 +1,182 @@
+"""Steps that other exceptions than an event loop's cancellation pass through, or that begin while one is handled.
+
+A row's letter of the table stands in its test's name, as in test_cancellation.py.
+"""
+
+import concurrent.futures
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+from stepping import LIMIT, Steps, fail, stepping
+
+from otel_step_hook.testing import ScriptedReceiver
+
+
+class _OwnError(Exception):
+    """Written in Python, so that it can be referred to weakly."""
+
+
+@pytest.fixture
+def steps(step_receiver: ScriptedReceiver) -> Iterator[Steps]:
+    """Steps of a provider of their own."""
+    with stepping(step_receiver) as made:
+        yield made
+
+
+def _as_current(steps: Steps, error: BaseException) -> None:
+    with steps.current():
+        fail(error)
+
+
+def _decorated(steps: Steps, error: BaseException) -> None:
+    @steps.current()  # type: ignore[operator]  # -- the SDK's context managers are decorators too
+    def step() -> None:
+        raise error
+
+    step()
+
+
+def _with_span(steps: Steps, error: BaseException) -> None:
+    with steps.begin():
+        raise error
+
+
+def _ended_in_finally(steps: Steps, error: BaseException) -> None:
+    span = steps.begin()
+    try:
+        raise error
+    finally:
+        span.end()
+
+
+_SYNC_FORMS = (_as_current, _decorated, _with_span, _ended_in_finally)
+
+
+@pytest.mark.parametrize("form", _SYNC_FORMS)
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (KeyboardInterrupt(), "cancelled"),
+        (SystemExit(0), "cancelled"),
+        (concurrent.futures.CancelledError(), "cancelled"),
+        (BaseExceptionGroup("all of them", [KeyboardInterrupt()]), "cancelled"),
+        (ValueError("no"), "failed"),
+        (ExceptionGroup("some of them", [ValueError("no")]), "failed"),
+    ],
+    ids=repr,
+)
+def test_a_step_ends_as_what_leaves_it_says(
+    form: Callable[[Steps, BaseException], None], error: BaseException, outcome: str, steps: Steps
+) -> None:
+    """Ctrl-C, ``sys.exit()`` and a cancelled future make a step cancelled; any other exception, failed."""
+    with pytest.raises(type(error)):
+        form(steps, error)
+    assert steps.told == {"step": outcome}
+
+
+def test_a_future_that_was_cancelled_cancels_the_step_that_waits_for_it(steps: Steps) -> None:
+    """A real one, of a thread pool."""
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+    future.cancel()
+    with pytest.raises(concurrent.futures.CancelledError), steps.current():
+        future.result(LIMIT)
+    assert steps.told == {"step": "cancelled"}
+
+
+def test_n_a_step_ended_in_the_handler_of_its_failure_is_failed(steps: Steps) -> None:
+    """It began before, so the exception is its own, though nobody recorded it."""
+    span = steps.begin()
+    try:
+        fail(ValueError)
+    except ValueError:
+        span.end()
+    assert steps.told == {"step": "failed"}
+
+
+def test_y_a_generator_that_is_closed_early_is_a_success(steps: Steps) -> None:
+    """Its consumer had enough: GeneratorExit is no failure, recorded or not."""
+
+    def current() -> Iterator[int]:
+        with steps.current("current"):
+            yield 1
+
+    def recorded() -> Iterator[int]:
+        with steps.begin("recorded"):
+            yield 1
+
+    for items in (current(), recorded()):
+        assert next(items) == 1
+        items.close()  # type: ignore[attr-defined]  # -- generators, as written
+    assert steps.told == {"current": "success", "recorded": "success"}
+
+
+# Steps inside except and finally
+
+
+def test_t_a_step_inside_except_is_a_success(steps: Steps) -> None:
+    """The fallback that works is no failure, for exceptions that are written in C and for others."""
+    for name, kind in {"builtin": ValueError, "own": _OwnError}.items():
+        try:
+            fail(kind)
+        except kind:
+            with steps.current(name):
+                pass
+    assert steps.told == {"builtin": "success", "own": "success"}
+
+
+def test_a_step_inside_finally_is_a_success(steps: Steps) -> None:
+    """While an exception passes by, a step that cleans up is a success; the step that it leaves has failed."""
+    span = steps.begin("work")
+    with contextlib.suppress(ValueError):
+        try:
+            fail(ValueError)
+        finally:
+            steps.begin("clean-up").end()
+            span.end()
+    assert steps.told == {"work": "failed", "clean-up": "success"}
+
+
+def test_a_step_inside_except_that_fails_itself_is_failed(steps: Steps) -> None:
+    """A new exception is the step's own, recorded or not, of the same type or not."""
+    for name, kind in {"same": ValueError, "other": KeyError}.items():
+        with contextlib.suppress(kind):
+            try:
+                fail(ValueError)
+            except ValueError:
+                span = steps.begin(name)
+                try:
+                    fail(kind)
+                finally:
+                    span.end()
+    assert steps.told == {"same": "failed", "other": "failed"}
+
+
+def test_a_retry_begun_in_one_handler_and_ended_by_the_next_exception_is_failed(steps: Steps) -> None:
+    """Two exceptions of one type, of which the second stands where the first stood in memory, are still two."""
+    for number in range(20):
+        retry = None
+        for _ in range(2):
+            try:
+                try:
+                    fail(ValueError)
+                finally:
+                    if retry is not None:
+                        retry.end()
+            except ValueError:
+                retry = retry or steps.begin(f"retry-{number}")
+    assert set(steps.told.values()) == {"failed"}
+    assert len(steps.told) == 20
+
+
+def test_a_step_inside_nested_handlers_is_a_success(steps: Steps) -> None:
+    """The innermost exception counts, at the start and at the end."""
+    try:
+        fail(ValueError)
+    except ValueError:
+        try:
+            fail(KeyError)
+        except KeyError:
+            steps.begin("inner").end()
+        steps.begin("outer").end()
+    assert steps.told == {"inner": "success", "outer": "success"}

@@ -1,0 +1,243 @@
+"""Receivers that speak no proper HTTP: what one attempt at each of them comes to."""
+
+import contextlib
+import gzip
+import socket
+import struct
+import threading
+
+import pytest
+from sending import OK, SHORT, Behaviour, answer_to, answering, attempt, attempts, dripping
+
+from otel_step_hook.delivery.transport import ANSWER_LIMIT
+from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_request
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+def silent(connection: socket.socket, closing: threading.Event) -> None:
+    """Read everything, and never say a word."""
+    while not closing.is_set() and connection.recv(65_536):
+        pass
+
+
+def flooding(start: bytes, flood: bytes) -> Behaviour:
+    """Answer *start*, and then *flood* again and again, as fast as it is taken."""
+
+    def behave(connection: socket.socket, closing: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(start)
+        while not closing.is_set():
+            connection.sendall(flood)
+
+    return behave
+
+
+def reset(connection: socket.socket) -> None:
+    """Close with a RST."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        pytest.param(silent, id="no answer"),
+        pytest.param(dripping(b"", b"H"), id="a status line that drips"),
+        pytest.param(dripping(HEAD, b"x: 1\r\n"), id="headers that drip"),
+        pytest.param(dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n"), id="endless 102"),
+        pytest.param(flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), id="a flood of 100"),
+    ],
+)
+def test_whatever_never_comes_to_a_status_is_a_timeout(behave: Behaviour) -> None:
+    """The limit of an attempt holds for all of it: a receiver cannot stretch it by sending something."""
+    result = answer_to(behave, timeout=SHORT)
+    assert (result.error_type, result.status_code) == ("timeout", None)
+    assert result.peer is not None
+    assert result.peer[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        pytest.param(answering(OK), id="204"),
+        pytest.param(answering(b"HTTP/1.1 102 Processing\r\n\r\n" * 3 + OK), id="204 after some 102"),
+        pytest.param(answering(b"HTTP/1.0 200 OK\r\n\r\nfine", then_close=True), id="HTTP/1.0"),
+        pytest.param(dripping(HEAD + b"content-length: 100000\r\n\r\n", b"x"), id="a body that drips"),
+        pytest.param(dripping(HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n"), id="chunks that drip"),
+        pytest.param(
+            dripping(HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\n", b"x: 1\r\n"), id="trailers without an end"
+        ),
+        pytest.param(answering(HEAD + b"content-length: 100\r\n\r\nshort", then_close=True), id="a short body"),
+        pytest.param(answering(HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", then_close=True), id="a bad chunk"),
+        pytest.param(
+            answering(HEAD + b"content-encoding: gzip\r\ncontent-length: 4\r\n\r\nnope", then_close=True), id="bad gzip"
+        ),
+    ],
+)
+def test_a_2xx_is_a_success_whatever_comes_after_it(behave: Behaviour) -> None:
+    """The outcome is the status line's: no body, however broken or slow, makes a delivered webhook fail."""
+    result = answer_to(behave)
+    assert (result.is_success, result.error_type) == (True, None)
+
+
+def test_the_rest_of_an_answer_has_no_more_time_than_an_attempt() -> None:
+    """A receiver that drips after its status line is hung up on when the limit of the attempt is over, or before."""
+    result = answer_to(dripping(HEAD + b"content-length: 100000\r\n\r\n", b"x"), timeout=0.1)
+    assert result.is_success
+    assert len(result.excerpt) < 40  # about 5, at 50 a second
+
+
+def test_of_an_endless_body_a_few_kilobytes_are_read() -> None:
+    """A receiver that sends without an end is hung up on, and what is kept of it is bounded."""
+    sent = 0
+    gone = threading.Event()
+
+    def behave(connection: socket.socket, closing: threading.Event) -> None:
+        nonlocal sent
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+        read_request(connection)
+        try:
+            connection.sendall(HEAD + b"\r\n")
+            while not closing.is_set():
+                sent += connection.send(b"x" * 65_536)
+        finally:
+            gone.set()
+
+    with HostileReceiver(behave) as receiver:
+        result = attempt(receiver.url)
+        assert gone.wait(10)
+    assert result.is_success
+    assert result.excerpt == b"x" * ANSWER_LIMIT
+    assert sent < 16 * 1024 * 1024  # what the buffers of two sockets hold, and no more
+
+
+def test_nothing_is_decompressed() -> None:
+    """A gzip bomb stays as small as it came: the excerpt is the first of its compressed bytes."""
+    bomb = gzip.compress(bytes(50_000_000))
+    head = HEAD + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(bomb)
+    result = answer_to(answering(head + bomb))
+    assert result.is_success
+    assert result.excerpt == bomb[:ANSWER_LIMIT]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="FIN before the status"),
+        pytest.param(b"HTTP/1.1 2", id="FIN inside the status"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n", id="no HTTP"),
+        pytest.param(b"HTTP/2 200\r\n\r\n", id="HTTP/2 in words"),
+        pytest.param(b"HTTP/1.1 20 OK\r\n\r\n", id="a status of two digits"),
+        pytest.param(b"HTTP/1.1 000 OK\r\n\r\n", id="status 000"),
+        pytest.param(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n", id="101"),
+        pytest.param(HEAD + b"x: " + b"a" * 200_000 + b"\r\n\r\n", id="a header of 200 kB"),
+        pytest.param(HEAD + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab", id="two content-lengths"),
+        pytest.param(b"HTTP/1.1 200 O\x00K\r\n\r\n", id="NUL in the reason"),
+        pytest.param(HEAD + b"x: a\x00b\r\n\r\n", id="NUL in a header"),
+    ],
+)
+def test_an_answer_that_is_no_http_is_a_failure_with_a_type(answer: bytes) -> None:
+    """What cannot be read as an answer is an error under one name, to be retried; its text goes nowhere."""
+    result = answer_to(answering(answer, then_close=True))
+    assert (result.error_type, result.status_code, result.is_expected) == ("RemoteProtocolError", None, False)
+    assert not result.is_stale
+
+
+def test_a_reset_after_the_request_is_a_failure_with_a_type() -> None:
+    """A receiver that resets the connection is an error under the name of what the system reports, if that is known."""
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        read_request(connection)
+        reset(connection)
+
+    assert answer_to(behave).error_type in {"ConnectionResetError", "ReadError"}  # this with an older anyio
+
+
+def test_a_reset_at_once_is_a_failure_with_a_type() -> None:
+    """A receiver that resets the connection before it reads is an error, under whichever name the system has."""
+    result = answer_to(lambda connection, _: reset(connection))
+    assert result.error_type in {"ConnectionResetError", "BrokenPipeError", "ReadError", "RemoteProtocolError"}
+
+
+def test_nobody_at_the_address_is_a_failure_with_a_type() -> None:
+    """A port where nothing listens is an error, not a timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    result = attempt(f"http://127.0.0.1:{port}/hook")
+    assert (result.error_type, result.peer) == ("ConnectionRefusedError", ("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("status", [199, 300, 304, 404, 500, 999])
+def test_any_other_status_is_a_failure_under_its_number(status: int) -> None:
+    """Only 2xx is success; a 1xx is no answer yet."""
+    result = answer_to(answering(b"HTTP/1.1 %d Whatever\r\ncontent-length: 0\r\n\r\n" % status), timeout=SHORT)
+    expected = ("timeout", None) if status == 199 else (str(status), status)
+    assert (result.error_type, result.status_code) == expected
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(status: int, step_receiver: ScriptedReceiver) -> None:
+    """A redirect is a failed attempt, and nobody else gets the webhook, or the key."""
+    moved = b"HTTP/1.1 %d Moved\r\nlocation: %s\r\ncontent-length: 0\r\n\r\n"
+    answer = moved % (status, step_receiver.url.encode())
+    assert answer_to(answering(answer)).error_type == str(status)
+    assert step_receiver.received == []
+
+
+def test_no_cookie_is_kept() -> None:
+    """A receiver that sets cookies, many of them, gets none back."""
+    cookies = b"".join(b"set-cookie: c%d=%s\r\n" % (number, b"x" * 500) for number in range(100))
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        while request := read_request(connection):
+            requests.append(request)
+            connection.sendall(HEAD + cookies + b"content-length: 0\r\n\r\n")
+
+    with HostileReceiver(behave) as receiver:
+        results = attempts(receiver.url, 3)
+    assert all(result.is_success for result in results)
+    assert len(requests) == 3
+    assert not any(b"cookie" in request.lower() for request in requests)
+    assert len({len(request) for request in requests}) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"HTTP/1.1 200 F\xefn\r\nx: caf\xe9\r\ncontent-length: 0\r\n\r\n", id="latin-1"),
+        pytest.param(
+            HEAD + b"retry-after: \xd9\xa1\xd9\xa2\r\nwebhook-delivery: \xff\xfe\r\ncontent-length: 0\r\n\r\n",
+            id="in the headers that are read",
+        ),
+        pytest.param(HEAD + b"x: a\x01\x1b[31mb\r\ncontent-length: 0\r\n\r\n", id="control characters"),
+    ],
+)
+def test_odd_characters_in_an_answer_do_no_harm(answer: bytes) -> None:
+    """Receivers put any bytes in reasons and headers; the attempt counts as what its status says."""
+    result = answer_to(answering(answer))
+    assert (result.is_success, result.retry_after, result.directive) == (True, None, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "directive"),
+    [("disable", "disable"), (" Abort-Message ", "abort-message"), ("stop", ""), ("disable, abort-message", "")],
+)
+def test_the_directive_of_an_answer_is_read(text: str, directive: str) -> None:
+    """The header webhook-delivery counts when it is one of the two words that it may be."""
+    answer = b"HTTP/1.1 500 No\r\nwebhook-delivery: %s\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n" % text.encode()
+    result = answer_to(answering(answer))
+    assert (result.directive, result.retry_after) == (directive, 7.0)
+
+
+def test_a_receiver_that_answers_too_early_is_believed() -> None:
+    """A receiver may refuse before it has read the request, and hang up."""
+
+    def behave(connection: socket.socket, closing: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        with contextlib.suppress(OSError):
+            read_request(connection)
+        closing.wait(0)
+
+    assert answer_to(behave).status_code == 413

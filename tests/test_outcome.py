@@ -1,0 +1,239 @@
+"""How a step ended, rule by rule. Any span whatever: test_outcome_of_anything.py. Real ones: test_cancellation*.py."""
+
+import asyncio
+import concurrent.futures
+import enum
+from collections.abc import Mapping, Sequence
+
+import pytest
+import trio
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.trace import Status, StatusCode
+
+from otel_step_hook.steps.event import Outcome, attributes_of
+from otel_step_hook.steps.outcome import CANCELLATIONS, outcome_of
+
+_SUCCESS, _FAILED, _CANCELLED = Outcome
+_UNSET, _OK, _ERROR = StatusCode
+
+
+class GraphInterrupt(Exception):  # noqa: N818 -- LangGraph's own name
+    """A pause."""
+
+
+class _NodeInterrupt(GraphInterrupt):
+    pass
+
+
+class _Cancelled(asyncio.CancelledError):
+    pass
+
+
+def _trio_cancelled() -> BaseException:
+    """One that trio itself has made: it allows nobody else to."""
+    caught: list[BaseException] = []
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as cancelled:
+                caught.append(cancelled)
+                raise
+
+    trio.run(main)
+    return caught[0]
+
+
+class _Word(str, enum.Enum):  # noqa: UP042 -- the old way, whose str() is not the value
+    STOPPED = "Cancelled"
+
+
+def _raised(kind: str) -> Event:
+    return Event("exception", {"exception.type": kind, "exception.message": "why"})
+
+
+def _outcome(
+    code: StatusCode = _UNSET,
+    description: str | None = None,
+    *,
+    events: Sequence[Event] = (),
+    attributes: Mapping[str, object] | None = None,
+    flying: BaseException | None = None,
+) -> Outcome | None:
+    span = ReadableSpan(
+        "step",
+        status=Status(code, description),
+        events=events,
+        attributes=attributes,  # type: ignore[arg-type]  # -- anything may be in there
+    )
+    return outcome_of(span, attributes_of(span), flying)
+
+
+# 1. The user's word
+
+
+@pytest.mark.parametrize(
+    ("word", "outcome"),
+    [
+        *((word, _SUCCESS) for word in ("success", "succeeded", "ok", "completed")),
+        *((word, _FAILED) for word in ("failed", "failure", "error", "timeout")),
+        *((word, _CANCELLED) for word in ("cancelled", "canceled", "cancellation", " CANCELLED\n", _Word.STOPPED)),
+    ],
+)
+@pytest.mark.parametrize("code", StatusCode)
+@pytest.mark.parametrize("flying", [None, ValueError(), asyncio.CancelledError()])
+def test_the_word_of_the_user_decides(
+    word: str, outcome: Outcome, code: StatusCode, flying: BaseException | None
+) -> None:
+    """``step.status`` is stronger than the span's status and than any exception."""
+    assert _outcome(code, attributes={"step.status": word}, flying=flying) is outcome
+
+
+@pytest.mark.parametrize(
+    "word", ["", "running", b"failed", 1, None, ("failed",), {"failed": True}, 10**5000], ids=[*"abcdefgh"]
+)
+def test_a_word_that_says_nothing_is_passed_over(word: object) -> None:
+    """An unknown word, or one that is no text, leaves the decision to the other rules."""
+    assert _outcome(_OK, attributes={"step.status": word}) is _SUCCESS
+    assert _outcome(_ERROR, attributes={"step.status": word}) is _FAILED
+
+
+# 2. The status ERROR
+
+
+def test_an_error_is_a_failure() -> None:
+    """Without other evidence ERROR means failed, whatever its description says."""
+    assert _outcome(_ERROR) is _FAILED
+    assert _outcome(_ERROR, "the payment was not Cancelled in time") is _FAILED
+    assert _outcome(_ERROR, "ValueError: CancelledError") is _FAILED
+    assert _outcome(_ERROR, events=[_raised("ValueError")], flying=ValueError()) is _FAILED
+    assert _outcome(_ERROR, events=[_raised("_OTHER")], attributes={"error.type": "503"}) is _FAILED
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *sorted(CANCELLATIONS),
+        "asyncio.exceptions.CancelledError",
+        "trio.Cancelled",
+        "concurrent.futures._base.CancelledError",
+    ],
+)
+def test_an_error_that_is_a_cancellation_is_cancelled(kind: str) -> None:
+    """The last event, ``error.type`` and the description's first word are each enough."""
+    assert _outcome(_ERROR, events=[_raised("ValueError"), _raised(kind)]) is _CANCELLED
+    assert _outcome(_ERROR, attributes={"error.type": kind}) is _CANCELLED
+    assert _outcome(_ERROR, f"{kind}: stopped") is _CANCELLED
+    assert _outcome(_ERROR, f"{kind}()Traceback (most recent call last)") is _CANCELLED
+
+
+def test_a_cancellation_that_was_survived_is_not_the_last_word() -> None:
+    """Only the last exception that was recorded tells how it ended."""
+    assert _outcome(_ERROR, events=[_raised("CancelledError"), _raised("ValueError")]) is _FAILED
+    assert _outcome(events=[_raised("CancelledError"), _raised("ValueError")]) is _SUCCESS
+
+
+def test_other_events_are_no_exceptions() -> None:
+    """An event of another name, or without a type, says nothing, not even between two others."""
+    other = [Event("retry", {"exception.type": "CancelledError"}), Event("exception")]
+    assert _outcome(_ERROR, events=other[:1]) is _FAILED
+    assert _outcome(_ERROR, events=[_raised("trio.Cancelled"), other[0]]) is _CANCELLED
+    assert _outcome(_ERROR, events=other) is _FAILED
+
+
+@pytest.mark.parametrize("code", [_ERROR, _UNSET, _OK])
+def test_a_pause_is_no_end(code: StatusCode) -> None:
+    """A graph that waits for a human has not ended: nothing is sent, whatever the instrumentation made of it."""
+    assert _outcome(code, events=[_raised("langgraph.errors.GraphInterrupt")]) is None
+    assert _outcome(code, flying=GraphInterrupt()) is None
+    assert _outcome(code, flying=_NodeInterrupt()) is None
+
+
+def test_an_error_named_as_a_pause_is_no_end() -> None:
+    """Under ERROR the description and ``error.type`` tell of a pause as well."""
+    assert _outcome(_ERROR, "GraphInterrupt(())") is None
+    assert _outcome(_ERROR, attributes={"error.type": "NodeInterrupt"}) is None
+
+
+def test_a_generator_closed_early_has_succeeded() -> None:
+    """Its consumer had enough; unless the step tells of a failure besides."""
+    closed = [_raised("GeneratorExit")]
+    assert _outcome(_ERROR, "GeneratorExit: ", events=closed, flying=GeneratorExit()) is _SUCCESS
+    assert _outcome(flying=GeneratorExit()) is _SUCCESS
+    assert _outcome(_ERROR, "database is down", events=closed, flying=GeneratorExit()) is _FAILED
+    assert _outcome(_ERROR, events=closed, attributes={"error.type": "TimeoutError"}) is _FAILED
+    assert _outcome(_ERROR, "database is down", flying=GeneratorExit()) is _FAILED
+
+
+# 3. to 5. An exception in flight, OK, UNSET
+
+
+@pytest.mark.parametrize("code", StatusCode)
+@pytest.mark.parametrize(
+    "flying",
+    [
+        asyncio.CancelledError(),
+        _Cancelled(),
+        concurrent.futures.CancelledError(),
+        KeyboardInterrupt(),
+        SystemExit(0),
+        _trio_cancelled(),
+        BaseExceptionGroup("", [asyncio.CancelledError(), BaseExceptionGroup("", [_trio_cancelled()])]),
+        BaseExceptionGroup("", [asyncio.CancelledError(), GeneratorExit()]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_cancellation_in_flight_is_cancelled(code: StatusCode, flying: BaseException) -> None:
+    """A step that ends while a cancellation passes through it was cancelled, even under OK."""
+    assert _outcome(code, flying=flying) is _CANCELLED
+
+
+@pytest.mark.parametrize(
+    "flying",
+    [
+        ValueError(),
+        TimeoutError(),
+        ExceptionGroup("", [ValueError(), TimeoutError()]),
+        BaseExceptionGroup("", [asyncio.CancelledError(), ValueError()]),
+        BaseExceptionGroup("", [asyncio.CancelledError(), GraphInterrupt()]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_exception_in_flight_is_a_failure_that_nobody_recorded(flying: BaseException) -> None:
+    """Under UNSET it means failed; a group too, when but one of its members failed; OK is stronger."""
+    assert _outcome(_UNSET, flying=flying) is _FAILED
+    assert _outcome(_OK, flying=flying) is _SUCCESS
+
+
+@pytest.mark.parametrize(
+    "flying",
+    [
+        GeneratorExit(),
+        StopIteration(),
+        StopAsyncIteration(),
+        BaseExceptionGroup("", [GeneratorExit(), StopIteration()]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_control_flow_in_flight_means_nothing(flying: BaseException) -> None:
+    """Generators end by exceptions, which says nothing about the step."""
+    assert _outcome(_UNSET, flying=flying) is _SUCCESS
+    assert _outcome(_ERROR, flying=flying) is _FAILED
+
+
+def test_a_recorded_cancellation_under_unset_is_cancelled() -> None:
+    """A handler that records what stopped the step, and sets no status, has said enough."""
+    assert _outcome(events=[_raised("asyncio.exceptions.CancelledError")]) is _CANCELLED
+
+
+def test_a_recorded_exception_under_unset_is_no_failure() -> None:
+    """An exception that was recorded and survived, without a status, is none of the step's own."""
+    assert _outcome(events=[_raised("ValueError")]) is _SUCCESS
+
+
+def test_ok_is_success() -> None:
+    """OK is the word of whoever wrote the step."""
+    assert _outcome(_OK, events=[_raised("ValueError")]) is _SUCCESS
+    assert _outcome(_OK, events=[_raised("CancelledError")]) is _SUCCESS

@@ -1,0 +1,80 @@
+"""How a step ended, whatever its span holds."""
+
+import asyncio
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.trace import Status, StatusCode
+
+from otel_step_hook.steps.event import Outcome, attributes_of
+from otel_step_hook.steps.outcome import CANCELLATIONS, CONTROL_FLOW, PAUSES, outcome_of
+
+
+class GraphInterrupt(Exception):  # noqa: N818 -- LangGraph's own name
+    """A pause."""
+
+
+_any_text = st.text(st.characters(exclude_categories=()))
+_names = st.sampled_from(sorted(CANCELLATIONS | PAUSES | CONTROL_FLOW | {"ValueError", "_OTHER", "503", ""}))
+_kinds = _names | _names.map(lambda name: f"some.module.{name}") | _any_text
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | _kinds
+_anything = _scalars | st.lists(_scalars).map(tuple) | st.dictionaries(_any_text, _scalars)
+_attributes = st.dictionaries(st.sampled_from(["step.status", "error.type", "step_id"]) | _any_text, _anything)
+_events = st.lists(
+    st.builds(
+        Event,
+        name=st.sampled_from(["exception", "retry"]),
+        attributes=st.none() | st.dictionaries(st.just("exception.type") | _any_text, _anything),
+    )
+)
+_leaves = st.sampled_from(
+    [ValueError, TimeoutError, GraphInterrupt, StopIteration, GeneratorExit, asyncio.CancelledError, SystemExit]
+).map(lambda kind: kind())
+_exceptions = st.recursive(
+    _leaves, lambda inner: st.lists(inner, min_size=1).map(lambda some: BaseExceptionGroup("group", some)), max_leaves=5
+)
+_spans = st.builds(
+    ReadableSpan,
+    name=_any_text,
+    status=st.builds(Status, st.just(StatusCode.ERROR), st.none() | _kinds | _kinds.map(lambda kind: f"{kind}: why"))
+    | st.sampled_from([StatusCode.UNSET, StatusCode.OK]).map(Status),
+    events=_events,
+    attributes=st.none() | _attributes,
+)
+
+
+@given(_spans, st.none() | _exceptions)
+def test_every_step_has_an_outcome_or_has_paused(span: ReadableSpan, flying: BaseException | None) -> None:
+    """Whatever a span holds, it is classified without an error, and without being changed."""
+    before = repr((span.attributes, span.events, span.status))
+    assert outcome_of(span, attributes_of(span), flying) in {*Outcome, None}
+    assert repr((span.attributes, span.events, span.status)) == before
+
+
+@given(_spans, st.none() | _exceptions, st.randoms())
+def test_the_order_of_attributes_does_not_matter(
+    span: ReadableSpan, flying: BaseException | None, rand: random.Random
+) -> None:
+    """Attributes are a set: whoever set them last has no more to say."""
+    attributes = attributes_of(span)
+    items = list(attributes.items())
+    rand.shuffle(items)
+    assert outcome_of(span, dict(items), flying) is outcome_of(span, attributes, flying)
+
+
+@given(_spans, _leaves)
+def test_a_cancellation_in_flight_is_never_a_success(span: ReadableSpan, flying: BaseException) -> None:
+    """Without the user's word, a cancellation that passes through a step makes it cancelled, in every case."""
+    attributes = {key: value for key, value in attributes_of(span).items() if key != "step.status"}
+    is_cancellation = isinstance(flying, asyncio.CancelledError | SystemExit)
+    assert not is_cancellation or outcome_of(span, attributes, flying) is Outcome.CANCELLED
+
+
+@given(_spans)
+def test_an_error_without_a_pause_is_told(span: ReadableSpan) -> None:
+    """What is no pause is never kept back."""
+    told = f"{span.status.description} {span.attributes} {[event.attributes for event in span.events]}"
+    has_pause = any(pause in told for pause in PAUSES)
+    assert has_pause or outcome_of(span, attributes_of(span), None) is not None

@@ -1,0 +1,254 @@
+import asyncio
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from pytest_httpserver import HTTPServer
+
+from otel_step_hook import ConfigurationError, StepHookSettings
+from otel_step_hook.delivery.probe import Finding, excerpt_without_secrets, probe, send_one
+from otel_step_hook.delivery.signing import new_secret
+from otel_step_hook.delivery.transport import ANSWER_LIMIT
+from otel_step_hook.receiver import verify
+from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver
+
+
+def _probe(url: str, *, patience: float = 5.0, **settings: str) -> list[Finding]:
+    return asyncio.run(probe(StepHookSettings(webhook=url, **settings), patience=patience))
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on loopback that is taken, and on which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Decides what the name hook.example leads to: addresses, or an error."""
+
+    def leads_to(*addresses: str, error: Exception | None = None) -> None:
+        def look_up(_host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+            if error is not None:
+                raise error
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    return leads_to
+
+
+def test_an_open_port(step_receiver: ScriptedReceiver) -> None:
+    """An endpoint that accepts connections can be reached, and has heard nothing."""
+    (finding,) = _probe(step_receiver.url)
+    assert (finding.tried, finding.is_ok) == ("connect", True)
+    assert "127.0.0.1:" in finding.told
+    assert step_receiver.received == []
+
+
+def test_a_closed_port(closed_port: int) -> None:
+    """A refused connection is told as what it is."""
+    assert _probe(f"http://127.0.0.1:{closed_port}/") == [
+        Finding("connect", is_ok=False, told=f"127.0.0.1:{closed_port} refuses connections: nothing listens there")
+    ]
+
+
+def test_no_way_there() -> None:
+    """Where the system knows no way to an address, it says why in its own words."""
+    (finding,) = _probe("http://255.255.255.255:9/")
+    assert not finding.is_ok
+    assert finding.told.startswith("255.255.255.255:9 cannot be reached: ")
+
+
+def test_ipv6_is_written_with_brackets() -> None:
+    """An IPv6 address and its port can be told apart."""
+    (finding,) = _probe("http://[::1]:9/")
+    assert finding.told.startswith("[::1]:9 ")
+
+
+def test_a_name(resolver: Callable[..., None], step_receiver: ScriptedReceiver) -> None:
+    """All addresses of a name are shown, and tried until one accepts."""
+    resolver("127.0.0.2", "127.0.0.1", "127.0.0.3")
+    findings = _probe(step_receiver.url.replace("127.0.0.1", "hook.example"))
+    assert findings[0] == Finding("name", is_ok=True, told="hook.example is 127.0.0.2, 127.0.0.1, 127.0.0.3")
+    assert [(finding.tried, finding.is_ok) for finding in findings[1:]] == [("connect", False), ("connect", True)]
+
+
+def test_a_name_all_of_whose_addresses_refuse(resolver: Callable[..., None], closed_port: int) -> None:
+    """The endpoint cannot be reached when its last address refuses too."""
+    resolver("127.0.0.1", "127.0.0.1", "127.0.0.2")
+    findings = _probe(f"http://hook.example:{closed_port}/")
+    assert [finding.is_ok for finding in findings] == [True, False, False]
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long")])
+def test_an_unknown_name(resolver: Callable[..., None], error: Exception) -> None:
+    """A name that does not exist, or cannot, is told as such."""
+    resolver(error=error)
+    assert _probe("http://hook.example/") == [
+        Finding(
+            "name",
+            is_ok=False,
+            told="hook.example cannot be resolved: no such name, or no name server that knows it",
+        )
+    ]
+
+
+def test_a_name_that_leads_to_a_metadata_service(resolver: Callable[..., None]) -> None:
+    """The address of a metadata service is not tried."""
+    resolver("169.254.169.254")
+    (finding,) = _probe("http://hook.example/")
+    assert (finding.is_ok, finding.told) == (
+        False,
+        "hook.example leads to a cloud metadata service, which is refused",
+    )
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    """A certificate authority of our own."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_server(authority: trustme.CA) -> Iterator[HTTPServer]:
+    """An https server with a certificate of *authority*."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with HTTPServer(host="127.0.0.1", ssl_context=context) as server:
+        yield server
+
+
+def test_tls(tls_server: HTTPServer, authority: trustme.CA, tmp_path: Path) -> None:
+    """With a trusted certificate, the version of TLS and the end of the certificate are shown."""
+    trusted = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    findings = _probe(tls_server.url_for("/"), certificate=str(trusted))
+    assert [(finding.tried, finding.is_ok) for finding in findings] == [("connect", True), ("TLS", True)]
+    assert findings[1].told.startswith("TLSv1.3, certificate valid until ")
+
+
+def test_an_untrusted_certificate(tls_server: HTTPServer) -> None:
+    """A certificate of an unknown authority is refused, with a hint at the setting."""
+    finding = _probe(tls_server.url_for("/"))[-1]
+    assert (finding.tried, finding.is_ok) == ("TLS", False)
+    assert finding.told.startswith("certificate not trusted, ")
+    assert finding.told.endswith("; see STEP_COMPLETE_CERTIFICATE")
+
+
+def test_https_to_a_port_that_speaks_http(step_receiver: ScriptedReceiver) -> None:
+    """The common slip of https for http is guessed."""
+    finding = _probe(step_receiver.url.replace("http://", "https://"))[-1]
+    assert (finding.tried, finding.is_ok) == ("TLS", False)
+    assert finding.told.endswith("does the endpoint speak https, not http?")
+
+
+def _say_nothing(_: socket.socket, closing: threading.Event) -> None:
+    closing.wait()
+
+
+def test_a_server_that_says_nothing() -> None:
+    """Nobody waits longer than the patience for TLS, and no other address is tried after it."""
+    with HostileReceiver(_say_nothing) as receiver:
+        findings = _probe(receiver.url.replace("http://", "https://"), patience=0.2)
+    assert [finding.is_ok for finding in findings] == [True, False]
+    assert findings[1] == Finding("TLS", is_ok=False, told="gives no answer within 0.2 s")
+
+
+def test_a_proxy(step_receiver: ScriptedReceiver, closed_port: int) -> None:
+    """With a proxy only the proxy is tried: the name of the endpoint is the proxy's to look up."""
+    url = "http://hook.invalid/"
+    (finding,) = _probe(url, proxy=step_receiver.url)
+    assert (finding.tried, finding.is_ok) == ("proxy", True)
+    (finding,) = _probe(url, proxy=f"http://127.0.0.1:{closed_port}")
+    assert (finding.tried, finding.is_ok) == ("proxy", False)
+    assert step_receiver.received == []
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    """A certificate file that is none is an error of configuration."""
+    with pytest.raises(ConfigurationError):
+        _probe("https://127.0.0.1:9/", certificate=str(tmp_path / "none.pem"))
+
+
+# One webhook by hand
+
+
+def test_send_one(step_receiver: ScriptedReceiver) -> None:
+    """One attempt is made, as the processor makes it, with a trace context that asks nobody to record."""
+    secret = new_secret()
+    settings = StepHookSettings(webhook=step_receiver.url, key="sesame", signing_secret=secret)
+    step_receiver.answers(Answer(503, body=b"later"))
+    trial = asyncio.run(send_one(settings, "step-mine"))
+    assert (trial.step_id, trial.result.status_code, trial.result.excerpt) == ("step-mine", 503, b"later")
+    assert 0 < trial.took < 10
+    (received,) = step_receiver.received
+    step = verify(received.body, received.headers, key="sesame", signing_secret=secret)
+    assert (step.step_id, step.webhook_id) == ("step-mine", trial.webhook_id)
+    assert received.headers["traceparent"].endswith("-00")
+
+
+def test_send_one_under_a_new_id(step_receiver: ScriptedReceiver) -> None:
+    """Without a step id each webhook tells of another step."""
+    settings = StepHookSettings(webhook=step_receiver.url)
+    first, second = (asyncio.run(send_one(settings)) for _ in range(2))
+    assert first.step_id.startswith("step-")
+    assert first.step_id != second.step_id
+    assert first.result.is_success
+
+
+# What is shown of an answer
+
+_SIGNING = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def _shown(text: str, **settings: str) -> str:
+    return excerpt_without_secrets(text.encode(), StepHookSettings(**settings))
+
+
+def test_an_answer_without_secrets() -> None:
+    """Whatever is no secret is shown as it is."""
+    assert _shown("merci, reçu") == "merci, reçu"
+    assert _shown("merci", webhook="http://127.0.0.1/hook", key="k9") == "merci"
+
+
+def test_bytes_that_are_no_text() -> None:
+    """An answer in some other encoding is shown as far as it can be read."""
+    assert excerpt_without_secrets(b"a\xffb", StepHookSettings()) == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("settings", "secret"),
+    [
+        ({"key": "open sesame"}, "open sesame"),
+        ({"key": 'with"quote'}, json.dumps('with"quote')[1:-1]),
+        ({"signing_secret": _SIGNING}, _SIGNING),
+        ({"signing_secret": _SIGNING}, _SIGNING.removeprefix("whsec_")),
+        ({"headers": "x-token=t0ken-value"}, "t0ken-value"),
+        ({"headers": "authorization=Basic dXNlcjpwYXNz"}, "dXNlcjpwYXNz"),
+        ({"webhook": "http://user:p%40ss@127.0.0.1/"}, "p@ss"),
+        ({"webhook": "http://user:p%40ss@127.0.0.1/"}, "p%40ss"),
+        ({"webhook": "http://user:pass@127.0.0.1/"}, "dXNlcjpwYXNz"),
+        ({"webhook": "http://127.0.0.1/services/T024BE7LD-x9/hook"}, "T024BE7LD-x9"),
+        ({"webhook": "http://127.0.0.1/hook?token=abc123"}, "abc123"),
+    ],
+)
+def test_echoed_secrets(settings: dict[str, str], secret: str) -> None:
+    """A secret that the receiver echoes is not shown, in whatever form it comes back."""
+    shown = _shown(f"you sent <{secret}>, twice: {secret}", **settings)
+    assert secret not in shown
+    assert shown.startswith("you sent ")
+    assert shown.count("***") >= 2
+
+
+def test_a_secret_that_is_cut_in_half() -> None:
+    """Where the answer was cut off, its end is not shown: it may be the beginning of a secret."""
+    text = ("x" * ANSWER_LIMIT)[:-5] + "sesam"
+    assert _shown(text, key="sesame") == "x" * (ANSWER_LIMIT - 6)

@@ -1,0 +1,277 @@
+"""The processor among other processors, in one provider or several, under each kind of sampling."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lines import Lines
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import (
+    ConcurrentMultiSpanProcessor,
+    ReadableSpan,
+    Span,
+    SpanProcessor,
+    SynchronousMultiSpanProcessor,
+    TracerProvider,
+)
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
+from support import pipeline
+
+from otel_step_hook import StepHookProcessor, StepHookSettings
+from otel_step_hook.testing import ScriptedReceiver
+
+
+@pytest.fixture
+def hook(step_receiver: ScriptedReceiver) -> Iterator[StepHookProcessor]:
+    """A hook without a provider, shut down at the end."""
+    made = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5))
+    yield made
+    made.shutdown()
+
+
+def _provider(*processors: SpanProcessor, name: str = "tests", sampler: Sampler = ALWAYS_ON) -> TracerProvider:
+    provider = TracerProvider(sampler, Resource({"service.name": name}), shutdown_on_exit=False)
+    for processor in processors:
+        provider.add_span_processor(processor)
+    return provider
+
+
+def _end_step(provider: TracerProvider, step_id: str = "step-1") -> None:
+    provider.get_tracer("tests").start_span("step", attributes={"step_id": step_id}).end()
+
+
+def _names(exporter: InMemorySpanExporter) -> list[str]:
+    return sorted(span.name for span in exporter.get_finished_spans())
+
+
+_WHOLE = ["POST", "step", "step_hook.deliver"]
+
+
+# Order
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("end", ["shutdown", "force_flush"])
+def test_deliveries_are_exported_in_either_order(
+    end: str, hook: StepHookProcessor, step_receiver: ScriptedReceiver, *, is_first: bool
+) -> None:
+    """Whether the hook is added before the exporter or after, its spans are exported when the provider ends."""
+    exporter = InMemorySpanExporter()
+    batch = BatchSpanProcessor(exporter)
+    provider = _provider(*((hook, batch) if is_first else (batch, hook)))
+    _end_step(provider)
+    getattr(provider, end)()
+    assert len(step_receiver.received) == 1
+    assert _names(exporter) == _WHOLE
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("order", ["hook hook", "exporter hook hook", "hook exporter hook", "hook hook exporter"])
+def test_a_hook_that_is_added_twice_tells_once(
+    order: str, hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """Two set-ups that do not know of each other cost no second webhook."""
+    exporter = SimpleSpanProcessor(InMemorySpanExporter())
+    provider = _provider(*(hook if name == "hook" else exporter for name in order.split()))
+    _end_step(provider)
+    _end_step(provider, "step-2")
+    provider.shutdown()
+    assert sorted(webhook.step_id for webhook in step_receiver.received) == ["step-1", "step-2"]
+
+
+def test_a_hook_that_is_added_again_later_tells_once(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """The same when the second set-up comes after the first step."""
+    provider = _provider(hook)
+    _end_step(provider)
+    provider.add_span_processor(hook)
+    _end_step(provider, "step-2")
+    provider.shutdown()
+    assert sorted(webhook.step_id for webhook in step_receiver.received) == ["step-1", "step-2"]
+
+
+class _Wrapper(SpanProcessor):
+    """Passes everything on, as Logfire's and other people's wrappers do."""
+
+    def __init__(self, inner: SpanProcessor) -> None:
+        self._inner = inner
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        self._inner.on_start(span, parent_context)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._inner.on_end(span)
+
+    def shutdown(self) -> None:
+        self._inner.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._inner.force_flush(timeout_millis)
+
+
+def test_a_hook_inside_another_processor_tells_once(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """A hook that is wrapped, or part of a composite, stays where it was put."""
+    composite = SynchronousMultiSpanProcessor()  # type: ignore[no-untyped-call]  # -- the SDK has no annotation there
+    composite.add_span_processor(_Wrapper(hook))
+    exporter = InMemorySpanExporter()
+    provider = _provider(composite, SimpleSpanProcessor(exporter))
+    _end_step(provider)
+    provider.shutdown()
+    assert len(step_receiver.received) == 1
+    assert _names(exporter) == _WHOLE
+
+
+def test_the_order_is_left_alone_while_somebody_changes_it(
+    hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """A signal handler that ends a step inside ``add_span_processor()`` meets a lock of its own thread: no wait."""
+    batch = BatchSpanProcessor(InMemorySpanExporter())
+    provider = _provider(batch, hook)
+    processors = provider._active_span_processor
+    assert isinstance(processors, SynchronousMultiSpanProcessor)
+    with processors._lock:
+        _end_step(provider)
+    assert [*processors._span_processors] == [batch, hook]
+    _end_step(provider, "step-2")
+    assert [*processors._span_processors] == [hook, batch]
+    provider.shutdown()
+    assert len(step_receiver.received) == 2
+
+
+# Several providers
+
+
+def _services(exporter: InMemorySpanExporter) -> set[object]:
+    return {span.resource.attributes["service.name"] for span in exporter.get_finished_spans()}
+
+
+def test_one_hook_serves_two_providers(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """Each delivery is recorded where its step is: same processors, same resource, same trace."""
+    exporters = InMemorySpanExporter(), InMemorySpanExporter()
+    providers = [
+        _provider(SimpleSpanProcessor(exporter), hook, name=name)
+        for name, exporter in zip(("one", "two"), exporters, strict=True)
+    ]
+    for number in range(3):
+        for provider in providers:
+            _end_step(provider, f"step-{number}")
+    for provider in providers:
+        assert provider.force_flush()
+    assert [_services(exporter) for exporter in exporters] == [{"one"}, {"two"}]
+    assert [_names(exporter) for exporter in exporters] == [sorted(_WHOLE * 3)] * 2
+    for exporter in exporters:
+        spans = exporter.get_finished_spans()
+        steps = {span.context.span_id for span in spans if span.name == "step"}
+        parents = [span.parent for span in spans if span.name == "step_hook.deliver"]
+        assert {parent.span_id for parent in parents if parent is not None} == steps
+    assert len(step_receiver.received) == 6
+    for provider in providers:
+        provider.shutdown()
+
+
+def test_two_hooks_serve_a_provider_each(step_receiver: ScriptedReceiver) -> None:
+    """Two providers, each with a hook of its own, know nothing of each other."""
+    with pipeline(step_receiver.url) as one, pipeline(step_receiver.url) as two:
+        one.end_step("one")
+        two.end_step("two")
+        assert [len(hooked.spans) for hooked in (one, two)] == [3, 3]
+        assert one.named("step")[0].context.trace_id == one.named("POST")[0].context.trace_id
+    assert sorted(webhook.step_id for webhook in step_receiver.received) == ["one", "two"]
+
+
+# Sampling
+
+
+class _RecordOnly(Sampler):
+    """Records, and exports nothing: how unsampled steps reach a processor."""
+
+    def should_sample(self, *given: Any, **named: Any) -> SamplingResult:
+        return SamplingResult(Decision.RECORD_ONLY, ALWAYS_ON.should_sample(*given, **named).attributes)
+
+    def get_description(self) -> str:
+        return "record only"
+
+
+@pytest.mark.parametrize("sampler", [_RecordOnly(), ParentBased(_RecordOnly())])
+def test_a_step_that_is_recorded_and_not_sampled_is_told(
+    sampler: Sampler, hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """Its webhook is sent, and says that the trace is not sampled; nothing of it is exported."""
+    exporter = InMemorySpanExporter()
+    provider = _provider(hook, BatchSpanProcessor(exporter), sampler=sampler)
+    _end_step(provider)
+    provider.shutdown()
+    (webhook,) = step_receiver.received
+    assert int(webhook.headers["traceparent"].rpartition("-")[2], 16) & 1 == 0
+    assert _names(exporter) == []
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_OFF, TraceIdRatioBased(0)])
+def test_a_step_that_is_not_recorded_cannot_be_told(
+    sampler: Sampler, hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """The SDK shows such a span to no processor; nothing happens, and nothing breaks."""
+    provider = _provider(hook, sampler=sampler)
+    _end_step(provider)
+    provider.shutdown()
+    assert step_receiver.received == []
+
+
+# Processors that are none of ours
+
+
+def test_processors_that_run_in_parallel_do_not_harm(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """With a ConcurrentMultiSpanProcessor steps are told and deliveries recorded, though no exception is visible."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(active_span_processor=ConcurrentMultiSpanProcessor(2), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.add_span_processor(hook)
+    for number in range(20):
+        _end_step(provider, f"step-{number}")
+    assert hook.force_flush()
+    assert len(step_receiver.received) == 20
+    assert _names(exporter) == sorted(_WHOLE * 20)
+    provider.shutdown()
+
+
+class _Faulty(SpanProcessor):
+    def on_end(self, span: ReadableSpan) -> None:
+        raise RuntimeError(f"cannot take {span.name}")
+
+
+def test_a_processor_that_raises_costs_no_webhook(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """The SDK lets such an exception reach the application; the hook, which comes first, has done its part."""
+    provider = _provider(_Faulty(), hook)
+    with Lines() as lines:
+        for step_id in ("step-1", "step-2"):
+            with pytest.raises(RuntimeError, match="cannot take step"):
+                _end_step(provider, step_id)
+        assert hook.force_flush()
+        record = lines.wait_for("a delivery could not be recorded: RuntimeError")
+    assert record.levelno == logging.ERROR
+    assert len(step_receiver.received) == 2
+    provider.shutdown()
+
+
+def test_a_span_of_our_own_scope_is_never_a_step(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """Deliveries are not told in their turn, not even by a rule that takes every span for a step."""
+    provider = _provider(hook)
+    provider.get_tracer("otel_step_hook").start_span("step", attributes={"step_id": "step-1"}).end()
+    provider.shutdown()
+    assert step_receiver.received == []
+    with pipeline(step_receiver.url, is_step=lambda _: True) as hooked:
+        hooked.tracer.start_span("step").end()
+        assert hooked.provider.force_flush()
+        assert len(hooked.spans) == 3
+    assert len(step_receiver.received) == 1

@@ -1,0 +1,361 @@
+import json
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import httpx
+import pytest
+from fastapi import Depends, FastAPI, HTTPException, Request
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from standardwebhooks import Webhook
+
+import otel_step_hook.receiver
+from otel_step_hook.delivery.signing import new_secret, parse_secrets, sign
+from otel_step_hook.errors import ConfigurationError, VerificationError
+from otel_step_hook.receiver import ReceivedStep, verify
+
+_NOW = 1_700_000_000
+_KEY = "sekret-key"
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+_BODY = b'{"step_id": "step-1"}'
+
+_any_text = st.text(st.characters(exclude_categories=()))
+
+
+def _signed(
+    body: bytes = _BODY, *, secret: str = _SECRET, timestamp: int = _NOW, webhook_id: str = "msg_1"
+) -> dict[str, str]:
+    signature = sign(parse_secrets(secret), webhook_id=webhook_id, timestamp=timestamp, body=body)
+    return {"webhook-id": webhook_id, "webhook-timestamp": str(timestamp), "webhook-signature": signature}
+
+
+def _refusal(
+    body: bytes = _BODY,
+    headers: dict[str, str] | None = None,
+    *,
+    key: str | None = None,
+    signing_secret: str | None = None,
+) -> VerificationError:
+    with pytest.raises(VerificationError) as caught:
+        verify(body, headers or {}, key=key, signing_secret=signing_secret, now=_NOW)
+    told = str(caught.value)
+    assert len(told.split("; ")) == 3  # what happened; what was expected; what to do
+    assert "; expected" in told
+    assert _KEY not in told
+    assert _SECRET.removeprefix("whsec_") not in told
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return caught.value
+
+
+# The body
+
+
+def test_a_bare_step() -> None:
+    """The smallest payload gives the step's id; what is not sent is None."""
+    assert verify(_BODY, {}) == ReceivedStep(step_id="step-1")
+
+
+def test_a_full_step() -> None:
+    """The full payload gives all of it; keys of a newer sender are ignored."""
+    body = {
+        "step_id": "step-1",
+        "type": "step.failed",
+        "timestamp": "2026-11-06T08:49:37.123456Z",
+        "data": {"outcome": "failed", "deep": [{"er": None}]},
+        "of a later version": 1,
+    }
+    step = verify(json.dumps(body).encode(), {"Webhook-Id": "msg_1"})
+    assert step.model_dump() == {
+        "step_id": "step-1",
+        "type": "step.failed",
+        "timestamp": datetime(2026, 11, 6, 8, 49, 37, 123456, tzinfo=UTC),
+        "data": {"outcome": "failed", "deep": [{"er": None}]},
+        "webhook_id": "msg_1",
+    }
+
+
+def test_a_received_step_stays_as_it_was_received() -> None:
+    """Nobody can change a step after it was verified."""
+    step = verify(_BODY, {})
+    with pytest.raises(ValidationError, match="frozen"):
+        step.step_id = "step-2"  # type: ignore[misc]  # -- the attempt is what is tested
+
+
+@pytest.mark.parametrize("forged", ['"msg_2"', "5", "null"])
+def test_the_webhook_id_is_the_headers(forged: str) -> None:
+    """A body cannot choose the id that its receiver deduplicates by."""
+    body = f'{{"step_id": "step-1", "webhook_id": {forged}}}'.encode()
+    assert verify(body, {}).webhook_id is None
+    assert verify(body, {"webhook-id": "msg_1"}).webhook_id == "msg_1"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "body"),
+        (b"step-1", "body"),
+        (b'{"step_id": "step-1"', "body"),
+        (b'{"step_id": "\xff"}', "body"),
+        (b'["step-1"]', "body"),
+        (b"{}", "step_id"),
+        (b'{"step_id": ""}', "step_id"),
+        (b'{"step_id": 1}', "step_id"),
+        (b'{"step_id": "s", "timestamp": "yesterday"}', "timestamp"),
+        (b'{"step_id": "s", "timestamp": 1e999}', "timestamp"),
+        (b'{"step_id": "s", "data": "hello"}', "data"),
+        (b'{"step_id": "s", "data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "body"),
+        (b'{"step_id": ' + b"1" * 10_000 + b"}", ""),
+    ],
+)
+def test_a_malformed_body_is_a_bad_request(body: bytes, told: str) -> None:
+    """A body that is no step is refused with 400, and told where it went wrong without being quoted."""
+    error = _refusal(body)
+    assert error.status_code == 400
+    assert f"the body is no step ({told}" in str(error)
+    assert "yesterday" not in str(error)
+
+
+@given(st.binary() | _any_text.map(lambda text: json.dumps({"step_id": text, "data": {text: text}}).encode()))
+def test_no_body_makes_it_raise_anything_else(body: bytes) -> None:
+    """Whatever arrives is a step, or a VerificationError."""
+    try:
+        assert verify(body, {}).step_id
+    except VerificationError as error:
+        assert error.status_code == 400  # noqa: PT017 -- a step is right, too
+
+
+# The key
+
+
+@pytest.mark.parametrize("authorization", ["Bearer sekret-key", "bearer sekret-key", "BEARER  sekret-key "])
+def test_the_right_key(authorization: str) -> None:
+    """The bearer token must match; scheme and header name match in any case."""
+    assert verify(_BODY, {"AUTHORIZATION": authorization}, key=_KEY).step_id == "step-1"
+
+
+def test_a_key_from_a_file_may_end_in_a_line_break() -> None:
+    """Space around the key means nothing, as the sender cannot send it."""
+    assert verify(_BODY, {"authorization": "Bearer sekret-key"}, key="sekret-key\n").step_id == "step-1"
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "sekret-key",
+        "Basic sekret-key",
+        "Bearer sekret-ke",
+        "Bearer Sekret-Key",
+        "Bearer \udc80",
+    ],
+)
+def test_a_wrong_key(authorization: str) -> None:
+    """Any other token is refused with 401, and the message tells what to set, but no key."""
+    error = _refusal(headers={"authorization": authorization}, key=_KEY)
+    assert error.status_code == 401
+    assert ("is wrong" if authorization else "is missing") in str(error)
+    assert "set STEP_COMPLETE_KEY" in str(error)
+
+
+def test_no_authorization_header_at_all() -> None:
+    """A request without the header is told that it is missing."""
+    assert "authorization header is missing" in str(_refusal(key=_KEY))
+
+
+def test_a_wrong_key_is_told_before_anything_about_the_body() -> None:
+    """Who has not proved who he is learns nothing about what is accepted."""
+    assert _refusal(b"junk", key=_KEY).status_code == 401
+    assert _refusal(b"junk", _signed(b"other"), signing_secret=_SECRET).status_code == 401
+
+
+@pytest.mark.parametrize("key", ["", " ", "\n"])
+def test_an_empty_key_lets_nobody_in(key: str) -> None:
+    """A receiver whose key is set but empty is told so, before an empty token could match it."""
+    with pytest.raises(ConfigurationError, match=r"the key to verify with is empty; expected .*; pass"):
+        verify(_BODY, {"authorization": "Bearer "}, key=key)
+
+
+@given(_any_text)
+def test_no_authorization_makes_it_raise_anything_else(text: str) -> None:
+    """Whatever stands in the header is the key, or a VerificationError."""
+    with pytest.raises(VerificationError):
+        verify(_BODY, {"authorization": text}, key=_KEY)
+
+
+# The signature
+
+
+def test_a_genuine_signature() -> None:
+    """A fresh signature by the secret is accepted, and the id comes with it."""
+    assert verify(_BODY, _signed(), signing_secret=_SECRET, now=_NOW).webhook_id == "msg_1"
+
+
+def test_a_signature_by_an_independent_signer() -> None:
+    """What the specification's own library signs is accepted, by this machine's clock."""
+    moment = datetime.now(UTC)
+    secret = new_secret()
+    headers = {
+        "Webhook-Id": "msg_1",
+        "Webhook-Timestamp": str(int(moment.timestamp())),
+        "Webhook-Signature": Webhook(secret).sign("msg_1", moment, _BODY.decode()),
+    }
+    assert verify(_BODY, headers, signing_secret=secret).webhook_id == "msg_1"
+
+
+def test_any_secret_of_a_rotation() -> None:
+    """Receiver and sender need one secret in common, wherever it stands; junk in the list is passed over."""
+    old, new = new_secret(), new_secret()
+    headers = _signed(secret=f"{old} {new}")
+    headers["webhook-signature"] = f"junk v1,!!! v1a,x,y {headers['webhook-signature']}"
+    assert verify(_BODY, headers, signing_secret=new, now=_NOW).step_id == "step-1"
+    assert verify(_BODY, headers, signing_secret=f"{new_secret()} {old}", now=_NOW).step_id == "step-1"
+
+
+@pytest.mark.parametrize("lost", ["webhook-id", "webhook-timestamp", "webhook-signature"])
+def test_a_missing_header_is_named(lost: str) -> None:
+    """A proxy that drops a header, or empties it, can be found by the message."""
+    for headers in (_signed() | {lost: ""}, {name: text for name, text in _signed().items() if name != lost}):
+        error = _refusal(headers=headers, signing_secret=_SECRET)
+        assert error.status_code == 401
+        assert f"missing headers: {lost};" in str(error)
+
+
+def test_all_missing_headers_are_named_at_once() -> None:
+    """An unsigned request is told all that it lacks."""
+    error = _refusal(signing_secret=_SECRET)
+    assert "webhook-id, webhook-timestamp, webhook-signature" in str(error)
+    assert "set STEP_COMPLETE_SIGNING_SECRET of the sender" in str(error)
+
+
+@pytest.mark.parametrize(
+    "timestamp", ["now", "-1", "1.7e9", "1700000000.0", "\u0661", "1_700", " 17", "9" * 13, "9" * 5000]
+)
+def test_a_timestamp_that_is_none(timestamp: str) -> None:
+    """Only digits are a timestamp: nothing is guessed."""
+    error = _refusal(headers=_signed() | {"webhook-timestamp": timestamp}, signing_secret=_SECRET)
+    assert error.status_code == 401
+    assert "webhook-timestamp is no unix time" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("age", "told"), [(-301, "301 s ahead"), (-300, None), (0, None), (300, None), (301, "301 s old")]
+)
+def test_only_a_fresh_signature_counts(age: int, told: str | None) -> None:
+    """A replay, or a clock that is more than five minutes off, is refused, and told by how much."""
+    headers = _signed(timestamp=_NOW - age)
+    if told is None:
+        assert verify(_BODY, headers, signing_secret=_SECRET, now=_NOW).step_id == "step-1"
+    else:
+        error = _refusal(headers=headers, signing_secret=_SECRET)
+        assert error.status_code == 401
+        assert told in str(error)
+
+
+def test_the_tolerance_is_the_receivers_choice() -> None:
+    """Who needs more or less than five minutes says so."""
+    headers = _signed(timestamp=_NOW - 301)
+    assert verify(_BODY, headers, signing_secret=_SECRET, now=_NOW, tolerance=301.0).step_id == "step-1"
+    with pytest.raises(VerificationError, match="expected at most 10 s"):
+        verify(_BODY, headers, signing_secret=_SECRET, now=_NOW, tolerance=10.0)
+
+
+def test_a_forged_signature() -> None:
+    """Another body, another secret or another id is refused with 401."""
+    for headers in (_signed(b"{}"), _signed(secret=new_secret()), _signed() | {"webhook-id": "msg_2"}):
+        error = _refusal(headers=headers, signing_secret=_SECRET)
+        assert error.status_code == 401
+        assert "no signature in webhook-signature matches" in str(error)
+
+
+def test_key_and_signature_must_both_be_right() -> None:
+    """A receiver that asks for both is content with neither alone."""
+    both = _signed() | {"authorization": f"Bearer {_KEY}"}
+    assert verify(_BODY, both, key=_KEY, signing_secret=_SECRET, now=_NOW).step_id == "step-1"
+    _refusal(headers=_signed(), key=_KEY, signing_secret=_SECRET)
+    _refusal(headers={"authorization": f"Bearer {_KEY}"}, key=_KEY, signing_secret=_SECRET)
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "junk"])
+def test_a_receiver_with_a_bad_secret_is_told(secret: str) -> None:
+    """The receiver's own mistake is no fault of the sender: it is a ConfigurationError."""
+    with pytest.raises(ConfigurationError):
+        verify(_BODY, _signed(), signing_secret=secret, now=_NOW)
+
+
+@given(webhook_id=_any_text, timestamp=_any_text | st.integers().map(str), signature=_any_text)
+def test_no_signature_headers_make_it_raise_anything_else(webhook_id: str, timestamp: str, signature: str) -> None:
+    """Whatever a stranger sends is a VerificationError."""
+    headers = {"webhook-id": webhook_id, "webhook-timestamp": timestamp, "webhook-signature": signature}
+    with pytest.raises(VerificationError) as caught:
+        verify(_BODY, headers, signing_secret=_SECRET, now=_NOW)
+    assert caught.value.status_code == 401
+
+
+# In a real receiver
+
+_app = FastAPI()
+
+
+async def _verified(request: Request) -> ReceivedStep:
+    try:
+        return verify(await request.body(), request.headers, key=_KEY, signing_secret=_SECRET)
+    except VerificationError as error:
+        raise HTTPException(error.status_code, str(error)) from None
+
+
+@_app.post("/steps")
+async def _step_ended(step: Annotated[ReceivedStep, Depends(_verified)]) -> ReceivedStep:
+    return step
+
+
+def _post(body: bytes, headers: dict[str, str]) -> httpx.Response:
+    async def post() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(_app), base_url="http://receiver") as client:
+            return await client.post("/steps", content=body, headers=headers)
+
+    return anyio.run(post)
+
+
+def test_inside_fastapi() -> None:
+    """A FastAPI receiver takes a genuine step, answers 401 to a stranger and 400 to what is no step."""
+    now = int(time.time())
+    key = {"Authorization": f"Bearer {_KEY}"}
+
+    accepted = _post(_BODY, _signed(timestamp=now) | key)
+    assert accepted.status_code == 200
+    assert accepted.json()["webhook_id"] == "msg_1"
+
+    stranger = _post(_BODY, _signed(timestamp=now))
+    assert stranger.status_code == 401
+    assert "set STEP_COMPLETE_KEY" in stranger.json()["detail"]
+
+    malformed = _post(b"{}", _signed(b"{}", timestamp=now) | key)
+    assert malformed.status_code == 400
+    assert "step_id: Field required" in malformed.json()["detail"]
+
+
+_IMPORTS = """
+import sys, types
+package = types.ModuleType("otel_step_hook")  # without its __init__, which brings the sender along
+package.__path__ = [sys.argv[1]]
+sys.modules["otel_step_hook"] = package
+import otel_step_hook.receiver
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+
+
+def test_a_receiver_needs_no_sender() -> None:
+    """The module imports pydantic, and nothing of what the sending side is made of."""
+    package = str(Path(otel_step_hook.receiver.__file__).parent)
+    result = subprocess.run([sys.executable, "-c", _IMPORTS, package], capture_output=True, text=True, check=True)
+    imported = set(result.stdout.split())
+    assert "pydantic" in imported
+    assert imported.isdisjoint({"httpx", "opentelemetry", "pydantic_settings", "temporalio"})

@@ -1,0 +1,183 @@
+"""What goes over the wire: webhook id, body, headers."""
+
+import base64
+import dataclasses
+import json
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from dispatching import event
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.trace import SpanContext
+from standardwebhooks.webhooks import Webhook
+
+from otel_step_hook import StepHookSettings, __version__
+from otel_step_hook.delivery.request import Headings, body, webhook_id
+from otel_step_hook.steps.event import Outcome, StepEvent
+
+SECRETS = ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")
+STEP = StepEvent(
+    step_id="step-01234567-89ab-cdef-0123-456789abcdef",
+    outcome=Outcome.SUCCESS,
+    name="agent_step",
+    context=SpanContext(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=False),
+    start_time=1_700_000_000_123_456_789,
+    end_time=1_700_000_001_999_999_999,
+)
+
+
+# The webhook id
+
+
+def test_the_webhook_id_never_changes() -> None:
+    """The id of a step is the same in every version, process and machine: receivers know the step by it."""
+    assert webhook_id(STEP) == "msg_n6oef2ufzkxnn7ymrwtdsc23xeak7eet"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dataclasses.replace(STEP, step_id="step-2"),
+        dataclasses.replace(STEP, outcome=Outcome.FAILED),
+        dataclasses.replace(STEP, context=SpanContext(1, STEP.context.span_id, is_remote=False)),
+        dataclasses.replace(STEP, context=SpanContext(STEP.context.trace_id, 1, is_remote=False)),
+    ],
+)
+def test_another_step_span_or_outcome_has_another_id(other: StepEvent) -> None:
+    """Each of what makes an event another one makes its id another one."""
+    assert webhook_id(other) != webhook_id(STEP)
+
+
+def test_name_and_times_are_not_part_of_the_id() -> None:
+    """The same step, told again with a corrected time, is recognised."""
+    again = dataclasses.replace(STEP, name="other", start_time=0, end_time=1)
+    assert webhook_id(again) == webhook_id(STEP)
+
+
+@given(st.text(st.characters(), max_size=50))
+def test_any_step_id_makes_a_proper_webhook_id(step_id: str) -> None:
+    """Ids are made of letters and digits, as the Standard Webhooks specification asks: no dot, nothing of the user."""
+    assert re.fullmatch("msg_[a-z2-7]{32}", webhook_id(event(step_id)))
+
+
+# The body
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_the_body_is_exactly_the_step_id(outcome: Outcome) -> None:
+    """The specification's payload: the same for all outcomes, and only the step id."""
+    told = body(dataclasses.replace(STEP, outcome=outcome), "step_id")
+    assert told == b'{"step_id": "step-01234567-89ab-cdef-0123-456789abcdef"}'
+
+
+def test_the_full_body_tells_what_is_known() -> None:
+    """The step id under the same key, and type, timestamp and data as Standard Webhooks has them."""
+    assert json.loads(body(STEP, "full")) == {
+        "step_id": STEP.step_id,
+        "type": "step.success",
+        "timestamp": "2023-11-14T22:13:21.999999Z",
+        "data": {
+            "step_id": STEP.step_id,
+            "outcome": "success",
+            "name": "agent_step",
+            "trace_id": "0af7651916cd43dd8448eb211c80319c",
+            "span_id": "b7ad6b7169203331",
+            "started_at": "2023-11-14T22:13:20.123456Z",
+            "ended_at": "2023-11-14T22:13:21.999999Z",
+        },
+    }
+
+
+@given(st.text(st.characters(), max_size=50), st.sampled_from(["step_id", "full"]))
+def test_any_step_id_survives_the_wire(step_id: str, payload: str) -> None:
+    """Whatever characters a step id has, the receiver reads it back; the body itself is plain ASCII."""
+    told = body(event(step_id, name=step_id), payload)
+    assert told.isascii()
+    assert json.loads(told)["step_id"] == step_id
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@given(st.integers(0, 253_402_300_799_999_999_999))
+def test_any_moment_is_told_to_the_microsecond(nanoseconds: int) -> None:
+    """No digit is lost to floats, up to the last moment that can be written."""
+    told = json.loads(body(event(end_time=nanoseconds), "full"))["timestamp"]
+    assert datetime.fromisoformat(told) - _EPOCH == timedelta(microseconds=nanoseconds // 1000)
+
+
+@pytest.mark.parametrize(
+    ("end_time", "told"),
+    [
+        (-1, "1970-01-01T00:00:00.000000Z"),
+        (10**30, "9999-12-31T23:59:59.999999Z"),
+        (1_700_000_000_000_000_000.0, "2023-11-14T22:13:20.000000Z"),
+        (1_700_000_000.5, "1970-01-01T00:00:01.700000Z"),  # seconds, where nanoseconds were meant
+    ],
+)
+def test_an_odd_time_is_told_as_near_as_can_be(end_time: float, told: str) -> None:
+    """The SDK takes whatever a user gives as the end of a span: the webhook still goes out."""
+    assert json.loads(body(event(end_time=end_time), "full"))["timestamp"] == told
+
+
+@pytest.mark.parametrize(("name", "told"), [(b"bytes", "b'bytes'"), (7, "7"), (None, "None")])
+def test_an_odd_name_is_told_as_text(name: object, told: str) -> None:
+    """The SDK lets a span be named by anything."""
+    assert json.loads(body(event(name=name), "full"))["data"]["name"] == told
+
+
+# The headers
+
+
+def headings(**settings: object) -> Headings:
+    """The headers that *settings* ask for."""
+    return Headings.from_settings(StepHookSettings(**({"webhook": "https://receiver.test/hook"} | settings)))
+
+
+def test_every_webhook_has_these_headers() -> None:
+    """Without key and secret: what the content is, who sends it, which webhook it is, and when it was sent."""
+    headers = headings().of_attempt("msg_a", b"{}", timestamp=1_700_000_000, trace=[("traceparent", "00-a-b-01")])
+    assert headers == [
+        ("content-type", "application/json"),
+        ("user-agent", f"otel-step-hook/{__version__}"),
+        ("accept", "*/*"),
+        ("accept-encoding", "identity"),
+        ("webhook-id", "msg_a"),
+        ("webhook-timestamp", "1700000000"),
+        ("traceparent", "00-a-b-01"),
+    ]
+
+
+def test_the_key_is_sent_as_a_bearer_token() -> None:
+    """STEP_COMPLETE_KEY, as the specification has it."""
+    assert ("authorization", "Bearer sekret") in headings(key="sekret").fixed
+
+
+@pytest.mark.parametrize(
+    ("user_info", "pair"),
+    [("user:pass", "user:pass"), ("user", "user:"), (":pass", ":pass"), ("a%40b:c%2F%C3%A9", "a@b:c/é")],
+)
+def test_user_information_is_sent_as_basic_authorization(user_info: str, pair: str) -> None:
+    """What the URL says before the @ is decoded and sent as HTTP has it."""
+    fixed = dict(headings(webhook=f"https://{user_info}@receiver.test/hook").fixed)
+    scheme, _, credentials = fixed["authorization"].partition(" ")
+    assert (scheme, base64.b64decode(credentials).decode()) == ("Basic", pair)
+
+
+def test_extra_headers_are_sent() -> None:
+    """STEP_COMPLETE_HEADERS come after ours, with the values as they are."""
+    assert headings(headers="x-tenant=a%20b,x-other=c").fixed[-2:] == (("x-tenant", "a b"), ("x-other", "c"))
+
+
+def test_every_secret_of_a_rotation_signs() -> None:
+    """A receiver that knows the old or the new secret verifies the same request; each timestamp is signed anew."""
+    both = headings(signing_secret=" ".join(SECRETS))
+    now = int(datetime.now(UTC).timestamp())
+    content = body(STEP, "step_id")
+    headers = dict(both.of_attempt("msg_a", content, timestamp=now, trace=[]))
+    for secret in SECRETS:
+        Webhook(secret).verify(content, headers)
+    later = dict(both.of_attempt("msg_a", content, timestamp=now + 1, trace=[]))
+    assert later["webhook-signature"] != headers["webhook-signature"]

@@ -1,0 +1,242 @@
+import math
+from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_step_hook.delivery.retry import AttemptResult, RetryPolicy, parse_retry_after
+
+_NOW = datetime(1994, 11, 6, 8, 49, 37, tzinfo=UTC).timestamp()
+_POLICY = RetryPolicy(initial_backoff=1.0, max_backoff=3600.0, backoff_multiplier=2.0, give_up_after=86400.0)
+
+
+def _longest() -> float:
+    return 1.0
+
+
+def _shortest() -> float:
+    return 0.0
+
+
+# AttemptResult
+
+
+@pytest.mark.parametrize("status", [200, 204, 299])
+def test_a_2xx_is_a_success(status: int) -> None:
+    """Any 2xx means that the receiver has taken the event: no failure of any kind."""
+    result = AttemptResult(status_code=status)
+    assert (result.is_success, result.is_final, result.is_expected) == (True, False, False)
+
+
+@pytest.mark.parametrize("status", [101, 199, 300, 307, 400, 404, 429, 503, 999])
+def test_any_other_status_is_an_expected_failure_to_be_retried(status: int) -> None:
+    """Every status but a 2xx and 410 is a warning, and worth another attempt; a redirect too."""
+    result = AttemptResult(status_code=status, error_type=str(status))
+    assert (result.is_success, result.is_final, result.is_expected) == (False, False, True)
+
+
+def test_a_timeout_is_an_expected_failure() -> None:
+    """A receiver that is slow is a warning, and worth another attempt."""
+    result = AttemptResult(error_type="timeout")
+    assert (result.is_success, result.is_final, result.is_expected) == (False, False, True)
+
+
+def test_an_exception_is_an_error() -> None:
+    """What is neither an answer nor a timeout is an error, and worth another attempt."""
+    result = AttemptResult(error_type="ConnectionRefusedError", is_stale=True)
+    assert (result.is_success, result.is_final, result.is_expected) == (False, False, False)
+
+
+def test_gone_is_final() -> None:
+    """A receiver that answers 410 is not asked again."""
+    assert AttemptResult(status_code=410, error_type="410").is_final
+
+
+@pytest.mark.parametrize("directive", ["abort-message", "disable"])
+def test_a_directive_makes_a_failure_final(directive: Literal["abort-message", "disable"]) -> None:
+    """A receiver that fails and says to stop is not asked again."""
+    assert AttemptResult(status_code=500, error_type="500", directive=directive).is_final
+
+
+@pytest.mark.parametrize("directive", ["abort-message", "disable"])
+def test_a_directive_leaves_a_success_a_success(directive: Literal["abort-message", "disable"]) -> None:
+    """An event that was taken is delivered, whatever the receiver says about the next ones."""
+    result = AttemptResult(status_code=200, directive=directive)
+    assert (result.is_success, result.is_final, result.directive) == (True, False, directive)
+
+
+@pytest.mark.parametrize(("status", "error_type"), [(None, None), (503, None), (302, None), (204, "timeout")])
+def test_a_result_that_contradicts_itself_is_refused(status: int | None, error_type: str | None) -> None:
+    """No failure can be taken for a success because somebody forgot to say what went wrong."""
+    with pytest.raises(ValueError, match=r"error_type=.*; expected no error_type with a 2xx.*; set error_type"):
+        AttemptResult(status_code=status, error_type=error_type)
+
+
+def test_the_answer_is_not_in_the_repr() -> None:
+    """A receiver that echoes the key does not bring it into a log through the result's repr."""
+    assert "sekret" not in repr(AttemptResult(status_code=200, excerpt=b"authorization: Bearer sekret"))
+
+
+def test_a_result_carries_what_the_transport_learned() -> None:
+    """Hint, peer and excerpt arrive as they were given; a result is a value that nobody changes."""
+    result = AttemptResult(503, "503", retry_after=2.5, peer=("::1", 443), excerpt=b"busy")
+    assert (result.retry_after, result.peer, result.excerpt) == (2.5, ("::1", 443), b"busy")
+    with pytest.raises(FrozenInstanceError):
+        result.retry_after = 0.0  # type: ignore[misc]  # -- the attempt is what is tested
+
+
+# RetryPolicy
+
+
+@pytest.mark.parametrize(("attempt", "longest"), [(1, 1.0), (2, 2.0), (3, 4.0), (12, 2048.0), (13, 3600.0)])
+def test_the_backoff_grows_up_to_its_maximum(attempt: int, longest: float) -> None:
+    """Each wait is the multiplier times the one before, never above the maximum, and at least half of it."""
+    assert _POLICY.next_delay(attempt, elapsed=0.0, rand=_longest) == longest
+    assert _POLICY.next_delay(attempt, elapsed=0.0, rand=_shortest) == longest / 2
+
+
+def test_waits_are_jittered_by_default() -> None:
+    """Two senders that failed together do not come back together."""
+    assert len({_POLICY.next_delay(9, elapsed=0.0) for _ in range(10)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("hint", "delay"), [(None, 4.0), (0.0, 4.0), (3.9, 4.0), (5.5, 5.5), (3600.0, 3600.0), (1e10, 3600.0)]
+)
+def test_a_retry_after_delays_but_never_hastens(hint: float | None, delay: float) -> None:
+    """The receiver's hint counts when it is longer than the backoff, and up to max_backoff."""
+    assert _POLICY.next_delay(3, elapsed=0.0, retry_after=hint, rand=_longest) == delay
+
+
+@pytest.mark.parametrize(("elapsed", "delay"), [(0.0, 8.0), (21.9, 8.0), (22.0, None), (22.1, None), (1e9, None)])
+def test_it_gives_up_when_the_wait_would_end_too_late(elapsed: float, delay: float | None) -> None:
+    """No wait ends at or beyond give_up_after: an attempt then would come too late."""
+    policy = RetryPolicy(initial_backoff=8.0, max_backoff=60.0, backoff_multiplier=2.0, give_up_after=30.0)
+    assert policy.next_delay(1, elapsed=elapsed, rand=_longest) == delay
+
+
+def test_a_hint_beyond_the_end_gives_up_at_once() -> None:
+    """A receiver that asks for more time than is left has had its last attempt."""
+    policy = RetryPolicy(initial_backoff=1.0, max_backoff=3600.0, backoff_multiplier=2.0, give_up_after=30.0)
+    assert policy.next_delay(1, elapsed=1.0, retry_after=120.0) is None
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 10**6, 10**400])
+def test_no_backoff_stays_no_backoff(attempt: int) -> None:
+    """An initial backoff of zero never grows, not even where a float ends."""
+    policy = RetryPolicy(initial_backoff=0.0, max_backoff=60.0, backoff_multiplier=2.0, give_up_after=30.0)
+    assert policy.next_delay(attempt, elapsed=0.0) == 0.0
+
+
+@given(
+    policy=st.builds(RetryPolicy, st.floats(1e-3, 1e6), st.floats(1e-3, 1e6), st.floats(1.0, 1e300), st.just(math.inf)),
+    attempt=st.integers(1, 10**9),
+    hint=st.none() | st.floats(0.0, 1e300),
+    jitter=st.floats(0.0, 1.0),
+)
+def test_every_delay_keeps_its_bounds(policy: RetryPolicy, attempt: int, hint: float | None, jitter: float) -> None:
+    """Nothing overflows; no delay is above max_backoff, below half the backoff, or below a hint in bounds."""
+    delay = policy.next_delay(attempt, elapsed=0.0, retry_after=hint, rand=lambda: jitter)
+    assert delay is not None
+    assert min(policy.initial_backoff, policy.max_backoff) / 2 <= delay <= policy.max_backoff
+    assert delay >= min(hint or 0.0, policy.max_backoff)
+
+
+@given(attempt=st.integers(1, 100), elapsed=st.floats(0.0, 100.0), hint=st.none() | st.floats(0.0, 100.0))
+def test_a_delay_ends_before_the_end(attempt: int, elapsed: float, hint: float | None) -> None:
+    """Whenever there is a delay, there is time left after it."""
+    policy = RetryPolicy(initial_backoff=1.0, max_backoff=60.0, backoff_multiplier=2.0, give_up_after=30.0)
+    delay = policy.next_delay(attempt, elapsed=elapsed, retry_after=hint)
+    assert delay is None or elapsed + delay < 30.0
+
+
+# Retry-After
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("0", 0.0), ("120", 120.0), (" 120\t", 120.0), ("007", 7.0), ("9999999999", 9999999999.0)],
+)
+def test_retry_after_in_seconds(value: str, seconds: float) -> None:
+    """Digits are seconds."""
+    assert parse_retry_after(value, now=_NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["Sun, 06 Nov 1994 08:51:37 GMT", "Sunday, 06-Nov-94 08:51:37 GMT", "Sun Nov  6 08:51:37 1994"],
+    ids=["IMF-fixdate", "RFC 850", "asctime"],
+)
+def test_retry_after_as_a_date(value: str) -> None:
+    """A date in each of its three forms is so many seconds from now, and 0 once it has passed."""
+    assert parse_retry_after(value, now=_NOW) == 120.0
+    assert parse_retry_after(value, now=_NOW + 119.5) == 0.5
+    assert parse_retry_after(value, now=_NOW + 120.0) == 0.0
+    assert parse_retry_after(value, now=_NOW + 1e9) == 0.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        "-5",
+        "+5",
+        "1.5",
+        "1_000",
+        "1e3",
+        "inf",
+        "nan",
+        "1e309",
+        "\u0661\u0662\u0660",  # Arabic digits
+        "\uff11\uff12\uff10",  # fullwidth digits
+        "\u00a0120",
+        "120\n",
+        "1" * 11,
+        "1" * 20,
+        "1" * 5000,
+        "120, 120",
+        "soon",
+        "Sun, 06 Nov 99999 08:49:37 GMT",
+        "Sun, 31 Feb 2030 08:49:37 GMT",
+        "Sun, 06 Nov 2030 25:00:00 GMT",
+        "Sun, 06 Nov 2030 08:49:37 +0100",
+        "Sun, 06 Nov 2030 08:49:37",
+        "06 Nov 2030 08:49:37 GMT",
+        "2030-11-06T08:49:37Z",
+        "Sun, 06 Nov 2030 08:49:37 GMT, 120",
+    ],
+)
+def test_a_retry_after_that_is_not_valid_says_nothing(value: str | None) -> None:
+    """What RFC 9110 does not allow is ignored: nothing is guessed."""
+    assert parse_retry_after(value, now=_NOW) is None
+
+
+_DATE_LIKE = st.from_regex(
+    r"Sun, [0-9]{2} (Nov|Feb) [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
+    r"|Sunday, [0-9]{2}-(Nov|Feb)-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
+    r"|Sun (Nov|Feb) [0-9 ][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [0-9]{4}",
+    fullmatch=True,
+)
+
+
+@given(value=st.text() | st.text("0123456789+-_. einf", max_size=25) | _DATE_LIKE, now=st.floats(0, 1e11))
+def test_no_header_makes_it_raise(value: str, now: float) -> None:
+    """Whatever a receiver sends is a finite number of seconds from 0 up, or nothing."""
+    seconds = parse_retry_after(value, now=now)
+    assert seconds is None or (math.isfinite(seconds) and seconds >= 0.0)
+
+
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2068, 12, 31)), st.sampled_from([0, 1, 2]))  # noqa: DTZ001 -- made aware below
+def test_the_three_forms_agree(naive: datetime, form: int) -> None:
+    """Every moment means the same in each form, in UTC, whatever the zone of this machine."""
+    moment = naive.replace(microsecond=0, tzinfo=UTC)
+    written = (
+        moment.strftime("%a, %d %b %Y %H:%M:%S GMT"),
+        moment.strftime("%A, %d-%b-%y %H:%M:%S GMT"),
+        f"{moment:%a %b} {moment.day:2} {moment:%H:%M:%S %Y}",
+    )
+    assert parse_retry_after(written[form], now=0.0) == moment.timestamp()

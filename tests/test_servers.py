@@ -1,0 +1,222 @@
+"""The real Collector and the real Jaeger: what a person would see of a delivery, read back from Jaeger's API."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from servers.build import binary
+
+from otel_step_hook import StepHookProcessor, StepHookSettings
+from otel_step_hook.demo import AgentRun, agent
+from otel_step_hook.testing import ScriptedReceiver
+
+pytestmark = pytest.mark.servers
+
+_ROOT = Path(__file__).resolve().parent.parent
+_LIMIT = 20.0  # seconds; both servers are up, and a trace is to be read, well below one
+_ERROR = 2  # OTLP: STATUS_CODE_ERROR
+_ENDPOINTS = (
+    "JAEGER_QUERY_HTTP_ENDPOINT",
+    "JAEGER_QUERY_GRPC_ENDPOINT",
+    "JAEGER_OTLP_GRPC_ENDPOINT",
+    "JAEGER_OTLP_HTTP_ENDPOINT",
+    "COLLECTOR_OTLP_GRPC_ENDPOINT",
+    "COLLECTOR_OTLP_HTTP_ENDPOINT",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """A Collector that sends to a Jaeger, both on loopback."""
+
+    otlp: str
+    jaeger: str
+    collector_log: Path
+
+    def ask(self, path: str) -> Any:
+        """What Jaeger answers; None for 404, which means: not there yet."""
+        try:
+            with urllib.request.urlopen(f"{self.jaeger}{path}", timeout=_LIMIT) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One span as Jaeger shows it."""
+
+    name: str
+    id: str
+    parent: str
+    status: int
+    attributes: dict[str, str]
+    raw: str
+
+
+def _free_endpoints() -> dict[str, str]:
+    with contextlib.ExitStack() as stack:
+        listening = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in _ENDPOINTS]
+        ports = [each.getsockname()[1] for each in listening]
+    return {name: f"127.0.0.1:{port}" for name, port in zip(_ENDPOINTS, ports, strict=True)}
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str | Path], endpoints: dict[str, str], log: Path) -> Iterator[None]:
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [str(word) for word in command], env={**os.environ, **endpoints}, stdout=output, stderr=output
+        )
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(_LIMIT) == 0, log.read_text()
+
+
+def _until(what: str, is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _LIMIT
+    while not is_so():
+        assert time.monotonic() < deadline, f"{what}: not within {_LIMIT:g} s"
+        time.sleep(0.02)  # another process answers, or does not: there is nothing to wait on
+
+
+def _accepts(endpoint: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Jaeger first: a Collector that finds nobody waits and warns."""
+    logs, endpoints = tmp_path_factory.mktemp("servers"), _free_endpoints()
+    running = Servers(
+        otlp=f"http://{endpoints['COLLECTOR_OTLP_HTTP_ENDPOINT']}",
+        jaeger=f"http://{endpoints['JAEGER_QUERY_HTTP_ENDPOINT']}",
+        collector_log=logs / "collector.log",
+    )
+    jaeger: list[str | Path] = [binary("jaeger"), "--config", _ROOT / "tests/servers/jaeger.yaml"]
+    collector: list[str | Path] = [binary("collector"), "--config", _ROOT / "collector-config.yaml"]
+    with _running(jaeger, endpoints, logs / "jaeger.log"):
+        _until("Jaeger listens", lambda: _accepts(endpoints["JAEGER_QUERY_HTTP_ENDPOINT"]))
+        _until("Jaeger receives", lambda: _accepts(endpoints["JAEGER_OTLP_GRPC_ENDPOINT"]))
+        with _running(collector, endpoints, running.collector_log):
+            _until("the Collector listens", lambda: _accepts(endpoints["COLLECTOR_OTLP_HTTP_ENDPOINT"]))
+            yield running
+
+
+def _run_agent(servers: Servers, url: str) -> AgentRun:
+    """The demo's loop, in a process like any user's: hook and exporter on one provider."""
+    # Without host.name Jaeger takes a delivery, which outlasts its step, for a clock that is wrong.
+    provider = TracerProvider(resource=Resource.create({"service.name": "agent", "host.name": socket.gethostname()}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{servers.otlp}/v1/traces")))
+    provider.add_span_processor(StepHookProcessor(StepHookSettings(webhook=url, initial_backoff=0.05)))
+    done = asyncio.run(agent(provider.get_tracer("agent")))
+    assert provider.force_flush()
+    provider.shutdown()
+    return done
+
+
+def _nodes(servers: Servers, trace_id: str) -> list[Node]:
+    answer = servers.ask(f"/api/v3/traces/{trace_id}")
+    if answer is None:
+        return []
+    return [
+        Node(
+            name=span["name"],
+            id=span["spanId"],
+            parent=span.get("parentSpanId", ""),
+            status=span.get("status", {}).get("code", 0),
+            attributes={item["key"]: str(next(iter(item["value"].values()))) for item in span.get("attributes", [])},
+            raw=json.dumps(span),
+        )
+        for resource in answer["result"]["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+
+
+def _below(nodes: list[Node], parent: Node, name: str) -> list[Node]:
+    found = [node for node in nodes if node.parent == parent.id and node.name == name]
+    return sorted(found, key=lambda node: int(node.attributes.get("http.request.resend_count", "0")))
+
+
+def test_the_trace_in_jaeger_shows_every_delivery(servers: Servers, step_receiver: ScriptedReceiver) -> None:
+    """Each step in Jaeger has its delivery and the attempts below it, and error marks where something went wrong."""
+    step_receiver.answers(503, 503)
+    done = _run_agent(servers, step_receiver.url)
+    expected = 1 + 2 * len(done.outcomes) + len(step_receiver.received)
+    _until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == expected)
+    nodes = _nodes(servers, done.trace_id)
+    steps = {node.attributes["step_id"]: node for node in nodes if "step_id" in node.attributes}
+    assert steps.keys() == done.outcomes.keys()
+    statuses: list[list[str]] = []
+    for step_id, outcome in done.outcomes.items():
+        (delivery,) = _below(nodes, steps[step_id], "step_hook.deliver")
+        assert delivery.attributes["step_hook.outcome"] == outcome
+        assert delivery.attributes["step_hook.result"] == "delivered"
+        assert delivery.status != _ERROR
+        attempts = _below(nodes, delivery, "POST")
+        statuses.append([attempt.attributes["http.response.status_code"] for attempt in attempts])
+        assert all((attempt.status == _ERROR) == ("error.type" in attempt.attributes) for attempt in attempts)
+    flat = [status for row in statuses for status in row]
+    assert sorted(flat) == ["204"] * len(done.outcomes) + ["503"] * 2
+    assert all(row[-1] == "204" for row in statuses)
+
+
+def test_jaeger_sees_no_skewed_clock(servers: Servers, step_receiver: ScriptedReceiver) -> None:
+    """Deliveries begin after their step has ended; with host.name Jaeger takes that for what it is."""
+    done = _run_agent(servers, step_receiver.url)
+    _until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == 1 + 3 * len(done.outcomes))
+    assert not [node.raw for node in _nodes(servers, done.trace_id) if "skew" in node.raw or "warning" in node.raw]
+
+
+def test_jaeger_finds_a_discarded_delivery(servers: Servers, step_receiver: ScriptedReceiver) -> None:
+    """A delivery that is given up has an error mark, and is found by a search for its result."""
+    step_receiver.answers(*[410] * 6)
+    done = _run_agent(servers, step_receiver.url)
+    _until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == 1 + 3 * len(done.outcomes))
+    deliveries = [node for node in _nodes(servers, done.trace_id) if node.name == "step_hook.deliver"]
+    assert [(node.status, node.attributes["step_hook.result"]) for node in deliveries] == [(_ERROR, "discarded")] * 6
+    tags = urllib.parse.quote('{"step_hook.result":"discarded"}')
+    found = servers.ask(f"/api/traces?service=agent&operation=step_hook.deliver&tags={tags}")
+    assert done.trace_id in {trace["traceID"] for trace in found["data"]}
+
+
+def test_the_collector_takes_its_configuration_without_a_word(servers: Servers) -> None:
+    """The configuration that we ship is valid, and neither its check nor a run with it warns of anything."""
+    command = [str(binary("collector")), "validate", "--config", str(_ROOT / "collector-config.yaml")]
+    validated = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT)
+    assert (validated.returncode, validated.stdout + validated.stderr) == (0, "")
+    log = servers.collector_log.read_text()
+    assert "Everything is ready" in log
+    assert "\twarn\t" not in log
+    assert "\terror\t" not in log
+
+
+def test_temporal_is_there() -> None:
+    """The Temporal that later tests will need has been built, and starts."""
+    version = subprocess.run([str(binary("temporal")), "--version"], capture_output=True, text=True, check=True)
+    assert "temporal version" in version.stdout

@@ -1,0 +1,249 @@
+"""What is taken for a setting, from the environment and from arguments. What is refused: test_settings_refused.py."""
+
+import base64
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr, ValidationError
+
+from otel_step_hook import StepHookProcessor, StepHookSettings
+from otel_step_hook.settings import in_force, setting_rows, unknown_variables
+from otel_step_hook.steps.event import Outcome
+
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
+_WHOLE_URL = "https://user:pa%20ss@example.com:8443/hooks/T0/B0?token=x#part"
+# For each setting: what the environment may hold, the same as an argument, and the value.
+_GIVEN: dict[str, tuple[str, object, object]] = {
+    "webhook": (_WHOLE_URL, _WHOLE_URL, _WHOLE_URL),
+    "key": ("k ey", "k ey", SecretStr("k ey")),
+    "signing_secret": (_SECRET, SecretStr(_SECRET), SecretStr(_SECRET)),
+    "payload": ("full", "full", "full"),
+    "outcomes": ("Failed, CANCELLED", ["failed", Outcome.CANCELLED], {Outcome.FAILED, Outcome.CANCELLED}),
+    "profiles": ("generic auto", ["generic", "auto"], ("generic", "auto")),
+    "headers": (" X-Env = a%20b , x-empty=,", {"X-Env": "a b", "x-empty": ""}, (("x-env", "a b"), ("x-empty", ""))),
+    "timeout": ("2.5", 2.5, 2.5),
+    "give_up_after": ("86400", 86400, 86400.0),
+    "initial_backoff": ("1e-3", 0.001, 0.001),
+    "max_backoff": ("60", 60, 60.0),
+    "backoff_multiplier": ("1", 1, 1.0),
+    "concurrency": ("1000", 1000, 1000),
+    "max_queue_size": ("1", 1, 1),
+    "shutdown_timeout": ("315360000", 315360000, 315360000.0),
+    "certificate": ("ca.0", Path("ca.0"), "ca.0"),
+    "client_certificate": ("client.pem", "client.pem", "client.pem"),
+    "client_key": ("client.key", "client.key", "client.key"),
+    "proxy": ("http://proxy:3128", "http://proxy:3128", "http://proxy:3128"),
+}
+_NEEDS = {"client_key": {"client_certificate": "client.pem"}}  # settings that go together
+
+
+def _variable(name: str) -> str:
+    return f"STEP_COMPLETE_{name.upper()}"
+
+
+def test_every_setting_is_tried_here() -> None:
+    """A setting that is added is added to these tests."""
+    assert list(_GIVEN) == list(StepHookSettings.model_fields)
+
+
+@pytest.mark.parametrize("name", _GIVEN)
+def test_a_setting_is_read_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting has its variable."""
+    written, _, value = _GIVEN[name]
+    monkeypatch.setenv(_variable(name), written)
+    assert getattr(StepHookSettings(**_NEEDS.get(name, {})), name) == value
+
+
+@pytest.mark.parametrize("name", _GIVEN)
+def test_a_setting_is_read_from_an_argument(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting has its argument, which is stronger than its variable, even than a wrong one."""
+    monkeypatch.setenv(_variable(name), "\x80")
+    _, argument, value = _GIVEN[name]
+    assert getattr(StepHookSettings(**{name: argument}, **_NEEDS.get(name, {})), name) == value
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``STEP_COMPLETE_KEY=`` in a shell or in YAML takes the default, for every setting."""
+    for name in _GIVEN:
+        monkeypatch.setenv(_variable(name), "")
+    assert StepHookSettings() == StepHookSettings.model_construct()
+    assert StepHookSettings().model_fields_set == set()
+
+
+def test_the_defaults_are_those_of_the_specification() -> None:
+    """Nothing is sent without a webhook; all outcomes are, with the bare step id, within 15 and 30 seconds."""
+    settings = StepHookSettings()
+    assert (settings.webhook, settings.key, settings.signing_keys) == (None, None, ())
+    assert settings.payload == "step_id"
+    assert settings.outcomes == set(Outcome)
+    assert (settings.timeout, settings.give_up_after) == (15, 30)
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+def test_a_blank_webhook_is_none(blank: str) -> None:
+    """An argument that came out empty disables the hook, as an empty variable does."""
+    assert StepHookSettings(webhook=blank, proxy=blank).webhook is None
+
+
+def test_white_space_around_a_url_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL from a file that ends in a line break is taken."""
+    monkeypatch.setenv("STEP_COMPLETE_WEBHOOK", " http://localhost:8000/hook\r\n")
+    assert StepHookSettings().webhook == "http://localhost:8000/hook"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("wrap", [str, SecretStr])
+def test_a_key_loses_the_line_break_of_its_file(
+    end: str, wrap: Callable[[str], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line break at the key's end is dropped with a warning, which does not show the key."""
+    key = StepHookSettings(key=wrap(f"sekret{end}")).key
+    assert key is not None
+    assert key.get_secret_value() == "sekret"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == "STEP_COMPLETE_KEY ended in a line break, which was removed"
+
+
+@given(
+    st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1).filter(lambda key: key == key.strip())
+)
+def test_a_key_that_http_can_carry_is_kept_as_it_is(key: str) -> None:
+    """Whatever visible ASCII a key is made of, with spaces inside, is taken to the letter."""
+    taken = StepHookSettings(key=key).key
+    assert taken is not None
+    assert taken.get_secret_value() == key
+
+
+def test_signing_secrets_are_decoded_in_their_order() -> None:
+    """During a rotation there are several, separated by spaces."""
+    keys = (b"a" * 24, b"b" * 64)
+    text = " ".join(f"whsec_{base64.b64encode(key).decode()}" for key in keys)
+    assert StepHookSettings(signing_secret=text).signing_keys == keys
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "x-a=1,x-a=2",
+        (("x-a", "1"), ("X-A", "2")),
+        [["x-a", "1"], ["x-a", "2"]],
+    ],
+)
+def test_headers_may_be_given_as_text_and_as_pairs(headers: object) -> None:
+    """Text as for OpenTelemetry's exporters and pairs give the same, repeated names included."""
+    assert StepHookSettings(headers=headers).headers == (("x-a", "1"), ("x-a", "2"))
+
+
+def test_an_authorization_of_ones_own_is_a_header() -> None:
+    """Another scheme than Bearer goes into the headers, in place of the key."""
+    settings = StepHookSettings(webhook="https://example.com", headers="Authorization=Token%20x")
+    assert settings.headers == (("authorization", "Token x"),)
+
+
+def test_settings_are_frozen() -> None:
+    """What was checked at start-up cannot change under a running worker."""
+    settings = StepHookSettings(key="sekret")
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.key = SecretStr("other")  # type: ignore[misc]  # -- that is the mistake
+    assert settings.key == SecretStr("sekret")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_settings_can_be_copied(copied: Callable[[StepHookSettings], StepHookSettings]) -> None:
+    """A framework that copies its configuration gets the same settings."""
+    settings = StepHookSettings(key="sekret", outcomes="failed", timeout=3)
+    assert copied(settings) == settings
+
+
+def test_no_representation_shows_a_secret() -> None:
+    """Printing the settings, in a log or a traceback, gives nothing away."""
+    settings = StepHookSettings(
+        webhook="https://example.com/T0SEKRET?token=SEKRET",
+        key="SEKRET",
+        signing_secret=_SECRET,
+        headers="x-api-key=SEKRET",
+        proxy="http://user:SEKRET@proxy",
+    )
+    for shown in (repr(settings), str(settings), f"{in_force(settings)}"):
+        assert "SEKRET" not in shown
+        assert _SECRET not in shown
+
+
+# What starts with the prefix and is no setting
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("STEP_COMPLETE_WEBHOK", "; did you mean STEP_COMPLETE_WEBHOOK?"),
+        ("STEP_COMPLETE_WEBHOOK_URL", "; did you mean STEP_COMPLETE_WEBHOOK?"),
+        ("step_complete_time_out", "; did you mean STEP_COMPLETE_TIMEOUT?"),
+        ("STEP_COMPLETE_GIVEUP_AFTER", "; did you mean STEP_COMPLETE_GIVE_UP_AFTER?"),
+        ("STEP_COMPLETE_", ""),
+        ("STEP_COMPLETE_XYZZY", ""),  # like none of them, though it shares the prefix with all
+    ],
+)
+def test_a_misspelt_variable_is_reported_with_the_nearest(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A processor warns once of each variable that means nothing, without its value."""
+    monkeypatch.setenv(name, "SEKRET")
+    StepHookProcessor(StepHookSettings(payload="full"))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [f"{name} is not a setting of otel-step-hook{meant}"] == unknown_variables()
+
+
+def test_known_and_foreign_variables_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings, in any case, and what belongs to others are nobody's mistake."""
+    for name in ("STEP_COMPLETE_KEY", "step_complete_timeout", "STEP_COMPLETENESS", "OTEL_STEP_COMPLETE_KEY"):
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables() == []
+
+
+# What people read
+
+
+def test_the_rows_tell_of_every_setting() -> None:
+    """The table has a row for each setting, with its variable, its default and what it means."""
+    rows = {row.name: row for row in setting_rows()}
+    assert list(rows) == list(_GIVEN)
+    assert all(row.variable == _variable(name) and row.meaning for name, row in rows.items())
+    shown = {name: row.default for name, row in rows.items() if row.default != "unset"}
+    assert shown == {
+        "payload": "step_id",
+        "outcomes": "success,failed,cancelled",
+        "profiles": "auto",
+        "timeout": "15",
+        "give_up_after": "30",
+        "initial_backoff": "1",
+        "max_backoff": "3600",
+        "backoff_multiplier": "2",
+        "concurrency": "8",
+        "max_queue_size": "2048",
+        "shutdown_timeout": "10",
+    }
+    hidden = {name for name, row in rows.items() if row.is_secret}
+    assert hidden == {"webhook", "key", "signing_secret", "headers", "proxy"}
+
+
+def test_settings_in_force_are_shown_with_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value is shown with where it came from; a secret as stars, and none as none."""
+    monkeypatch.setenv("STEP_COMPLETE_KEY", "sekret")
+    monkeypatch.setenv("STEP_COMPLETE_OUTCOMES", "cancelled,failed")
+    monkeypatch.setenv("STEP_COMPLETE_TIMEOUT", "3")
+    monkeypatch.setenv("STEP_COMPLETE_CERTIFICATE", "ca.0")
+    monkeypatch.setenv("STEP_COMPLETE_PAYLOAD", "")
+    shown = in_force(StepHookSettings(timeout=1234567.5, webhook=None, max_backoff=10_000_000))
+    assert shown["key"] == ("***", "environment")
+    assert shown["outcomes"] == ("failed,cancelled", "environment")
+    assert shown["certificate"] == ("ca.0", "environment")
+    assert shown["timeout"] == ("1234567.5", "argument")
+    assert shown["max_backoff"] == ("10000000", "argument")
+    assert shown["webhook"] == ("unset", "argument")
+    assert shown["payload"] == ("step_id", "default")
+    assert shown["headers"] == ("unset", "default")

@@ -1,0 +1,144 @@
+"""The receivers that are shipped for people's own tests."""
+
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, read_request
+
+
+def post(url: str, body: bytes = b'{"step_id": "step-1"}') -> int:
+    """The status that a POST is answered with."""
+    request = urllib.request.Request(url, body, {"X-Test": "a"}, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+# ScriptedReceiver
+
+
+def test_it_answers_as_told_and_then_204(step_receiver: ScriptedReceiver) -> None:
+    """Statuses and whole answers, in their order, and after that every webhook is accepted."""
+    step_receiver.answers(503, Answer(418, {"X-Tea": "yes"}, b"short and stout"))
+    assert [post(step_receiver.url) for _ in range(3)] == [503, 418, 204]
+
+
+def test_it_remembers_what_arrived(step_receiver: ScriptedReceiver) -> None:
+    """Body, headers in lower case, time, and the step that it tells of."""
+    before = time.monotonic()
+    post(step_receiver.url, b'{"step_id": "step-7", "data": {"outcome": "failed"}}')
+    (webhook,) = step_receiver.received
+    assert (webhook.step_id, webhook.data, webhook.headers["x-test"]) == ("step-7", {"outcome": "failed"}, "a")
+    assert before <= webhook.at <= time.monotonic()
+
+
+def test_it_waits_for_what_is_to_arrive(step_receiver: ScriptedReceiver) -> None:
+    """wait_for returns when enough has arrived, from any thread, and says what is missing when it does not."""
+    thread = threading.Thread(target=post, args=(step_receiver.url,))
+    thread.start()
+    assert len(step_receiver.wait_for(1)) == 1
+    thread.join()
+    with pytest.raises(AssertionError, match=r"1 webhooks within 0\.01 s; expected 2"):
+        step_receiver.wait_for(2, timeout=0.01)
+
+
+def test_it_can_be_left_while_an_answer_is_delayed() -> None:
+    """A receiver that keeps its clients waiting does not keep the test waiting."""
+    began = time.monotonic()
+    with ScriptedReceiver() as receiver:
+        receiver.answers(Answer(delay=60.0))
+        thread = threading.Thread(target=post, args=(receiver.url,))
+        thread.start()
+        receiver.wait_for(1)
+    thread.join(10)
+    assert time.monotonic() - began < 30
+
+
+def test_it_can_come_back_at_the_same_port() -> None:
+    """A receiver that goes away and returns, as receivers do."""
+    with ScriptedReceiver() as receiver:
+        url = receiver.url
+    with pytest.raises(urllib.error.URLError):
+        post(url)
+    with ScriptedReceiver(port=int(url.split(":")[2].partition("/")[0])) as receiver:
+        assert receiver.url == url
+        assert post(url) == 204
+
+
+# HostileReceiver
+
+
+def test_it_does_to_each_connection_what_it_is_told() -> None:
+    """Each connection has a thread of its own, so that one can hang while another is served."""
+    arrived, release = threading.Event(), threading.Event()
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        read_request(connection)
+        if not arrived.is_set():
+            arrived.set()
+            release.wait(10)
+        connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    with HostileReceiver(behave) as receiver:
+        slow = threading.Thread(target=post, args=(receiver.url,))
+        slow.start()
+        assert arrived.wait(10)
+        assert post(receiver.url) == 204
+        release.set()
+        slow.join(10)
+        assert receiver.connections == 2
+
+
+def test_leaving_it_ends_everything() -> None:
+    """Behaviours that wait for a client, and clients that wait for an answer, end when the receiver is left."""
+    began, ended = threading.Event(), threading.Event()
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        began.set()
+        try:
+            while connection.recv(65_536):
+                pass
+        finally:
+            ended.set()
+
+    threads = threading.active_count()
+    with HostileReceiver(behave) as receiver:
+        address = receiver.url.removeprefix("http://").removesuffix("/hook").split(":")
+        with socket.create_connection((address[0], int(address[1]))) as client:
+            client.sendall(b"POST")
+            assert began.wait(10)
+            receiver.__exit__(None, None, None)
+            assert client.recv(1) == b""
+    assert ended.is_set()
+    assert receiver.closing.is_set()
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("pieces", "request_"),
+    [
+        ([b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"], b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"),
+        ([b"POST / HTTP/1.1\r\ncontent-le", b"ngth: 2\r\n\r", b"\n{", b"}"], None),
+        ([b"GET / HTTP/1.1\r\n\r\n"], b"GET / HTTP/1.1\r\n\r\n"),
+        ([b"POST / HTTP/1.1\r\ncontent-length: 20\r\n\r\n{}"], b""),
+        ([b"POST /"], b""),
+        ([], b""),
+    ],
+)
+def test_a_request_is_read_as_a_whole_or_not_at_all(pieces: list[bytes], request_: bytes | None) -> None:
+    """However a request is cut into pieces it is read to its end; one that breaks off is empty."""
+    here, there = socket.socketpair()
+    with here, there:
+        for piece in pieces:
+            there.sendall(piece)
+        there.shutdown(socket.SHUT_WR)
+        here.settimeout(10)
+        assert read_request(here) == (b"".join(pieces) if request_ is None else request_)

@@ -1,0 +1,148 @@
+"""One attempt: which connection it takes, and what follows when connections die."""
+
+import asyncio
+import gc
+import logging
+import socket
+import threading
+import weakref
+from itertools import pairwise
+
+import pytest
+from sending import CONTENT, OK, SHORT, WatchedLane, answering, attempts, dripping
+
+from otel_step_hook import StepHookSettings
+from otel_step_hook.delivery.transport import Endpoint, Lane, _has_excess, connector
+from otel_step_hook.testing import HostileReceiver, read_request
+
+
+def lane_to(url: str, **settings: object) -> Lane:
+    """A lane to *url*."""
+    return connector(StepHookSettings(webhook=url, **settings))()
+
+
+def test_one_connection_serves_many_attempts() -> None:
+    """A lane keeps its connection, so that a webhook costs no handshake."""
+    with HostileReceiver(answering(OK)) as receiver:
+        results = attempts(receiver.url, 20)
+        assert [result.status_code for result in results] == [204] * 20
+        assert receiver.connections == 1
+
+
+def test_a_receiver_that_hangs_up_after_each_answer_costs_no_attempt() -> None:
+    """A kept connection that has died before a byte of an answer is told as stale, and the next attempt succeeds."""
+    with HostileReceiver(answering(OK, then_close=True)) as receiver:
+        results = attempts(receiver.url, 300)
+    assert {result.error_type for result in results if not result.is_stale} == {None}
+    assert not any(first.is_stale and second.is_stale for first, second in pairwise(results))
+
+
+def test_only_a_kept_connection_is_stale() -> None:
+    """A receiver that reads on a kept connection and hangs up is given one more chance, not two."""
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        is_first = not requests
+        while request := read_request(connection):
+            requests.append(request)
+            if not is_first:
+                return
+            connection.sendall(OK)
+            is_first = False
+
+    with HostileReceiver(behave) as receiver:
+        results = attempts(receiver.url, 3)
+    assert [result.error_type for result in results] == [None, "RemoteProtocolError", "RemoteProtocolError"]
+    assert [result.is_stale for result in results] == [False, True, False]
+    assert len(requests) == 3
+
+
+def test_nonsense_on_a_kept_connection_is_not_stale() -> None:
+    """The receiver has said something, so it may have read the request: it is not sent again at once."""
+    with HostileReceiver(answering(OK, b"nonsense\r\n\r\n")) as receiver:
+        results = attempts(receiver.url, 2)
+    assert [(result.error_type, result.is_stale) for result in results] == [
+        (None, False),
+        ("RemoteProtocolError", False),
+    ]
+
+
+@pytest.mark.parametrize("excess", [OK, b"ok", b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"])
+def test_what_comes_after_an_answer_is_not_taken_for_the_next(excess: bytes) -> None:
+    """A receiver that says too much cannot have a webhook count as delivered that it has not seen."""
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        while request := read_request(connection):
+            requests.append(request)
+            connection.sendall(OK + excess)
+
+    with HostileReceiver(behave) as receiver:
+        results = attempts(receiver.url, 5)
+    assert [result.status_code for result in results] == [204] * 5
+    assert len(requests) == 5
+
+
+def test_where_httpcore_does_not_show_what_came_after_the_answer_we_take_it_that_something_did() -> None:
+    """With an httpcore that keeps its buffer elsewhere, connections are not kept, rather than trusted."""
+    assert _has_excess(object())
+
+
+def test_a_timeout_leaves_the_lane_as_good_as_new() -> None:
+    """After an attempt that was cut off, the next one has a fresh connection and succeeds."""
+    seen = 0
+
+    def behave(connection: socket.socket, closing: threading.Event) -> None:
+        nonlocal seen
+        seen += 1
+        read_request(connection)
+        if seen == 1:
+            closing.wait(10)
+        connection.sendall(OK)
+
+    with HostileReceiver(behave) as receiver:
+        lane = lane_to(receiver.url)
+
+        async def make() -> list[str | None]:
+            try:
+                return [(await lane.post(CONTENT, [], timeout)).error_type for timeout in (SHORT, 10.0)]
+            finally:
+                await lane.aclose()
+
+        assert asyncio.run(make()) == ["timeout", None]
+
+
+@pytest.mark.anyio
+async def test_what_the_status_said_stands_when_the_attempt_is_cancelled() -> None:
+    """A webhook that was accepted is delivered, even when we stop while the rest of the answer drips."""
+    with HostileReceiver(dripping(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n", b"x")) as receiver:
+        lane = WatchedLane(Endpoint(StepHookSettings(webhook=receiver.url)))
+        task = asyncio.create_task(lane.post(CONTENT, [], 10.0))
+        await asyncio.wait_for(lane.has_status.wait(), 10)
+        task.cancel()
+        assert (await task).status_code == 200
+        await lane.aclose()
+
+
+def test_long_answers_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """Hanging up in the middle of an answer leaves no task, no generator and no open socket."""
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 50000\r\n\r\n" + b"x" * 50_000
+    with HostileReceiver(answering(answer)) as receiver, caplog.at_level(logging.WARNING):
+        assert all(result.is_success for result in attempts(receiver.url, 5))
+        gc.collect()
+    assert caplog.records == []
+
+
+def test_a_lane_can_be_collected() -> None:
+    """A lane that is closed and let go is not kept alive by anything."""
+
+    async def make(url: str) -> "weakref.ref[Lane]":
+        lane = lane_to(url)
+        await lane.post(CONTENT, [], 5.0)
+        await lane.aclose()
+        return weakref.ref(lane)
+
+    with HostileReceiver(answering(OK)) as receiver:
+        lane = asyncio.run(make(receiver.url))
+    gc.collect()
+    assert lane() is None

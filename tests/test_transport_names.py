@@ -1,0 +1,203 @@
+"""One attempt: the look-up of the endpoint's name, and which of its addresses is tried."""
+
+import contextlib
+import gc
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from sending import CONTENT, OK, SHORT, Names, answering, attempt, attempts, port_of
+
+from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings
+from otel_step_hook.testing import HostileReceiver, read_request
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """A resolver that knows the names a test tells it."""
+    return Names(monkeypatch)
+
+
+@pytest.fixture
+def receiver() -> Iterator[HostileReceiver]:
+    """A receiver on 127.0.0.1 that accepts everything."""
+    with HostileReceiver(answering(OK)) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def unreachable(port: int) -> Iterator[str]:
+    """An address at which a connection is neither accepted nor refused: the queue of its listener is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.3", port), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.settimeout(0)
+            waiting.connect_ex(listening.getsockname())
+        yield "127.0.0.3"
+
+
+# Names
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".test", "a..test"])
+def test_a_name_that_no_resolver_takes_is_refused_at_once(host: str) -> None:
+    """A host with a label that is empty, or too long, is told when the processor is made."""
+    with pytest.raises(ConfigurationError, match="STEP_COMPLETE_WEBHOOK"):
+        StepHookProcessor(StepHookSettings(webhook=f"https://{host}/hook"))
+
+
+def test_an_unknown_name_is_a_failure_with_a_type(names: Names) -> None:
+    """A name that nobody knows is an error, looked up again for the next attempt."""
+
+    def unknown() -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    names.lead_to("gone.test", unknown)
+    results = attempts("http://gone.test/hook", 2)
+    assert [(result.error_type, result.peer) for result in results] == [("gaierror", None)] * 2
+    assert len(names.looked_up) == 2
+
+
+def test_a_look_up_that_hangs_is_a_timeout(names: Names, caplog: pytest.LogCaptureFixture) -> None:
+    """The limit of an attempt holds for the look-up too; one that hangs is shared, and leaves nothing behind."""
+    release = threading.Event()
+
+    def hang() -> list[str]:
+        release.wait(30)
+        return ["127.0.0.1"]
+
+    names.lead_to("slow.test", hang)
+    try:
+        results = attempts("http://slow.test/hook", 3, timeout=SHORT)
+        gc.collect()
+    finally:
+        release.set()
+    assert [(result.error_type, result.peer) for result in results] == [("timeout", None)] * 3
+    assert len(names.looked_up) == 1
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254"])
+def test_a_name_that_leads_to_a_metadata_service_is_refused(names: Names, address: str) -> None:
+    """No connection is made to a cloud's metadata service, whatever the name's owner says."""
+    names.lead_to("evil.test", [address])
+    result = attempt("http://evil.test/latest/meta-data")
+    assert (result.error_type, result.peer) == ("MetadataAddressRefused", None)
+
+
+def test_a_name_that_flips_to_a_metadata_service_is_refused(
+    names: Names, receiver: HostileReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look-up is checked, not only the first one."""
+    monkeypatch.setattr("otel_step_hook.delivery.transport._ADDRESS_AGE", 0.0)
+    names.lead_to("flip.test", ["127.0.0.1"], ["169.254.169.254"])
+    results = attempts(f"http://flip.test:{port_of(receiver.url)}/hook", 2)
+    assert [result.error_type for result in results] == [None, "MetadataAddressRefused"]
+
+
+def test_a_metadata_address_among_others_is_left_out(names: Names, receiver: HostileReceiver) -> None:
+    """Where a name has good addresses too, those are used, and only those."""
+    names.lead_to("mixed.test", ["169.254.169.254", "127.0.0.1"])
+    result = attempt(f"http://mixed.test:{port_of(receiver.url)}/hook")
+    assert (result.is_success, result.peer) == (True, ("127.0.0.1", int(port_of(receiver.url))))
+
+
+def test_a_look_up_serves_many_attempts(names: Names, receiver: HostileReceiver) -> None:
+    """The name is not resolved for every webhook, and the request still bears it."""
+    names.lead_to("good.test", ["127.0.0.1"])
+    results = attempts(f"http://good.test:{port_of(receiver.url)}/hook", 5)
+    assert all(result.is_success for result in results)
+    assert names.looked_up == ["good.test"]
+
+
+def test_the_request_bears_the_name(names: Names) -> None:
+    """The connection goes to the address that was checked; the receiver sees the host that was configured."""
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        requests.append(read_request(connection))
+        connection.sendall(OK)
+
+    names.lead_to("good.test", ["127.0.0.1"])
+    with HostileReceiver(behave) as receiver:
+        port = port_of(receiver.url)
+        assert attempt(f"http://good.test:{port}/hook?a=b").is_success
+    assert requests[0].startswith(b"POST /hook?a=b HTTP/1.1\r\nhost: good.test:%s\r\n" % port.encode())
+    assert requests[0].endswith(b"\r\n\r\n" + CONTENT)
+
+
+# Several addresses
+
+
+def test_an_address_that_refuses_is_passed_over(names: Names, receiver: HostileReceiver) -> None:
+    """The first address refuses: the second is used, at once, and from then on first."""
+    names.lead_to("two.test", ["127.0.0.2", "127.0.0.1"])
+    results = attempts(f"http://two.test:{port_of(receiver.url)}/hook", 5)
+    assert [result.peer and result.peer[0] for result in results] == ["127.0.0.1"] * 5
+    assert all(result.is_success for result in results)
+    assert receiver.connections == 1  # kept, although the name was looked up again
+    assert len(names.looked_up) == 2
+
+
+def test_an_address_that_hangs_is_passed_over(names: Names, receiver: HostileReceiver) -> None:
+    """An address where nothing answers gets its share of the time, and no more."""
+    port = port_of(receiver.url)
+    with unreachable(int(port)) as address:
+        names.lead_to("two.test", [address, "127.0.0.1"])
+        results = attempts(f"http://two.test:{port}/hook", 2, timeout=3.0)
+    assert [result.peer and result.peer[0] for result in results] == ["127.0.0.1"] * 2
+    assert all(result.is_success for result in results)
+
+
+def test_an_address_that_never_answers_is_tried_last_next_time(names: Names, receiver: HostileReceiver) -> None:
+    """A receiver that is half dead costs one attempt, not all of them."""
+    port = port_of(receiver.url)
+    with socket.create_server(("127.0.0.3", int(port))):
+        names.lead_to("two.test", ["127.0.0.3", "127.0.0.1"])
+        results = attempts(f"http://two.test:{port}/hook", 2, timeout=1.0)
+    assert [(result.error_type, result.peer and result.peer[0]) for result in results] == [
+        ("timeout", "127.0.0.3"),
+        (None, "127.0.0.1"),
+    ]
+
+
+def test_all_addresses_are_tried_before_an_attempt_fails(names: Names, receiver: HostileReceiver) -> None:
+    """When no address accepts, the last one's reason is told; one that comes back is found."""
+    port = port_of(receiver.url)
+    names.lead_to("three.test", ["127.0.0.2", "127.0.0.3"], ["127.0.0.2", "127.0.0.3", "127.0.0.1"])
+    results = attempts(f"http://three.test:{port}/hook", 2)
+    assert [(result.error_type, result.peer and result.peer[0]) for result in results] == [
+        ("ConnectionRefusedError", "127.0.0.3"),
+        (None, "127.0.0.1"),
+    ]
+
+
+def test_when_every_address_hangs_it_is_a_timeout(names: Names) -> None:
+    """The share of one address that runs out counts as what it is: a timeout, not an error."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with unreachable(port) as address:
+        names.lead_to("slow.test", ["127.0.0.2", address])
+        result = attempt(f"http://slow.test:{port}/hook", timeout=SHORT)
+    assert (result.error_type, result.peer) == ("timeout", ("127.0.0.3", port))
+
+
+@pytest.mark.parametrize("host", ["[::1]", "[0:0:0:0:0:0:0:1]"])
+def test_an_ipv6_address_is_an_address(host: str) -> None:
+    """A literal IPv6 address, however it is spelled, is connected to."""
+    with contextlib.closing(socket.create_server(("::1", 0), family=socket.AF_INET6)) as server:
+        port = server.getsockname()[1]
+
+        def accept() -> None:
+            connection, _ = server.accept()
+            with connection:
+                read_request(connection)
+                connection.sendall(OK)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        result = attempt(f"http://{host}:{port}/hook")
+        thread.join(10)
+    assert (result.is_success, result.peer) == (True, ("::1", port))

@@ -1,0 +1,117 @@
+"""One attempt: by way of a proxy."""
+
+import base64
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from securing import NAME, no_tls, secured, server_context, silent, trust_file
+from sending import CONTENT, OK, SHORT, Behaviour, answering, attempt, attempts, port_of
+
+from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings
+from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_request
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> str:
+    """A PEM file with the authority's certificate."""
+    return trust_file(tmp_path)
+
+
+def tunnelling(behave: Behaviour, heads: list[bytes]) -> Behaviour:
+    """A proxy that takes any CONNECT, and then does what *behave* says in the receiver's place."""
+
+    def tunnel(connection: socket.socket, closing: threading.Event) -> None:
+        heads.append(read_request(connection))
+        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        behave(connection, closing)
+
+    return tunnel
+
+
+def test_an_http_webhook_goes_through_the_proxy() -> None:
+    """STEP_COMPLETE_PROXY gets the request in absolute form, with its own credentials, and resolves the name."""
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        while request := read_request(connection):
+            requests.append(request)
+            connection.sendall(OK)
+
+    with HostileReceiver(behave) as proxy:
+        port = port_of(proxy.url)
+        results = attempts("http://nowhere.test/hook", 2, proxy=f"http://user:pass@127.0.0.1:{port}")
+    assert [result.status_code for result in results] == [204, 204]
+    assert results[0].peer == ("127.0.0.1", int(port))
+    assert requests[0].startswith(b"POST http://nowhere.test/hook HTTP/1.1\r\n")
+    assert b"\r\nhost: nowhere.test\r\n" in requests[0]
+    assert b"proxy-authorization: basic " + base64.b64encode(b"user:pass").lower() in requests[0].lower()
+    assert requests[0].endswith(CONTENT)
+
+
+def test_an_https_webhook_goes_through_a_tunnel(trusted: str) -> None:
+    """The proxy of an https webhook sees the name and not the request."""
+    heads: list[bytes] = []
+    inside: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        while request := read_request(connection):
+            inside.append(request)
+            connection.sendall(OK)
+
+    with HostileReceiver(tunnelling(secured(server_context(), behave), heads)) as proxy:
+        address = f"http://user:pass@127.0.0.1:{port_of(proxy.url)}"
+        results = attempts(f"https://{NAME}/hook", 2, proxy=address, certificate=trusted)
+        assert proxy.connections == 1
+    assert [result.status_code for result in results] == [204, 204]
+    assert heads[0].startswith(b"CONNECT receiver.test:443 HTTP/1.1\r\n")
+    assert b"sekret" not in heads[0]
+    assert b"POST /hook HTTP/1.1" in inside[0]
+    assert b"proxy-authorization" not in inside[0].lower()
+
+
+def test_the_proxy_itself_may_speak_tls(trusted: str) -> None:
+    """An https proxy is verified against the same authorities as the receiver."""
+    with HostileReceiver(secured(server_context("127.0.0.1"))) as proxy:
+        address = f"https://127.0.0.1:{port_of(proxy.url)}"
+        assert attempt("http://nowhere.test/hook", proxy=address, certificate=trusted).is_success
+        assert attempt("http://nowhere.test/hook", proxy=address).error_type == "SSLCertVerificationError"
+
+
+def test_a_proxy_that_refuses_is_a_failure_with_a_type() -> None:
+    """A proxy that refuses the tunnel is an error each time; its text goes nowhere."""
+    refusing = answering(b"HTTP/1.1 407 sekret\r\ncontent-length: 0\r\n\r\n")
+    with HostileReceiver(refusing) as proxy:
+        results = attempts("https://nowhere.test/hook", 2, proxy=f"http://127.0.0.1:{port_of(proxy.url)}")
+    assert [result.error_type for result in results] == ["ProxyError"] * 2
+
+
+@pytest.mark.parametrize(("behave", "error_type"), [(no_tls, "SSLError"), (silent, "timeout")])
+def test_a_tunnel_that_breaks_does_not_block_the_lane(behave: Behaviour, error_type: str) -> None:
+    """Each attempt has a tunnel of its own when the one before it has failed."""
+    heads: list[bytes] = []
+    timeout = SHORT if error_type == "timeout" else 10.0
+    with HostileReceiver(tunnelling(behave, heads)) as proxy:
+        results = attempts(f"https://{NAME}/hook", 3, proxy=f"http://127.0.0.1:{port_of(proxy.url)}", timeout=timeout)
+    assert [result.error_type for result in results] == [error_type] * 3
+    assert len(heads) == 3
+
+
+def test_the_proxies_of_the_environment_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, step_receiver: ScriptedReceiver
+) -> None:
+    """HTTP_PROXY and its kin are meant for others: webhooks go where STEP_COMPLETE_WEBHOOK says."""
+    with HostileReceiver(answering(OK)) as proxy:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        assert attempt(step_receiver.url).is_success
+        assert proxy.connections == 0
+    assert len(step_receiver.received) == 1
+
+
+@pytest.mark.parametrize("proxy", ["http://a..b:3128", "http://[::1:3128"])
+def test_a_proxy_that_cannot_be_used_is_refused_at_once(proxy: str) -> None:
+    """A proxy's URL is checked like the webhook's own."""
+    with pytest.raises(ConfigurationError, match="STEP_COMPLETE_PROXY"):
+        StepHookProcessor(StepHookSettings(webhook="https://example.test/hook", proxy=proxy))

@@ -1,0 +1,191 @@
+"""One attempt: TLS and client certificates."""
+
+import asyncio
+import gc
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from securing import ACCEPT, NAME, authority, no_tls, secured, server_context, silent, trust_file
+from sending import CONTENT, SHORT, Behaviour, Names, attempt, attempts, port_of
+
+from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings
+from otel_step_hook.delivery.retry import AttemptResult
+from otel_step_hook.delivery.transport import connector
+from otel_step_hook.testing import HostileReceiver, read_request
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> str:
+    """A PEM file with the authority's certificate."""
+    return trust_file(tmp_path)
+
+
+@pytest.fixture
+def client_files(tmp_path: Path) -> tuple[str, str]:
+    """PEM files of a client's certificate and its key."""
+    client = authority().issue_cert("step-hook@example.test")
+    certificate, key = str(tmp_path / "client.pem"), str(tmp_path / "client.key")
+    client.cert_chain_pems[0].write_to_path(certificate)
+    client.private_key_pem.write_to_path(key)
+    return certificate, key
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """A resolver that knows `NAME`."""
+    known = Names(monkeypatch)
+    known.lead_to(NAME, ["127.0.0.1"])
+    return known
+
+
+def attempt_by_tls(context: ssl.SSLContext, behave: Behaviour = ACCEPT, **settings: object) -> AttemptResult:
+    """What one attempt comes to at an https receiver called `NAME`."""
+    with HostileReceiver(secured(context, behave)) as receiver:
+        return attempt(f"https://{NAME}:{port_of(receiver.url)}/hook", **settings)
+
+
+@pytest.mark.parametrize("host", ["receiver.test", "Receiver.Test", "receiver.test."])
+def test_an_authority_of_ones_own_is_trusted(trusted: str, names: Names, host: str) -> None:
+    """STEP_COMPLETE_CERTIFICATE names whom to trust; the URL's name, however written, must be the certificate's."""
+    names.lead_to(host.lower(), ["127.0.0.1"])
+    with HostileReceiver(secured(server_context())) as receiver:
+        results = attempts(f"https://{host}:{port_of(receiver.url)}/hook", 3, certificate=trusted)
+        assert receiver.connections == 1
+    assert all(result.is_success for result in results)
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_certificate_that_proves_nothing_is_refused(trusted: str, *, is_known: bool) -> None:
+    """An unknown authority, or a certificate for somebody else: no request is sent, and nothing is downgraded."""
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        requests.append(read_request(connection))
+
+    context = server_context("somebody.else.test" if is_known else NAME)
+    result = attempt_by_tls(context, behave, certificate=trusted if is_known else None)
+    assert (result.error_type, result.is_expected) == ("SSLCertVerificationError", False)
+    assert not any(requests)
+
+
+@pytest.mark.usefixtures("names")
+def test_http_where_https_is_expected_is_a_failure_with_a_type() -> None:
+    """A receiver that speaks no TLS gets no request."""
+    with HostileReceiver(no_tls) as receiver:
+        assert attempt(f"https://{NAME}:{port_of(receiver.url)}/hook").error_type == "SSLError"
+
+
+@pytest.mark.usefixtures("names")
+def test_a_handshake_that_hangs_is_a_timeout() -> None:
+    """The limit of an attempt holds for TLS too, and the half-open connection is closed, not left to the collector."""
+    with HostileReceiver(silent) as receiver:
+        result = attempt(f"https://{NAME}:{port_of(receiver.url)}/hook", timeout=SHORT)
+    gc.collect()  # would warn of an open socket, and every warning is an error here
+    assert result.error_type == "timeout"
+
+
+@pytest.mark.anyio
+async def test_a_handshake_that_is_cancelled_leaves_no_socket() -> None:
+    """A lane that is closed after its attempt was cancelled in the middle of TLS has nothing open."""
+    arrived = threading.Event()
+
+    def behave(connection: socket.socket, closing: threading.Event) -> None:
+        connection.recv(65_536)
+        arrived.set()
+        closing.wait(10)
+
+    with HostileReceiver(behave) as receiver:
+        lane = connector(StepHookSettings(webhook=receiver.url.replace("http:", "https:")))()
+        task = asyncio.create_task(lane.post(CONTENT, [], 10.0))
+        assert await asyncio.to_thread(arrived.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await lane.aclose()
+    gc.collect()
+
+
+@pytest.mark.usefixtures("names")
+def test_a_client_certificate_is_shown(trusted: str, client_files: tuple[str, str]) -> None:
+    """With STEP_COMPLETE_CLIENT_CERTIFICATE and _KEY a receiver that asks for a certificate is satisfied."""
+    context = server_context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority().configure_trust(context)
+    certificate, key = client_files
+    shown = attempt_by_tls(context, certificate=trusted, client_certificate=certificate, client_key=key)
+    assert shown.is_success
+    missing = attempt_by_tls(context, certificate=trusted)
+    assert (missing.is_success, missing.status_code) == (False, None)
+
+
+def test_files_that_cannot_be_used_are_told_at_start_up(client_files: tuple[str, str], tmp_path: Path) -> None:
+    """A missing file, a file that is no PEM, a foreign key: an error when the processor is made, not at a step."""
+    certificate, key = client_files
+    nonsense, other_key = tmp_path / "nonsense.pem", tmp_path / "other.key"
+    nonsense.write_text("nonsense")
+    trustme.CA().issue_cert("other.test").private_key_pem.write_to_path(str(other_key))
+    both = "^STEP_COMPLETE_CLIENT_CERTIFICATE or STEP_COMPLETE_CLIENT_KEY cannot be used"
+    for told, wrong in (
+        ("^STEP_COMPLETE_CERTIFICATE cannot be used", {"certificate": str(tmp_path / "missing.pem")}),
+        ("^STEP_COMPLETE_CERTIFICATE cannot be used", {"certificate": str(nonsense)}),
+        ("^STEP_COMPLETE_CERTIFICATE cannot be used", {"certificate": str(tmp_path)}),
+        ("^STEP_COMPLETE_CLIENT_CERTIFICATE cannot be used", {"client_certificate": str(nonsense)}),
+        (both, {"client_certificate": certificate, "client_key": str(other_key)}),
+        (both, {"client_certificate": certificate, "client_key": str(tmp_path / "missing.key")}),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            StepHookProcessor(StepHookSettings(webhook="https://example.test/hook", **wrong))
+    StepHookProcessor(
+        StepHookSettings(webhook="https://example.test/hook", client_certificate=certificate, client_key=key)
+    )
+
+
+def test_a_key_with_a_password_is_told_and_not_asked_for(client_files: tuple[str, str], tmp_path: Path) -> None:
+    """OpenSSL would wait at the terminal for the password of a key: nobody sits there."""
+    certificate, key = client_files
+    plain = load_pem_private_key(Path(key).read_bytes(), None)
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    with pytest.raises(ConfigurationError, match="has no password"):
+        StepHookProcessor(
+            StepHookSettings(webhook="https://x.test/", client_certificate=certificate, client_key=str(locked))
+        )
+    # And at a terminal, which this process may not have.
+    spawn = "import pty, sys; pty.spawn(sys.argv[1:])"
+    program = "from otel_step_hook import StepHookProcessor; StepHookProcessor()"
+    told = subprocess.run(
+        [sys.executable, "-c", spawn, sys.executable, "-c", program],
+        env=os.environ
+        | {
+            "STEP_COMPLETE_WEBHOOK": "https://x.test/",
+            "STEP_COMPLETE_CLIENT_CERTIFICATE": certificate,
+            "STEP_COMPLETE_CLIENT_KEY": str(locked),
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    ).stdout
+    assert b"has no password" in told
+    assert b"pass phrase" not in told
+
+
+def test_authorities_that_cannot_be_read_are_told_at_start_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the usual authorities are named by the environment, and missing, the environment is named."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE cannot be used"):
+        StepHookProcessor(StepHookSettings(webhook="https://example.test/hook"))
