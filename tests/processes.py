@@ -74,12 +74,22 @@ class Program:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self.process.poll() is None:
+            self._say_where_it_is(error)
         if self.process.poll() is None or error is not None:
             # The group is this program's alone: start_new_session made it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         with self.process, self._err:
             pass
+
+    def _say_where_it_is(self, error: BaseException) -> None:
+        """Add to *error* what the program has told, and what each of its threads is in the middle of."""
+        self.process.send_signal(signal.SIGABRT)  # which `-X faulthandler` answers
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(LONG)
+        self._err.seek(0)
+        error.add_note(f"stderr of the program:\n{self._err.read()}")
 
     def says(self) -> str:
         """The next line on its stdout, once there is one."""
