@@ -74,7 +74,7 @@ class Program:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self.process.poll() is None:
+        if error is not None:
             self._say_where_it_is(error)
         if self.process.poll() is None or error is not None:
             # The group is this program's alone: start_new_session made it.
@@ -85,11 +85,12 @@ class Program:
 
     def _say_where_it_is(self, error: BaseException) -> None:
         """Add to *error* what the program has told, and what each of its threads is in the middle of."""
-        self.process.send_signal(signal.SIGABRT)  # which `-X faulthandler` answers
+        state = "is running" if self.process.poll() is None else f"has ended with {self.process.returncode}"
+        self.process.send_signal(signal.SIGABRT)  # which `-X faulthandler` answers; nothing happens to a dead one
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(LONG)
         self._err.seek(0)
-        error.add_note(f"stderr of the program:\n{self._err.read()}")
+        error.add_note(f"the program {state}; its stderr:\n{self._err.read()}")
 
     def says(self) -> str:
         """The next line on its stdout, once there is one."""
