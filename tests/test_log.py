@@ -92,6 +92,17 @@ def test_trouble_after_a_quiet_minute_is_told_at_once(
     assert [message for _, message in lines(caplog)] == ["first", "second"]
 
 
+def test_what_has_happened_many_times_is_told_once_and_counted(
+    trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thousand at once are one line now and one count later, as if they had come one by one."""
+    trouble.tell(logging.ERROR, "dropped", "first", 1000)
+    trouble.tell(logging.ERROR, "dropped", "second", 2)
+    assert lines(caplog) == [(logging.ERROR, "first")]
+    clock.advance(EVERY)
+    assert lines(caplog) == [(logging.ERROR, "1001 more like this: second")]
+
+
 def test_each_kind_is_told_by_itself(trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """One kind of trouble does not hide another; each count has its own minute."""
     for kind in ("slow", "down"):

@@ -6,11 +6,13 @@ import os
 import resource
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from dispatching import WAIT
 from working import AT_ONCE, Receiver, lines, no_more_threads, seconds, submission, threads, wait_until, working
 
+from otel_step_hook.delivery import turn as turn_module
 from otel_step_hook.delivery import worker as worker_module
 from otel_step_hook.delivery.turn import Bell, Turn
 
@@ -129,9 +131,28 @@ def test_what_a_child_keeps() -> None:
         turn._loop.close()
 
 
-def test_the_bell() -> None:
-    """It may be rung any number of times while nobody listens, and takes no room for that."""
+def test_the_bell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be rung any number of times while nobody listens, and is rung but once until it has been heard."""
+    now = 1000.0
+    monkeypatch.setattr(turn_module, "time", SimpleNamespace(monotonic=lambda: now))  # a clock that stands still
     bell = Bell()
     for _ in range(10_000):
         bell.ring()
-    assert bell.heard.recv(1) == b"\0"
+    assert bell.heard.recv(100) == b"\0"
+    bell.ring()  # as if Ctrl-C had come before the wake-up went out
+    with pytest.raises(BlockingIOError):
+        bell.hear()
+    now += 0.1
+    bell.ring()
+    bell.hear()
+    bell.ring()
+    assert bell.heard.recv(100) == b"\0"
+
+
+def test_a_bell_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While so much is on its way that nothing goes in any more, ringing does no harm."""
+    monkeypatch.setattr(turn_module, "_RING_AGAIN", -1.0)
+    bell = Bell()
+    for _ in range(10_000):
+        bell.ring()
+    bell.hear()

@@ -47,18 +47,23 @@ class Trouble:
         self._told: dict[Hashable, _Told] = {}
         self.schedule: Callable[[float, Callable[[], None]], object] | None = None
 
-    def tell(self, level: int, kind: Hashable, message: str) -> None:
-        """Log *message*, unless one of its *kind* was logged less than a minute ago: then count it."""
+    def tell(self, level: int, kind: Hashable, message: str, times: int = 1) -> None:
+        """Log *message*, unless one of its *kind* was logged less than a minute ago: then count it.
+
+        *times* is how often it has happened; all but the first are counted in any case.
+        """
         now = self._monotonic()
         told = self._told.get(kind)
         if told is None or (now - told.at >= EVERY and not told.unsaid):
-            self._told[kind] = _Told(now)
+            told = self._told[kind] = _Told(now)
             say(level, "%s", message)
+            times -= 1
+        if not times:
             return
-        told.unsaid += 1
-        told.level, told.message = level, message
-        if told.unsaid == 1 and self.schedule is not None:
+        if not told.unsaid and self.schedule is not None:
             self.schedule(max(0.0, EVERY - (now - told.at)), self.tell_rest)
+        told.unsaid += times
+        told.level, told.message = level, message
 
     def tell_rest(self, *, all_of_it: bool = False) -> None:
         """Log the counts that are a minute old, or all of them."""

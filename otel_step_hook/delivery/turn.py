@@ -7,10 +7,11 @@ import logging
 import math
 import socket
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from opentelemetry import context as otel_context
@@ -28,7 +29,8 @@ _T = TypeVar("_T")
 # `traceparent`. Private in OpenTelemetry's API, and the only way.
 _NAMES = ("_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "_SUPPRESS_INSTRUMENTATION_KEY")
 _SUPPRESS = tuple(filter(None, (getattr(otel_context, name, None) for name in _NAMES)))
-_RINGS = 4096  # bytes read from the bell at once: one for each event, and all the same
+_RINGS = 4096  # bytes read from the bell at once, and all the same
+_RING_AGAIN = 0.02  # seconds after which a bell that nobody has heard is rung again
 _CLEAR_TIME = 0.5  # seconds that tasks which are no longer wanted get to end
 
 _DROPPED = {
@@ -63,15 +65,28 @@ class Bell:
     entry, and with it some hundred bytes, for each of the steps that end meanwhile.
     """
 
+    _rung_at = -math.inf  # monotonic seconds; not any more, once the loop has heard it
+
     def __init__(self) -> None:
         self._rope, self.heard = self._ends = socket.socketpair()
         self._rope.setblocking(False)  # noqa: FBT003 -- the standard library's signature
         self.heard.setblocking(False)  # noqa: FBT003 -- see above
 
     def ring(self) -> None:
-        """Wake the loop. Never blocks: when so many have rung that there is no room, it will wake anyway."""
-        with contextlib.suppress(BlockingIOError):
-            self._rope.send(b"\0")
+        """Wake the loop, if nobody has since it woke last. Never blocks."""
+        now = time.monotonic()
+        # Ctrl-C may come between the next two lines, once: so it is rung again after a while in any case.
+        if now - self._rung_at > _RING_AGAIN:
+            self._rung_at = now
+            with contextlib.suppress(BlockingIOError):  # so many have rung that it will wake anyway
+                self._rope.send(b"\0")
+
+    def hear(self) -> None:
+        """Take note that it has rung. Whoever has put something in before this need not ring again."""
+        # In this order: what is put in between the two rings again. And both before the look at what is
+        # there: after it, a wake-up could be lost.
+        self.heard.recv(_RINGS)
+        self._rung_at = -math.inf
 
     def __del__(self) -> None:
         # Not before: whoever still rings must not find that the number has become somebody else's socket.
@@ -118,25 +133,25 @@ class Turn:
             ending.callback(self._dispatcher.abandon)
             context = contextvars.Context()
             context.run(_suppress_instrumentation)
-            self._loop.run_until_complete(self._loop.create_task(self._main(bell.heard), context=context))
+            self._loop.run_until_complete(self._loop.create_task(self._main(bell), context=context))
 
-    async def _main(self, bell: socket.socket) -> None:
+    async def _main(self, bell: Bell) -> None:
         self._trouble.schedule = self._loop.call_later
         self._trouble.tell_rest()
-        self._loop.add_reader(bell, self._hear, bell)
+        self._loop.add_reader(bell.heard, self._hear, bell)
         try:
             self._look()
             await self._dispatcher.stopped.wait()
         finally:
-            self._loop.remove_reader(bell)  # what comes in from now on is the next turn's
+            self._loop.remove_reader(bell.heard)  # what comes in from now on is the next turn's
             self._trouble.schedule = None
         if self._fault is not None:
             raise self._fault
         self._trouble.tell_rest(all_of_it=bool(self._stops))
         self._is_over = True
 
-    def _hear(self, bell: socket.socket) -> None:
-        bell.recv(_RINGS)  # before the look; after it, a wake-up could be lost
+    def _hear(self, bell: Bell) -> None:
+        bell.hear()
         self._look()
 
     def _look(self) -> None:
@@ -154,12 +169,12 @@ class Turn:
             self._dispatcher.stop_by(deadline)
 
     def _tell_news(self) -> None:
-        drops = list(_drain(self._inbox.drops))
-        for reason, count in Counter(reason for reason, _ in drops).items():
+        # Counted together: an application that ends steps faster than they are told one by one would
+        # leave no time for anything else.
+        for (reason, detail), count in Counter(_drain(self._inbox.drops)).items():
             self._telemetry.dropped(reason, count)
-        for reason, detail in drops:
-            told = detail or _DROPPED[reason]
-            self._trouble.tell(logging.ERROR, ("dropped", reason), f"dropped a step ({reason}): {told}")
+            told = f"dropped a step ({reason}): {detail or _DROPPED[reason]}"
+            self._trouble.tell(logging.ERROR, ("dropped", reason), told, count)
         for fault in _drain(self._inbox.faults):
             self._tell_fault(fault)
 
@@ -200,11 +215,9 @@ class Turn:
 
 
 def _drain(queue: SimpleQueue[_T]) -> Iterator[_T]:
-    while True:
-        try:
-            yield queue.get_nowait()
-        except Empty:
-            return
+    """What is in *queue* now; not what comes in meanwhile, of which there may be no end."""
+    for _ in range(queue.qsize()):
+        yield queue.get_nowait()
 
 
 def _suppress_instrumentation() -> None:
