@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from otel_step_hook.delivery.log import printable
-from otel_step_hook.delivery.telemetry import SCOPE, shown_url
+from otel_step_hook.delivery.telemetry import shown_url
 from otel_step_hook.listener import Arrival
 from otel_step_hook.settings import StepHookSettings, in_force, setting_rows
+from otel_step_hook.steps.event import SCOPE
 
 MAX_WIDTH = 100  # columns; a wider picture tears its lines apart
 _SVG_WIDTH = 92  # columns; about what a page of README shows without shrinking it

@@ -1,38 +1,43 @@
-"""The span processor: recognise a step, classify how it ended, submit. Owns what is noted between start and end."""
+"""The span processor: have a step recognised, submit it. Owns what is known of the providers it is registered with."""
 
 import atexit
 import functools
 import logging
 import sys
 import time
-import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_step_hook.delivery.memory import Submission
-from otel_step_hook.delivery.telemetry import SCOPE, Pipeline
+from otel_step_hook.delivery.telemetry import Pipeline
+from otel_step_hook.installed import selected_profiles
 from otel_step_hook.settings import StepHookSettings, unknown_variables
-from otel_step_hook.steps.event import StepEvent, attributes_of, generated_step_id, text_of
-from otel_step_hook.steps.outcome import outcome_of
-from otel_step_hook.steps.profiles import GENERIC
+from otel_step_hook.steps.event import StepEvent
+from otel_step_hook.steps.reader import StepReader
+from otel_step_hook.steps.rules import Profile
 
 if TYPE_CHECKING:
     from otel_step_hook.delivery.worker import Worker
 
 _log = logging.getLogger("otel_step_hook")
-_MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
+_TOLD = "_otel_step_hook_told"  # attribute of an ended span: which webhooks were told of which steps
+_HERE = (None, None)
 
 
 class StepHookProcessor(SpanProcessor):
     """Tells a webhook of every step span that ends, asynchronously, and records the delivery in its trace.
 
-    Register one with each `TracerProvider`, before or after the exporter's processor. Without
-    *settings* they are read from ``STEP_COMPLETE_*``; without a webhook nothing happens. *is_step*
-    replaces the rule for which spans are steps: it gets the ended span, on the thread that ends it.
+    Register one with each `TracerProvider`, before or after the exporter's processor; two with the
+    same webhook tell it once. Without *settings* they are read from ``STEP_COMPLETE_*``; without a
+    webhook nothing happens.
+
+    *profiles* are asked before those that the settings select. *is_step* replaces all of their rules for
+    which spans are steps: it gets the ended span, on the thread that ends it.
+
     Raises `ConfigurationError` for settings that cannot be used; from then on nothing is raised, and
     nothing blocks but `shutdown` and `force_flush`, within their limits.
     """
@@ -43,12 +48,12 @@ class StepHookProcessor(SpanProcessor):
         self,
         settings: StepHookSettings | None = None,
         *,
+        profiles: Iterable[Profile] = (),
         is_step: Callable[[ReadableSpan], bool] | None = None,
     ) -> None:
         self._settings = StepHookSettings() if settings is None else settings
-        self._is_step = is_step
         self._processors: SpanProcessor | None = None  # of the provider met first, as the SDK holds them together
-        self._notes: dict[int, _Note] = {}  # by span id; only for the few spans that need one
+        self._elsewhere: dict[int, tuple[SpanProcessor, object]] = {}  # of the spans of other providers, by span id
         self._exit_hook = functools.partial(_shut_down, weakref.ref(self))
         self._worker = None
         for sentence in unknown_variables():
@@ -59,6 +64,7 @@ class StepHookProcessor(SpanProcessor):
         # Not at the top: without a webhook nobody pays for the HTTP client.
         from otel_step_hook.delivery.worker import Worker  # noqa: PLC0415 -- see above
 
+        self._reader = StepReader((*profiles, *selected_profiles(self._settings.profiles)), is_step)
         self._worker = Worker(self._settings)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 -- the SDK's signature
@@ -66,16 +72,11 @@ class StepHookProcessor(SpanProcessor):
         if self._worker is None:
             return
         try:
-            exception = sys.exception()
-            attributes = attributes_of(span)
             processors = getattr(span, "_span_processor", None)
-            if (
-                exception is not None
-                or processors is not self._processors
-                or "step_id" in attributes
-                or "step.id" in attributes
-            ):
-                self._note(span, processors, attributes, exception)
+            if processors is not self._processors:
+                self._meet(span, processors)
+            if self._reader.begin(span, sys.exception()) and processors is not None:
+                _move_to_front(self, processors)  # again: somebody may have registered more since, or this one twice
         except Exception as error:  # noqa: BLE001 -- runs in the application's start_span(): nothing may escape
             self._worker.tell_fault(error)
 
@@ -84,70 +85,37 @@ class StepHookProcessor(SpanProcessor):
         if self._worker is None:
             return
         try:
-            attributes = attributes_of(span)
-            note = self._notes.pop(span.context.span_id, _NOTHING) if self._notes else _NOTHING
-            if self._is_step is None:
-                if not ("step_id" in attributes or "step.id" in attributes or note.has_step_id):
-                    return
-            elif _is_own(span) or not self._is_step(span):
-                return
-            self._submit(span, attributes, note, sys.exception())
+            for event in self._reader.end(span, sys.exception()):
+                self._submit(span, event, self._worker)
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
             self._worker.drop("unreadable", error)
 
-    def _submit(
-        self,
-        span: ReadableSpan,
-        attributes: Mapping[str, object],
-        note: "_Note",
-        exception: BaseException | None,
-    ) -> None:
-        if _is_own(span) or self._worker is None:
-            return
-        if not span.context.is_valid:
-            raise ValueError("a span without ids")  # made by hand; no delivery could be recorded below it
-        outcome = outcome_of(span, attributes, None if note.has_seen(exception) else exception)
-        if outcome is None or outcome not in self._settings.outcomes:
-            return
-        event = StepEvent(
-            step_id=self._step_id(span, attributes, note),
-            outcome=outcome,
-            name=span.name,
-            context=span.context,
-            start_time=span.start_time or 0,
-            end_time=span.end_time or 0,
-        )
-        pipeline = Pipeline(note.processors or self._processors, span.resource)
-        self._worker.submit(Submission(event, pipeline, time.monotonic()))
+    def _submit(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> None:
+        processors, _ = self._elsewhere.get(event.context.span_id, _HERE) if self._elsewhere else _HERE
+        if event.outcome in self._settings.outcomes and self._is_first(span, event):
+            pipeline = Pipeline(processors or self._processors, span.resource)
+            worker.submit(Submission(event, pipeline, time.monotonic()))
 
-    def _step_id(self, span: ReadableSpan, attributes: Mapping[str, object], note: "_Note") -> str:
-        for source in (attributes, note.attributes):
-            for key in GENERIC.step_id_keys:
-                if text := text_of(source.get(key)):
-                    return text
-        return generated_step_id(span.context)
+    def _is_first(self, span: ReadableSpan, event: StepEvent) -> bool:
+        """Whether no other processor of this provider has told the same webhook: registered twice means once."""
+        # The SDK hands the same object to all of them, and to nobody after them.
+        told, token = vars(span).setdefault(_TOLD, {}), object()
+        return told.setdefault((self._settings.webhook, event.context.span_id), token) is token
 
-    def _note(
-        self,
-        span: Span,
-        processors: SpanProcessor | None,
-        attributes: Mapping[str, object],
-        exception: BaseException | None,
-    ) -> None:
-        if self._processors is None and processors is not None:
+    def _meet(self, span: Span, processors: SpanProcessor | None) -> None:
+        """Note the way that the spans of another provider than the first one's go."""
+        if processors is None:  # the SDK does not show it
+            return
+        if self._processors is None:
             self._processors = processors
             # Registered now, at the first span, it runs before the provider's own exit handler,
             # which was registered when the provider was made.
             atexit.register(self._exit_hook)
-        if processors is not None:
-            _move_to_front(self, processors)
-        others = processors if processors is not self._processors else None
-        ids = {key: attributes[key] for key in GENERIC.step_id_keys if key in attributes}
-        if others is not None or ids or exception is not None:
-            span_id, notes = span.get_span_context().span_id, self._notes
-            # A span that is never ended takes its note with it.
-            alive = weakref.ref(span, lambda _: notes.pop(span_id, None))
-            notes[span_id] = _Note(others, ids, exception, alive)
+        _move_to_front(self, processors)
+        if processors is not self._processors:
+            span_id, elsewhere = span.get_span_context().span_id, self._elsewhere
+            # A span takes its entry with it, whether it has ended or not.
+            elsewhere[span_id] = processors, weakref.ref(span, lambda _: elsewhere.pop(span_id, None))
 
     def shutdown(self) -> None:
         """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""
@@ -162,52 +130,6 @@ class StepHookProcessor(SpanProcessor):
         the delivery spans, when the time is used up.
         """
         return self._worker is None or self._worker.flush(timeout_millis / 2000)
-
-
-class _Note:
-    """What was known when a span began and is not when it ends."""
-
-    __slots__ = ("_alive", "_seen", "attributes", "processors")
-
-    def __init__(
-        self,
-        processors: SpanProcessor | None,
-        attributes: Mapping[str, object],
-        exception: BaseException | None,
-        alive: "weakref.ref[Span] | None",
-    ) -> None:
-        self.processors = processors  # None: those of the provider met first
-        self.attributes = attributes  # the step id's: the SDK evicts the oldest attributes first
-        self._alive = alive
-        # Weakly: a strong reference would keep every frame of the traceback. Exceptions that are
-        # written in C have no weak references, and the id of one is the next one's as soon as it is
-        # freed: they get a mark, in a dict of their own that has room for it.
-        self._seen: weakref.ref[BaseException] | str | None = None
-        if exception is not None:
-            try:
-                self._seen = weakref.ref(exception)
-            except TypeError:
-                self._seen = vars(exception).setdefault(_MARK, uuid.uuid4().hex)
-
-    @property
-    def has_step_id(self) -> bool:
-        """Whether the span began with a step id."""
-        return bool(self.attributes)
-
-    def has_seen(self, exception: BaseException | None) -> bool:
-        """Whether *exception* was in flight already when the span began: then it says nothing about the span."""
-        if exception is None or self._seen is None:
-            return False
-        if isinstance(self._seen, str):
-            return bool(vars(exception).get(_MARK) == self._seen)
-        return self._seen() is exception
-
-
-_NOTHING = _Note(None, {}, None, None)
-
-
-def _is_own(span: ReadableSpan) -> bool:
-    return span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE
 
 
 def _shut_down(processor: "weakref.ref[StepHookProcessor]") -> None:

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from otel_step_hook.addresses import is_metadata_host
 from otel_step_hook.delivery.signing import parse_secrets
-from otel_step_hook.steps.profiles import PROFILE_NAMES
+from otel_step_hook.installed import profile_names
 
 PREFIX = "STEP_COMPLETE_"
 
@@ -98,9 +98,10 @@ def read_words(value: object) -> object:
 
 def check_profiles(names: tuple[str, ...]) -> tuple[str, ...]:
     """*names*, if there is a profile for each."""
-    unknown = [name for name in names if name not in PROFILE_NAMES]
-    if unknown:
-        raise ValueError(f"names {unknown[0]!r}, which is no profile")
+    known = profile_names()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"names {name!r}, which is no profile")
     return names
 
 

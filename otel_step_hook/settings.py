@@ -25,7 +25,7 @@ from otel_step_hook.setting_values import (
     read_words,
 )
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.profiles import PROFILE_NAMES
+from otel_step_hook.steps.profiles import PROFILES
 
 _Seconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=False)]
 _Path = Annotated[str | None, BeforeValidator(read_path)]
@@ -80,8 +80,8 @@ class StepHookSettings(BaseSettings):
     profiles: Annotated[tuple[str, ...], AfterValidator(check_profiles), BeforeValidator(read_words), NoDecode] = (
         _about(
             ("auto",),
-            "Which frameworks' step rules apply.",
-            f"some of {', '.join(sorted(PROFILE_NAMES))}, separated by commas",
+            "Which frameworks' step rules apply: `auto` for all of them, or their names.",
+            f"auto, or some of {', '.join(sorted({profile.name for profile in PROFILES}))}, separated by commas",
         )
     )
     headers: Annotated[
@@ -175,6 +175,11 @@ def _sentence(item: ErrorDetails) -> str:
     verb = "holds" if inside else "is"
     shown = reprlib.repr(item["input"]) if field.repr else f"of type {type(item['input']).__name__}"
     return f"{PREFIX}{str(name).upper()} {error or f'{verb} {shown}'}; expected {expected}"
+
+
+def has_webhook() -> bool:
+    """Whether the environment names an endpoint, whatever is wrong with it."""
+    return any(name.upper() == f"{PREFIX}WEBHOOK" and value.strip() for name, value in os.environ.items())
 
 
 def unknown_variables() -> list[str]:

@@ -12,6 +12,7 @@ from opentelemetry.trace import Status, StatusCode
 
 from otel_step_hook.steps.event import Outcome, attributes_of
 from otel_step_hook.steps.outcome import CANCELLATIONS, outcome_of
+from otel_step_hook.steps.profiles import GENERIC
 
 _SUCCESS, _FAILED, _CANCELLED = Outcome
 _UNSET, _OK, _ERROR = StatusCode
@@ -68,7 +69,7 @@ def _outcome(
         events=events,
         attributes=attributes,  # type: ignore[arg-type]  # -- anything may be in there
     )
-    return outcome_of(span, attributes_of(span), flying)
+    return outcome_of(span, attributes_of(span), flying, GENERIC)
 
 
 # 1. The user's word

@@ -93,6 +93,6 @@ def test_no_attributes_make_it_raise(hook: StepHookProcessor) -> None:
         span = ReadableSpan("step", context=_CONTEXT, attributes=attributes)  # type: ignore[arg-type]  # -- on purpose
         hook.on_start(span)  # type: ignore[arg-type]  # -- on purpose
         hook.on_end(span)
-        assert hook._notes == {}
+        assert hook._reader._notes == {}
 
     start_and_end()

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from support import pipeline
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
-from otel_step_hook.processor import _Note
+from otel_step_hook.steps.notes import Note
 from otel_step_hook.testing import Answer, ScriptedReceiver
 
 
@@ -91,7 +91,7 @@ def test_nothing_is_kept_of_spans_that_end(step_receiver: ScriptedReceiver) -> N
         except ValueError:
             hooked.end_step()
             hooked.tracer.start_span("no step").end()
-        assert hooked.hook._notes == {}
+        assert hooked.hook._reader._notes == {}
 
 
 def test_nothing_is_kept_of_spans_that_never_end() -> None:
@@ -105,10 +105,10 @@ def test_nothing_is_kept_of_spans_that_never_end() -> None:
         raise ValueError  # noqa: TRY301 -- as above
     except ValueError:
         spans += [tracer.start_span("no step") for _ in range(100)]
-    assert len(hook._notes) == 10_100
+    assert len(hook._reader._notes) == 10_100
     del spans
     gc.collect()
-    assert hook._notes == {}
+    assert hook._reader._notes == {}
 
 
 def test_a_hook_that_is_gone_is_not_shut_down_at_exit() -> None:
@@ -150,7 +150,7 @@ def test_an_exception_that_was_in_flight_is_not_held() -> None:
         pass
 
     error = OwnError()
-    note, alive = _Note(None, {}, error, None), weakref.ref(error)
+    note, alive = Note(error), weakref.ref(error)
     assert note.has_seen(error)
     assert not note.has_seen(OwnError())
     assert not note.has_seen(None)
@@ -163,7 +163,7 @@ def test_an_exception_that_was_in_flight_is_not_held() -> None:
 def test_an_exception_written_in_c_is_known_by_a_mark() -> None:
     """It has no weak references: two spans that begin under it agree on its mark, and another has none."""
     error = ValueError("no")
-    notes = [_Note(None, {}, error, None) for _ in range(2)]
+    notes = [Note(error) for _ in range(2)]
     assert all(note.has_seen(error) for note in notes)
     assert not notes[0].has_seen(ValueError("no"))
     assert (error.args, str(error), repr(error)) == (("no",), "no", "ValueError('no')")

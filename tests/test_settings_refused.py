@@ -110,8 +110,12 @@ def test_other_numbers_are_refused_with_their_range(
         ("payload", "everything", "is 'everything'; expected step_id or full"),
         ("outcomes", "success,done", "holds 'done'; expected some of success, failed, cancelled, separated by commas"),
         ("outcomes", ",", "names none; expected some of success, failed, cancelled, separated by commas"),
-        ("profiles", "auto,crewai2", "names 'crewai2', which is no profile; expected some of auto, generic, "),
-        ("profiles", " , ", "names none; expected some of auto, generic, "),
+        (
+            "profiles",
+            "auto,crewai2",
+            "names 'crewai2', which is no profile; expected auto, or some of agent-framework, airflow, autogen, ",
+        ),
+        ("profiles", " , ", "names none; expected auto, or some of agent-framework, airflow, autogen, "),
     ],
 )
 def test_unknown_words_are_refused_with_the_known_ones(

@@ -43,6 +43,7 @@ def body(event: StepEvent, payload: str) -> bytes:
                 "span_id": format_span_id(event.context.span_id),
                 "started_at": _iso(event.start_time),
                 "ended_at": _iso(event.end_time),
+                **event.details,
             },
         }
     return json.dumps(fields).encode("ascii")

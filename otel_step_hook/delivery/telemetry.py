@@ -44,10 +44,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from otel_step_hook.delivery.log import Trouble, where
 from otel_step_hook.delivery.request import Headers, webhook_id
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.steps.event import StepEvent
+from otel_step_hook.steps.event import SCOPE, StepEvent
 from otel_step_hook.version import __version__
 
-SCOPE = "otel_step_hook"  # instrumentation scope of every span made here; such a span is never a step
 _PIPELINES = 16  # tracers kept, one per pipeline and resource; a process has one or two
 _WORD = "(?:[a-z]{1,15}(?:[A-Z][a-z]{2,14})*|(?:[A-Z][a-z]{2,14})+|[A-Z]{1,8})"
 # Words such as people write, and a short number at the end: what is long, or mixes cases or digits, may be a secret.

@@ -3,12 +3,14 @@
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
+SCOPE = "otel_step_hook"  # instrumentation scope of every span that this library makes; such a span is never a step
+STEP_ID_KEYS = ("step_id", "step.id")  # attributes that make any span a step; the first is the specification's
 MAX_STEP_ID = 16_384  # characters; a body beyond about 20 kB is refused by many receivers (Standard Webhooks)
 _NAMESPACE = uuid.UUID("6e5b1f4a-5b0e-5c43-9a35-0f6f3a1c2d7e")  # ours, arbitrary; names are trace id + span id
 
@@ -23,7 +25,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """A step that has ended. Times are unix nanoseconds."""
+    """A step that has ended. Times are unix nanoseconds; *details* are names with their values, such as ``run_id``."""
 
     step_id: str
     outcome: Outcome
@@ -31,6 +33,7 @@ class StepEvent:
     context: SpanContext
     start_time: int
     end_time: int
+    details: Mapping[str, str] = field(default_factory=dict)
 
 
 def attributes_of(span: ReadableSpan) -> Mapping[str, object]:

@@ -1,45 +1,51 @@
 """How a step ended: the order of evidence. First rule that decides, in the order of the code."""
 
 import re
-from collections.abc import Mapping
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
+from otel_step_hook.steps.rules import Attributes, Profile, Verdict, plain, word_in
 
 # Compared by the last dotted part: asyncio.exceptions.CancelledError, trio.Cancelled, a bare CancelledError, …
 CANCELLATIONS = frozenset({"CancelledError", "Cancelled", "KeyboardInterrupt", "SystemExit", "GreenletExit"})
-# A step that pauses has not ended: nothing is sent.
-PAUSES = frozenset({"GraphInterrupt", "NodeInterrupt", "CallDeferred", "ApprovalRequired"})
+# A step that pauses, or hands its end over to somebody else, has not ended: nothing is sent.
+PAUSES = frozenset({"GraphInterrupt", "NodeInterrupt", "CallDeferred", "ApprovalRequired", "_CompleteAsyncError"})
 # In flight without meaning a failure: how generators end.
 CONTROL_FLOW = frozenset({"GeneratorExit", "StopIteration", "StopAsyncIteration"})
 
-_WORDS = {
-    "success": Outcome.SUCCESS,
-    "succeeded": Outcome.SUCCESS,
-    "ok": Outcome.SUCCESS,
-    "completed": Outcome.SUCCESS,
-    "failed": Outcome.FAILED,
-    "failure": Outcome.FAILED,
-    "error": Outcome.FAILED,
-    "timeout": Outcome.FAILED,
-    "cancelled": Outcome.CANCELLED,
-    "canceled": Outcome.CANCELLED,
-    "cancellation": Outcome.CANCELLED,
-}
-_STATUS_WORD = "step.status"
+_users_word = word_in(
+    "step.status",
+    {
+        "success": Outcome.SUCCESS,
+        "succeeded": Outcome.SUCCESS,
+        "ok": Outcome.SUCCESS,
+        "completed": Outcome.SUCCESS,
+        "failed": Outcome.FAILED,
+        "failure": Outcome.FAILED,
+        "error": Outcome.FAILED,
+        "timeout": Outcome.FAILED,
+        "cancelled": Outcome.CANCELLED,
+        "canceled": Outcome.CANCELLED,
+        "cancellation": Outcome.CANCELLED,
+    },
+)
 _LEADING_NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
-def outcome_of(span: ReadableSpan, attributes: Mapping[str, object], exception: BaseException | None) -> Outcome | None:
-    """How the step of *span* ended, or None when it has only paused.
+def outcome_of(
+    span: ReadableSpan, attributes: Attributes, exception: BaseException | None, profile: Profile
+) -> Outcome | None:
+    """How the step of *span* ended, or None when it has not: it has only paused, or will be tried again.
 
     *exception* is the one in flight when the span ended, unless it already was when the span
-    began. Never raises, whatever the span holds.
+    began. *profile* is that of the framework. Never raises, whatever the span holds, unless a
+    profile of the user's does.
     """
-    if said := _WORDS.get(_text(attributes.get(_STATUS_WORD)).strip().lower()):
-        return said
+    said = _users_word(span, attributes, exception) or profile.word(span, attributes, exception)
+    if said is not None:
+        return None if isinstance(said, Verdict) else said
     flying = _kind(exception)
     status = span.status.status_code
     if status is StatusCode.ERROR:
@@ -49,15 +55,15 @@ def outcome_of(span: ReadableSpan, attributes: Mapping[str, object], exception: 
     if flying == "pause":
         return None
     if status is StatusCode.OK:
-        return None if _last_exception(span) in PAUSES else Outcome.SUCCESS
+        return _of_ok(span, flying, profile)
     return _of_unset(span, flying)
 
 
-def _of_error(span: ReadableSpan, attributes: Mapping[str, object], flying: str) -> Outcome | None:
+def _of_error(span: ReadableSpan, attributes: Attributes, flying: str) -> Outcome | None:
     names = (
         _last_exception(span),
-        _last_part(_text(attributes.get("error.type"))),
-        _last_part(_leading_name(span.status.description)),
+        last_part(plain(attributes.get("error.type"))),
+        last_part(_leading_name(span.status.description)),
     )
     if flying == "cancellation" or not CANCELLATIONS.isdisjoint(names):
         return Outcome.CANCELLED
@@ -67,6 +73,12 @@ def _of_error(span: ReadableSpan, attributes: Mapping[str, object], flying: str)
     return Outcome.SUCCESS if {name for name in names if name} == {"GeneratorExit"} else Outcome.FAILED
 
 
+def _of_ok(span: ReadableSpan, flying: str, profile: Profile) -> Outcome | None:
+    if flying == "exception" and profile.hides_failures:
+        return Outcome.FAILED
+    return None if _last_exception(span) in PAUSES else Outcome.SUCCESS
+
+
 def _of_unset(span: ReadableSpan, flying: str) -> Outcome | None:
     last = _last_exception(span)
     if last in CANCELLATIONS:
@@ -74,6 +86,11 @@ def _of_unset(span: ReadableSpan, flying: str) -> Outcome | None:
     if last in PAUSES:
         return None
     return Outcome.FAILED if flying == "exception" else Outcome.SUCCESS
+
+
+def is_cancellation(exception: BaseException | None) -> bool:
+    """Whether *exception* is a cancellation, or a group of nothing else."""
+    return _kind(exception) == "cancellation"
 
 
 def _kind(exception: BaseException | None) -> str:
@@ -98,16 +115,12 @@ def _last_exception(span: ReadableSpan) -> str:
     """The last part of the type of the last exception event; empty without one."""
     for event in reversed(span.events):
         if event.name == "exception":
-            return _last_part(_text((event.attributes or {}).get("exception.type")))
+            return last_part(plain((event.attributes or {}).get("exception.type")))
     return ""
 
 
-def _text(value: object) -> str:
-    # Of an enum member that is text its value, not its name; what is no text says nothing.
-    return str.__str__(value) if isinstance(value, str) else ""
-
-
-def _last_part(name: str) -> str:
+def last_part(name: str) -> str:
+    """``CancelledError`` of ``asyncio.exceptions.CancelledError``."""
     return name.rpartition(".")[2]
 
 

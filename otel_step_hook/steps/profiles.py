@@ -1,25 +1,321 @@
-"""Which spans are steps: a table with one row per framework, and the row for everybody else."""
+"""Which spans are steps: a table, one row per framework and instrumentation, and the rows for everybody else.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+Measured on the spans of real runs, which ``tests/corpus`` keeps, and read in the sources of those
+that are not there. A framework that has loops, nodes or tasks is recognised at that level, and its
+tools only where it has nothing better, so that one piece of work is one webhook.
+"""
+
+import json
+import re
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-STEP_ID_KEYS = ("step_id", "step.id")
-PROFILE_NAMES = frozenset({"auto", "generic"})
+from otel_step_hook.steps import letta
+from otel_step_hook.steps.engines import dbos_step, temporal_word
+from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome
+from otel_step_hook.steps.rules import (
+    NOT_TERMINAL,
+    Attributes,
+    Profile,
+    Verdict,
+    both,
+    either,
+    event_named,
+    first,
+    has,
+    joined,
+    named,
+    plain,
+    present,
+    says,
+    word_in,
+)
+
+_SUCCESS, _FAILED, _CANCELLED = Outcome
+_TOOL_CALL = says("gen_ai.operation.name", "execute_tool")
+_TOOL_CALL_ID = first("gen_ai.tool.call.id")
+_NODE = re.compile(r'"langgraph_node": ("(?:[^"\\]|\\.)*")')  # in JSON that the SDK may have cut short
+_CHECKPOINT = re.compile(r'"langgraph_checkpoint_ns": ("(?:[^"\\]|\\.)*")')
+_TRACELOOP_LANGGRAPH = "traceloop.association.properties.langgraph_"
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """How the spans of one framework are read."""
-
-    name: str
-    is_step: Callable[[ReadableSpan, Mapping[str, object]], bool]
-    step_id_keys: tuple[str, ...] = STEP_ID_KEYS
+def _in_metadata(pattern: re.Pattern[str], attributes: Attributes) -> object:
+    found = pattern.search(plain(attributes.get("metadata")))
+    return json.loads(found[1], strict=False) if found else None
 
 
-def _has_step_id(_span: ReadableSpan, attributes: Mapping[str, object]) -> bool:
-    return "step_id" in attributes or "step.id" in attributes
+def _is_node(name: str, attributes: Attributes) -> bool:
+    """Not a conditional edge, a model or a piece of a chain: they say, too, in which node they are."""
+    return "metadata" in attributes and _in_metadata(_NODE, attributes) == name
 
 
-GENERIC = Profile("generic", _has_step_id)
+def _is_traceloop_node(_: str, attributes: Attributes) -> bool:
+    node = attributes.get(f"{_TRACELOOP_LANGGRAPH}node")
+    return node is not None and attributes.get("traceloop.entity.name") == node and _TASK("", attributes)
+
+
+def _prefect_word(span: ReadableSpan, _: Attributes, __: BaseException | None) -> Outcome | Verdict | None:
+    """By Prefect's last state; CRASHED says nothing: a task that is cancelled crashes."""
+    for event in reversed(span.events):
+        state = plain((event.attributes or {}).get("prefect.state.type"))
+        if state:
+            return _PREFECT.get(state)
+    return None
+
+
+_TASK = says("traceloop.span.kind", "task")
+_PREFECT: dict[str, Outcome | Verdict] = {
+    "COMPLETED": _SUCCESS,
+    "FAILED": _FAILED,
+    "CANCELLED": _CANCELLED,
+    "PAUSED": NOT_TERMINAL,
+    "SCHEDULED": NOT_TERMINAL,  # suspended
+}
+
+GENERIC = Profile(
+    name="generic",
+    marks=STEP_ID_KEYS,
+    is_step=lambda _, attributes: "step_id" in attributes or "step.id" in attributes,
+    step_id=first(*STEP_ID_KEYS),
+)
+
+PROFILES = (
+    Profile(
+        name="pydantic-ai",
+        scopes=("pydantic-ai",),
+        marks=("gen_ai.operation.name",),
+        is_step=_TOOL_CALL,
+        step_id=_TOOL_CALL_ID,
+        word=present("pydantic_ai.tool.deferral.name"),
+    ),
+    Profile(
+        name="langgraph",
+        scopes=("openinference.instrumentation.langchain",),
+        marks=("metadata",),
+        is_step=_is_node,
+        has_namesakes=True,  # an agent with a name of its own, added as the node of that name
+        step_id=lambda attributes: _in_metadata(_CHECKPOINT, attributes),
+    ),
+    Profile(
+        name="langgraph",
+        scopes=("opentelemetry.instrumentation.langchain",),
+        marks=(f"{_TRACELOOP_LANGGRAPH}node",),
+        is_step=_is_traceloop_node,
+        has_namesakes=True,
+        step_id=first(f"{_TRACELOOP_LANGGRAPH}checkpoint_ns", "gen_ai.task.id"),
+    ),
+    Profile(
+        name="openai-agents",
+        scopes=("openinference.instrumentation.openai_agents",),
+        marks=("openinference.span.kind",),
+        is_step=both(named("turn"), says("openinference.span.kind", "CHAIN")),
+        hides_failures=True,
+    ),
+    Profile(
+        name="openai-agents",  # the traces of traceloop and of opentelemetry-instrumentation-openai-agents-v2
+        scopes=("opentelemetry.instrumentation.openai_agents",),
+        marks=("gen_ai.operation.name",),
+        is_step=_TOOL_CALL,
+        step_id=_TOOL_CALL_ID,
+        hides_failures=True,
+    ),
+    Profile(
+        name="temporal",
+        marks=("temporalActivityID",),  # the tracer, and with it the scope, may be the application's own
+        is_step=both(named("RunActivity:.*"), has("temporalActivityID")),
+        step_id=joined("temporalRunID", "temporalActivityID"),
+        word=temporal_word,
+    ),
+    Profile(
+        name="dbos",
+        scopes=("dbos-tracer",),
+        marks=("operationType", "dbos.operation.type"),
+        is_step=either(says("operationType", "step"), says("dbos.operation.type", "step")),
+        step_id=lambda attributes: (
+            joined("operationUUID", "step_number")(attributes)
+            or joined("dbos.operation.workflow_id", "step_number")(attributes)
+        ),
+        step_number=dbos_step,
+    ),
+    Profile(
+        name="prefect",
+        scopes=("prefect",),
+        marks=("prefect.run.type",),
+        is_step=says("prefect.run.type", "task"),
+        step_id=first("prefect.run.id"),
+        word=_prefect_word,
+    ),
+    Profile(
+        name="smolagents",
+        scopes=("openinference.instrumentation.smolagents",),
+        marks=("openinference.span.kind",),
+        is_step=named(r"Step \d+"),
+    ),
+    Profile(
+        name="strands",
+        scopes=("strands.telemetry.tracer",),
+        marks=("event_loop.cycle_id",),
+        is_step=has("event_loop.cycle_id"),
+        starts="execute_event_loop_cycle|invoke_agent .*",
+        step_id=first("event_loop.cycle_id"),
+        ends=named("invoke_agent .*"),  # a cycle that is cancelled never ends
+        word=word_in(
+            "strands.cancellation.type",
+            {
+                "cancellederror": _CANCELLED,
+                "keyboardinterrupt": _CANCELLED,
+                "systemexit": _CANCELLED,
+                "generatorexit": _SUCCESS,  # whoever asked has heard enough
+            },
+        ),
+    ),
+    Profile(
+        name="google-adk",
+        scopes=("gcp.vertex.agent",),
+        marks=("gen_ai.operation.name",),
+        is_step=says("gen_ai.operation.name", "invoke_node"),
+        is_tool=both(_TOOL_CALL, named(r"(?!execute_tool \(merged\)).*")),  # which stands for several of them
+        starts="(invoke_node|invoke_agent|execute_tool|call_llm|generate_content).*",
+        step_id=first("gen_ai.tool.call.id", but_not="<not specified>"),
+    ),
+    Profile(
+        name="agent-framework",
+        scopes=("agent_framework",),
+        marks=("executor.id", "gen_ai.operation.name"),
+        is_step=has("executor.id"),
+        is_tool=_TOOL_CALL,
+        starts="(executor.process|invoke_agent|execute_tool|chat).*",
+        step_id=first("gen_ai.tool.call.id", but_not="unknown"),
+    ),
+    Profile(
+        name="llama-index",
+        scopes=("openinference.instrumentation.llama_index",),
+        marks=("openinference.span.kind",),
+        is_step=named(r"(?!.*\.run$).+\.[^.]+"),
+        below=named(r".*\.run"),
+        word=event_named("span.cancelled", _CANCELLED),
+    ),
+    Profile(
+        name="llama-index",
+        scopes=("llamaindex.opentelemetry.tracer",),
+        marks=("llamaindex.step.input_event",),
+        is_step=both(has("llamaindex.step.input_event"), named(r"(?!.*\.run$).+")),
+        below=named(r".*\.run"),
+        word=event_named("SpanCancelledEvent", _CANCELLED),
+    ),
+    Profile(
+        name="airflow",
+        scopes=("airflow.api_fastapi.execution_api.routes.task_instances",),  # not the worker's span of the same task
+        marks=("airflow.task_instance.id",),
+        is_step=both(named(r"task_run\..*"), has("airflow.task_instance.id")),
+        starts=r"task_run\..*",
+        step_id=first("airflow.task_instance.id"),
+        word=word_in(
+            "airflow.task_instance.state",
+            {
+                "success": _SUCCESS,
+                "failed": _FAILED,
+                "upstream_failed": _FAILED,
+                "skipped": _CANCELLED,
+                "removed": _CANCELLED,
+                "up_for_retry": NOT_TERMINAL,
+                "up_for_reschedule": NOT_TERMINAL,
+                "deferred": NOT_TERMINAL,
+            },
+        ),
+    ),
+    Profile(
+        name="crewai",
+        scopes=("crewai",),
+        marks=("gen_ai.operation.name",),
+        is_step=says("gen_ai.operation.name", "execute_task", "execute_method"),
+        starts="execute task|call method",
+        step_id=first("event_id", "crewai.task.id"),  # the second is the same for all runs of a task
+        word=word_in("crewai.event_name", {"method_execution_paused": NOT_TERMINAL}),
+    ),
+    Profile(
+        name="crewai",
+        scopes=("openinference.instrumentation.crewai", "openinference.instrumentation.crewai._event_listener"),
+        marks=("task_id", "flow.node.name"),
+        is_step=either(has("task_id"), has("flow.node.name")),
+        starts=r".*\._execute_core|.*\.execute",
+    ),
+    Profile(
+        name="crewai",
+        scopes=("opentelemetry.instrumentation.crewai.instrumentation",),
+        marks=("traceloop.span.kind",),
+        is_step=_TASK,
+    ),
+    Profile(
+        name="haystack",
+        marks=("haystack.agent.step", "haystack.component.name"),  # the tracer may be the application's own
+        is_step=named(r"haystack\.(agent\.step|component\.run)"),
+    ),
+    Profile(
+        name="autogen",
+        scopes=("autogen SingleThreadedAgentRuntime", "autogen GrpcWorkerAgentRuntime", "autogen-core"),
+        marks=("messaging.operation", "gen_ai.operation.name"),
+        is_step=named("autogen process .*"),
+        is_tool=_TOOL_CALL,
+        step_id=_TOOL_CALL_ID,
+    ),
+    Profile(
+        name="traceloop",
+        scopes=("traceloop.tracer",),
+        marks=("traceloop.span.kind",),
+        is_step=_TASK,
+        is_tool=says("traceloop.span.kind", "tool"),
+        encloses=named(r".*\.task"),
+        starts=r".*\.(task|tool)",
+    ),
+    Profile(
+        name="util-genai",
+        scopes=(
+            "opentelemetry.util.genai.handler",
+            "opentelemetry.instrumentation.genai.langchain",
+            "opentelemetry.instrumentation.genai.llama_index",
+            "opentelemetry.instrumentation.genai.openai_agents",
+            "opentelemetry.instrumentation.genai.smolagents",
+        ),
+        marks=("gen_ai.operation.name",),
+        is_step=_TOOL_CALL,
+        step_id=_TOOL_CALL_ID,
+    ),
+    Profile(
+        name="letta",
+        scopes=("letta.otel.tracing",),
+        marks=("parameter.step_id",),
+        is_step=letta.is_step,
+        starts=letta.STARTS,
+        step_id=first("parameter.step_id"),
+        word=letta.word,
+        is_once=True,
+        tells=letta.tells,
+        is_strict=True,
+    ),
+    # For the spans of all scopes that have no row above.
+    GENERIC,
+    Profile(
+        name="cicd",
+        marks=("cicd.pipeline.task.run.id", "cicd.pipeline.task.run.result"),
+        is_step=either(has("cicd.pipeline.task.run.id"), has("cicd.pipeline.task.run.result")),
+        step_id=first("cicd.pipeline.task.run.id"),
+        word=word_in(
+            "cicd.pipeline.task.run.result",
+            {
+                "success": _SUCCESS,
+                "failure": _FAILED,
+                "error": _FAILED,
+                "timeout": _FAILED,
+                "cancellation": _CANCELLED,
+                "skip": _CANCELLED,
+            },
+        ),
+    ),
+    Profile(
+        name="gen-ai",
+        marks=("gen_ai.operation.name",),
+        is_step=_TOOL_CALL,
+        step_id=_TOOL_CALL_ID,
+    ),
+)

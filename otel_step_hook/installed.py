@@ -1,0 +1,56 @@
+"""The profiles that names select: the table's, and those of installed packages. Owns their entry point group."""
+
+import logging
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+
+from otel_step_hook.steps.profiles import PROFILES
+from otel_step_hook.steps.rules import Profile
+
+GROUP = "otel_step_hook_profiles"
+AUTO = "auto"  # all there are
+
+_log = logging.getLogger("otel_step_hook")
+
+
+def profile_names() -> list[str]:
+    """Every name that selects a profile, in lower case and sorted; the table's, and those of installed packages."""
+    return sorted({AUTO, *(profile.name for profile in PROFILES), *map(str.lower, entry_points(group=GROUP).names)})
+
+
+def selected_profiles(names: Iterable[str]) -> tuple[Profile, ...]:
+    """The profiles of these names, those of installed packages first: they know their own spans best.
+
+    One that cannot be loaded is logged, and left out.
+    """
+    wanted = set(names)
+    installed = [
+        profile
+        for point in entry_points(group=GROUP)
+        if AUTO in wanted or point.name.lower() in wanted
+        for profile in _loaded(point)
+    ]
+    return (*installed, *(profile for profile in PROFILES if AUTO in wanted or profile.name in wanted))
+
+
+def _loaded(point: EntryPoint) -> list[Profile]:
+    try:
+        found = point.load()
+        profiles = [found] if isinstance(found, Profile) else list(found)
+    except Exception as error:  # noqa: BLE001 -- somebody else's module, in the application's start-up
+        _tell(point, f"{type(error).__name__}: {error}")
+        return []
+    if not all(isinstance(profile, Profile) for profile in profiles):
+        _tell(point, "what is there is none")
+        return []
+    return profiles
+
+
+def _tell(point: EntryPoint, problem: str) -> None:
+    _log.error(
+        "the profile %r cannot be loaded from %s (%s), and its steps are not told; "
+        "expected an otel_step_hook.Profile, or several, under that name",
+        point.name,
+        point.value,
+        problem,
+    )

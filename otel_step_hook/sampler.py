@@ -1,0 +1,94 @@
+"""The sampler that keeps steps: a span that a sampler drops is seen by no processor, and no webhook is sent for it."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.util.types import Attributes
+
+from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.installed import AUTO, selected_profiles
+from otel_step_hook.steps.rules import Profile, named
+
+_log = logging.getLogger("otel_step_hook")
+_EXPECTED = "OTEL_TRACES_SAMPLER_ARG must be a ratio from 0 to 1, such as 0.1, or one and the word all: 0.1,all"
+
+
+class StepSampler(Sampler):
+    """Samples as *root* does, but records the steps that *root* drops: they are told, and not exported.
+
+    A sampler sees of a span what it begins with. Frameworks whose steps cannot be recognised by that
+    need *record_all*, which records every span that *root* drops. *profiles* are asked beside those of
+    the table and of installed packages; *is_step* says of a name and of attributes whether such a span
+    may become a step. For any thread; raises nothing.
+    """
+
+    def __init__(
+        self,
+        root: Sampler,
+        *,
+        profiles: Iterable[Profile] = (),
+        is_step: Callable[[str, Mapping[str, object]], bool] | None = None,
+        record_all: bool = False,
+    ) -> None:
+        self._root = root
+        self._record_all = record_all
+        self._is_step = is_step
+        self._profiles = (*profiles, *selected_profiles([AUTO]))
+        # Most spans are told apart by these two alone.
+        self._marks = frozenset(mark for profile in self._profiles for mark in profile.marks)
+        self._starts = named("|".join(f"(?:{profile.starts})" for profile in self._profiles if profile.starts))
+        self._is_cheap = is_step is None and all(profile.marks for profile in self._profiles)
+
+    def should_sample(  # noqa: PLR0917 -- the SDK's signature
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """What *root* decides, with DROP turned into RECORD_ONLY for a span that may become a step."""
+        result = self._root.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+        if result.decision is not Decision.DROP or not self._keeps(name, attributes or {}):
+            return result
+        # With the attributes: samplers leave them out of what they drop.
+        return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
+
+    def _keeps(self, name: str, attributes: Mapping[str, object]) -> bool:
+        try:
+            if self._record_all or self._starts(name, attributes):
+                return True
+            if self._is_cheap and self._marks.isdisjoint(attributes):
+                return False
+            if self._is_step is not None and self._is_step(name, attributes):
+                return True
+            return any(profile.may_start(name, attributes) for profile in self._profiles)
+        except Exception as error:  # noqa: BLE001 -- runs in the application's start_span(): nothing may escape
+            _log.debug("a rule for steps has failed (%s): the span is recorded", type(error).__name__)
+            return True
+
+    def get_description(self) -> str:
+        """``StepSampler{…}`` around the description of *root*."""
+        return f"StepSampler{{{self._root.get_description()}}}"
+
+
+def from_argument(argument: str | float | None) -> StepSampler:
+    """The sampler of ``OTEL_TRACES_SAMPLER=step_hook``; *argument* is what ``OTEL_TRACES_SAMPLER_ARG`` holds.
+
+    A ratio, of traces that are exported, 1 without one: `ParentBased` and by trace id, as
+    ``parentbased_traceidratio`` has it. After a comma, ``all`` records every span. Raises
+    `ConfigurationError` for anything else, upon which OpenTelemetry says so and samples as by default.
+    """
+    text, _, word = str(1 if argument is None else argument).partition(",")
+    try:
+        root = ParentBased(TraceIdRatioBased(float(text)))
+    except ValueError:
+        raise ConfigurationError(f"{_EXPECTED}, and is {argument!r}") from None
+    if word.strip() not in {"", "all"}:
+        raise ConfigurationError(f"{_EXPECTED}, and is {argument!r}")
+    return StepSampler(root, record_all=word.strip() == "all")

@@ -1,0 +1,244 @@
+"""From spans to steps: owns what is noted of spans between their start and their end."""
+
+import functools
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import TypeVar
+
+from opentelemetry.sdk.trace import ReadableSpan, Span
+
+from otel_step_hook.steps.engines import is_replaying
+from otel_step_hook.steps.event import (
+    SCOPE,
+    STEP_ID_KEYS,
+    Outcome,
+    StepEvent,
+    attributes_of,
+    generated_step_id,
+    text_of,
+)
+from otel_step_hook.steps.notes import NOTHING, Note
+from otel_step_hook.steps.outcome import outcome_of
+from otel_step_hook.steps.profiles import GENERIC
+from otel_step_hook.steps.rules import Attributes, Profile, first, never
+
+_REMEMBERED = 10_000  # steps, of those that are told once, and of those that another span tells of; some MB
+_LOGFIRE_COPIES = ("pending_span", "log")  # spans that Logfire ends beside the real ones
+_users_id = first(*STEP_ID_KEYS)
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Rows:
+    """What is asked about the spans of one scope."""
+
+    __slots__ = ("asked", "is_asked", "looks_on", "marks", "needs_places", "own")
+
+    def __init__(self, asked: tuple[Profile, ...], own: Profile = GENERIC) -> None:
+        self.asked = asked
+        self.own = own  # what the framework's spans say of the outcome, whoever says that one is a step
+        self.is_asked = bool(asked)
+        self.needs_places = own.needs_places
+        self.looks_on = own.tells is not None or own.ends is not None
+        # Spans without any of these attributes are no steps; None: all spans are looked at.
+        is_cheap = all(profile.marks for profile in asked)
+        self.marks = frozenset(mark for profile in asked for mark in profile.marks) if is_cheap else None
+
+    def found(self, name: str, attributes: Attributes, note: Note) -> Profile | None:
+        """The profile by which this span is a step."""
+        if self.marks is not None and self.marks.isdisjoint(attributes):
+            return None
+        for profile in self.asked:
+            if profile.is_step(name, attributes):
+                if (profile.below is None or note.fits_below) and not note.is_namesake:
+                    return self.own if profile is GENERIC else profile
+            elif profile.is_tool is not never and not note.is_inside and profile.is_tool(name, attributes):
+                return profile
+        return None
+
+
+def _table(profiles: tuple[Profile, ...]) -> tuple[dict[str, Rows], Rows]:
+    """The rows of each scope, and those of all other scopes."""
+    by_scope: dict[str, list[Profile]] = {}
+    for profile in profiles:
+        for scope in profile.scopes:
+            by_scope.setdefault(scope, []).append(profile)
+    generic = tuple(profile for profile in profiles if profile is GENERIC)
+    rows = {
+        scope: Rows(tuple(own) if any(profile.is_strict for profile in own) else (*own, *generic), own[0])
+        for scope, own in by_scope.items()
+    }
+    rows[SCOPE] = Rows(())
+    return rows, Rows(tuple(profile for profile in profiles if not profile.scopes))
+
+
+class StepReader:
+    """Says of each span that ends which step has ended with it, and how.
+
+    *profiles* are asked in their order. *is_step*, if given, replaces their rules for which spans are
+    steps. May be called from any thread, from a signal handler and by the garbage collector at any
+    moment: it takes no lock.
+    """
+
+    def __init__(self, profiles: Iterable[Profile], is_step: Callable[[ReadableSpan], bool] | None = None) -> None:
+        self._is_step = is_step
+        self._rows, self._others = _table(tuple(profiles))
+        self._notes: dict[int, Note] = {}  # by span id; only for the spans that need one
+        self._holds_tools = False  # whether any span has
+        self._told: OrderedDict[tuple[str, Outcome], object] = OrderedDict()
+        self._details: OrderedDict[str, Mapping[str, str]] = OrderedDict()
+
+    def _rows_of(self, span: ReadableSpan) -> Rows:
+        scope = span.instrumentation_scope
+        return self._others if scope is None else self._rows.get(scope.name, self._others)
+
+    def begin(self, span: Span, exception: BaseException | None) -> bool:
+        """Note what cannot be seen any more when *span* ends; *exception* is the one in flight.
+
+        False where there is nothing to note: it will hardly become a step.
+        """
+        rows, attributes = self._rows_of(span), attributes_of(span)
+        note = None if exception is None else Note(exception)
+        if rows.needs_places or self._holds_tools:
+            note = self._placed(note, rows, span, attributes)
+        profile = rows.found(span.name, attributes, note or NOTHING)
+        if profile is not None:
+            note = note or Note()
+            note.profile = profile
+            note.number = None if profile.step_number is None else profile.step_number()
+            with suppress(ValueError):  # it is too long, which is told when the span ends
+                note.step_id = text_of(_id_in(attributes, profile, note))
+        elif rows.own.step_number is not None:
+            note = note or Note()
+            note.number = rows.own.step_number()
+        if note is None:
+            return False
+        self._keep(span, note)
+        return True
+
+    def _placed(self, note: Note | None, rows: Rows, span: Span, attributes: Attributes) -> Note | None:
+        parent = self._notes.get(span.parent.span_id) if span.parent is not None else None
+        if rows.needs_places:
+            note = note or Note()
+            note.place(rows.own, span.name, attributes, parent)
+            self._holds_tools = self._holds_tools or note.encloses
+        if parent is not None and parent.holds_tools:
+            note = note or Note()
+            note.is_inside = True
+        return note
+
+    def _keep(self, span: Span, note: Note) -> None:
+        span_id = span.get_span_context().span_id
+        self._notes[span_id] = note
+        # A span that is never ended takes its note with it.
+        note.alive = weakref.ref(span, functools.partial(_forget, self._notes, span_id))
+        if note.parent is not None:
+            note.parent.open[span_id] = span
+
+    def end(self, span: ReadableSpan, exception: BaseException | None) -> Iterable[StepEvent]:
+        """The steps that have ended with *span*: none, its own, or those below it that have no end of their own.
+
+        *exception* is the one in flight. Raises ValueError for a step of which nothing can be told,
+        and what rules of the user's raise.
+        """
+        note = self._notes.pop(span.context.span_id, NOTHING) if self._notes else NOTHING
+        if note.parent is not None:
+            note.parent.open.pop(span.context.span_id, None)
+        rows, attributes = self._rows_of(span), attributes_of(span)
+        profile = rows.found(span.name, attributes, note) or note.profile
+        if self._is_step is not None:
+            profile = (profile or rows.own) if rows.is_asked and self._is_step(span) else None
+        if profile is None and not rows.looks_on:
+            return ()
+        new = None if note.has_seen(exception) else exception
+        if profile is None:
+            return self._look_on(span, attributes, note, rows.own, new)
+        event = None if note.is_over else self._event(span, attributes, note, profile, new)
+        return () if event is None else (event,)
+
+    def _event(
+        self,
+        span: ReadableSpan,
+        attributes: Attributes,
+        note: Note,
+        profile: Profile,
+        exception: BaseException | None,
+    ) -> StepEvent | None:
+        if attributes.get("logfire.span_type") in _LOGFIRE_COPIES or is_replaying():
+            return None
+        outcome = outcome_of(span, attributes, exception, profile)
+        return None if outcome is None else self._told_as(outcome, span, attributes, note, profile)
+
+    def _told_as(
+        self, outcome: Outcome, span: ReadableSpan, attributes: Attributes, note: Note, profile: Profile
+    ) -> StepEvent | None:
+        context = span.context
+        if not context.is_valid:
+            raise ValueError("a span without ids")  # made by hand; no delivery could be recorded below it
+        step_id = text_of(_id_in(attributes, profile, note)) or note.step_id or generated_step_id(context)
+        if profile.is_once and not _is_new(self._told, (step_id, outcome)):
+            return None
+        return StepEvent(
+            step_id=step_id,
+            outcome=outcome,
+            name=span.name,
+            context=context,
+            start_time=span.start_time or 0,
+            end_time=span.end_time or 0,
+            details=self._details.get(step_id, {}),
+        )
+
+    def _look_on(
+        self, span: ReadableSpan, attributes: Attributes, note: Note, own: Profile, exception: BaseException | None
+    ) -> Iterable[StepEvent]:
+        """Learn from a span that is no step: whose a step is, or that those below it are over."""
+        if own.tells is not None and (told := own.tells(span.name, attributes)):
+            _remember(self._details, *told)
+        if not note.open:
+            return ()
+        outcome = outcome_of(span, attributes, exception, own)
+        ended = [self._ended_with(span, child, outcome, own) for child in note.open.copy().values()]
+        note.open.clear()
+        return [event for event in ended if event is not None]
+
+    def _ended_with(
+        self, parent: ReadableSpan, span: Span, outcome: Outcome | None, profile: Profile
+    ) -> StepEvent | None:
+        """The step of *span*, which has no end of its own, and has ended with *parent*."""
+        attributes, note = attributes_of(span), self._notes.get(span.get_span_context().span_id, NOTHING)
+        if outcome is None or is_replaying() or not profile.is_step(span.name, attributes):
+            return None
+        note.is_over = True
+        event = self._told_as(outcome, span, attributes, note, profile)
+        return event and replace(event, end_time=parent.end_time or 0)
+
+
+def _forget(notes: dict[int, Note], span_id: int, _: object) -> None:
+    note = notes.pop(span_id, None)
+    if note is not None:
+        note.open.clear()  # which would hold spans that nobody is going to tell of any more
+
+
+def _id_in(attributes: Attributes, profile: Profile, note: Note) -> object:
+    if not profile.is_strict and text_of(users_id := _users_id(attributes)):
+        return users_id
+    return profile.step_id(attributes if note.number is None else {**attributes, "step_number": note.number})
+
+
+def _is_new(memory: OrderedDict[_K, object], key: _K) -> bool:
+    """Whether *key* is not among those seen last."""
+    token = object()
+    is_new = memory.setdefault(key, token) is token
+    if is_new:
+        _remember(memory, key, token)
+    return is_new
+
+
+def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+    memory[key] = value
+    while len(memory) > _REMEMBERED:
+        with suppress(KeyError):  # another thread has taken the last
+            memory.popitem(last=False)
