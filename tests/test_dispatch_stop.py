@@ -132,6 +132,19 @@ async def test_abandoned_deliveries_have_a_last_word() -> None:
         assert rig.store.pending == 0
 
 
+async def test_nothing_is_attempted_after_having_been_abandoned() -> None:
+    """The timers of deliveries that wait for their next attempt end with them."""
+    script = Script(failed(), DELIVERED)
+    async with rigged(script, initial_backoff=0.001) as rig:
+        rig.submit(event("one"))
+        async with asyncio.timeout(WAIT):
+            while not rig.dispatcher._waiting:  # noqa: ASYNC110 -- it tells nobody
+                await asyncio.sleep(0)
+        rig.dispatcher.abandon()
+        assert rig.dispatcher._waiting == {}
+        assert rig.results == [("one", "discarded", "fault")]
+
+
 # Faults
 
 

@@ -138,6 +138,29 @@ def test_what_comes_in_while_a_fault_is_cleared_away() -> None:
     assert len(receiver.bodies) == 2
 
 
+def test_what_comes_in_with_a_fault_that_ends_the_loop() -> None:
+    """It is the next turn's, too: the one that ends takes nothing any more that it could not deliver."""
+    receiver = Receiver()
+    with working(receiver) as worker:
+
+        class Bomb(_ExitingBomb):
+            __slots__ = ()
+
+            def __iter__(self) -> Iterator[str]:
+                worker.submit(submission())
+                raise self.error
+
+        worker.submit(submission())
+        assert worker.flush(WAIT)
+        turn = worker._own.turn
+        receiver.gate.clear()
+        _break(worker, Bomb)
+        wait_until(lambda: worker._own.turn not in {None, turn})
+        receiver.gate.set()
+        assert worker.flush(WAIT)
+        assert worker.pending == 0
+
+
 def test_faults_are_told_of_in_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """What a turn that failed has counted and not told is told by the next, after a minute, without being asked."""
     with working(Receiver()) as worker:

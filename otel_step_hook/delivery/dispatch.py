@@ -304,6 +304,7 @@ class Dispatcher:
 
     def abandon(self) -> None:
         """Discard whatever has had no last word: the loop has ended before its time."""
+        self._discard_queued("fault")  # or a timer would still make an attempt
         for delivery in tuple(self._unfinished):
             self._finish(delivery, "fault")
 

@@ -131,6 +131,8 @@ class Turn:
             ending.callback(self._loop.close)
             ending.callback(lambda: self._loop.run_until_complete(self._clear()))
             ending.callback(self._dispatcher.abandon)
+            # First of all, lest what still comes in is taken by what has been abandoned, and lost.
+            ending.callback(self._loop.remove_reader, bell.heard)
             context = contextvars.Context()
             context.run(_suppress_instrumentation)
             self._loop.run_until_complete(self._loop.create_task(self._main(bell), context=context))
