@@ -36,6 +36,7 @@ _TOOL_CALL = says("gen_ai.operation.name", "execute_tool")
 _TOOL_CALL_ID = first("gen_ai.tool.call.id")
 _NODE = re.compile(r'"langgraph_node": ("(?:[^"\\]|\\.)*")')  # in JSON that the SDK may have cut short
 _CHECKPOINT = re.compile(r'"langgraph_checkpoint_ns": ("(?:[^"\\]|\\.)*")')
+_HAYSTACK = r"haystack\.(agent\.step|component\.run)"
 _TRACELOOP_LANGGRAPH = "traceloop.association.properties.langgraph_"
 
 
@@ -184,7 +185,7 @@ PROFILES = (
         marks=("executor.id", "gen_ai.operation.name"),
         is_step=has("executor.id"),
         is_tool=_TOOL_CALL,
-        starts="(executor.process|invoke_agent|execute_tool|chat).*",
+        starts=r"(executor\.process|invoke_agent|execute_tool|chat) .*",
         step_id=first("gen_ai.tool.call.id", but_not="unknown"),
     ),
     Profile(
@@ -249,7 +250,8 @@ PROFILES = (
     Profile(
         name="haystack",
         marks=("haystack.agent.step", "haystack.component.name"),  # the tracer may be the application's own
-        is_step=named(r"haystack\.(agent\.step|component\.run)"),
+        is_step=named(_HAYSTACK),
+        starts=_HAYSTACK,
     ),
     Profile(
         name="autogen",
