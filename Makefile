@@ -11,7 +11,7 @@ ifneq ($(shell command -v pyenv),)
 export PYENV_VERSION := $(shell pyenv versions --bare | grep -E '^3\.1[1-9]\.[0-9]+$$' | paste -sd:)
 endif
 
-.PHONY: help demo test lint test-pythons test-lowest test-wheel servers test-servers bench format clean
+.PHONY: help demo test lint test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -50,11 +50,19 @@ test-pythons: $(VENV)/ready ## the tests on every other Python from 3.12 to 3.13
 	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore tests/test_readme.py || exit 1; \
 	done
 
+test-live: $(VENV)/ready servers ## the rules for steps against the newest releases of the frameworks, which run here
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(ENVS)/live
+	@$(UV) pip install --quiet --python $(ENVS)/live/bin/python --upgrade --editable '.[cli,otlp,testing]' --group test --group frameworks --group live
+	@$(ENVS)/live/bin/python -m pytest -q tests/live
+
+accuracy: $(VENV)/ready ## how often recorded steps are told right, and how often their status alone would be
+	@$(BIN)/python tests/accuracy.py
+
 test-lowest: $(VENV)/ready ## the tests with the oldest versions of everything that pyproject.toml allows
 	@$(UV) venv --quiet --clear --python $(BIN)/python $(ENVS)/lowest
 	@$(UV) pip install --quiet --python $(ENVS)/lowest/bin/python --resolution lowest-direct --editable '.[cli,otlp,testing]' --group test
-	@# pydantic-ai asks for newer versions than these
-	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore tests/test_frameworks.py --ignore tests/test_readme.py
+	@# the frameworks ask for newer versions than these
+	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore-glob 'tests/test_frameworks*' --ignore tests/test_readme.py
 
 test-wheel: $(VENV)/ready ## the tests against the built wheel, in an environment and a folder without the source
 	@rm -rf dist $(ENVS)/wheel
