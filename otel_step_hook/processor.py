@@ -85,7 +85,7 @@ class StepHookProcessor(SpanProcessor):
         if self._worker is None:
             return
         try:
-            for event in self._reader.end(span, sys.exception()):
+            for event in self._reader.end(span, sys.exception):
                 self._submit(span, event, self._worker)
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
             self._worker.drop("unreadable", error)

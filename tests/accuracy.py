@@ -34,7 +34,7 @@ class Listening(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """As the processor does."""
-        self.events.extend(self._reader.end(span, sys.exception()))
+        self.events.extend(self._reader.end(span, sys.exception))
 
 
 @dataclass

@@ -123,7 +123,7 @@ PROFILES = (
     Profile(
         name="temporal",
         marks=("temporalActivityID",),  # the tracer, and with it the scope, may be the application's own
-        is_step=both(named("RunActivity:.*"), has("temporalActivityID")),
+        is_step=both(has("temporalActivityID"), named("RunActivity:.*")),
         step_id=joined("temporalRunID", "temporalActivityID"),
         word=temporal_word,
     ),

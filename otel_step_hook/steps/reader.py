@@ -35,17 +35,18 @@ _V = TypeVar("_V")
 class Rows:
     """What is asked about the spans of one scope."""
 
-    __slots__ = ("asked", "is_asked", "looks_on", "marks", "needs_places", "own")
+    __slots__ = ("asked", "is_asked", "marks", "needs_places", "own", "skipped")
 
-    def __init__(self, asked: tuple[Profile, ...], own: Profile = GENERIC) -> None:
+    def __init__(self, asked: tuple[Profile, ...], own: Profile = GENERIC, *, is_asked: bool = False) -> None:
         self.asked = asked
         self.own = own  # what the framework's spans say of the outcome, whoever says that one is a step
-        self.is_asked = bool(asked)
+        self.is_asked = is_asked  # whether a rule of the user's is
         self.needs_places = own.needs_places
-        self.looks_on = own.tells is not None or own.ends is not None
-        # Spans without any of these attributes are no steps; None: all spans are looked at.
+        # Spans without any of these attributes are no steps; None: all spans may be.
         is_cheap = all(profile.marks for profile in asked)
         self.marks = frozenset(mark for profile in asked for mark in profile.marks) if is_cheap else None
+        looks_on = own.tells is not None or own.ends is not None
+        self.skipped = None if is_asked or looks_on else self.marks
 
     def found(self, name: str, attributes: Attributes, note: Note) -> Profile | None:
         """The profile by which this span is a step."""
@@ -60,7 +61,7 @@ class Rows:
         return None
 
 
-def _table(profiles: tuple[Profile, ...]) -> tuple[dict[str, Rows], Rows]:
+def _table(profiles: tuple[Profile, ...], *, is_asked: bool) -> tuple[dict[str, Rows], Rows]:
     """The rows of each scope, and those of all other scopes."""
     by_scope: dict[str, list[Profile]] = {}
     for profile in profiles:
@@ -68,11 +69,13 @@ def _table(profiles: tuple[Profile, ...]) -> tuple[dict[str, Rows], Rows]:
             by_scope.setdefault(scope, []).append(profile)
     generic = tuple(profile for profile in profiles if profile is GENERIC)
     rows = {
-        scope: Rows(tuple(own) if any(profile.is_strict for profile in own) else (*own, *generic), own[0])
+        scope: Rows(
+            tuple(own) if any(profile.is_strict for profile in own) else (*own, *generic), own[0], is_asked=is_asked
+        )
         for scope, own in by_scope.items()
     }
     rows[SCOPE] = Rows(())
-    return rows, Rows(tuple(profile for profile in profiles if not profile.scopes))
+    return rows, Rows(tuple(profile for profile in profiles if not profile.scopes), is_asked=is_asked)
 
 
 class StepReader:
@@ -85,7 +88,7 @@ class StepReader:
 
     def __init__(self, profiles: Iterable[Profile], is_step: Callable[[ReadableSpan], bool] | None = None) -> None:
         self._is_step = is_step
-        self._rows, self._others = _table(tuple(profiles))
+        self._rows, self._others = _table(tuple(profiles), is_asked=is_step is not None)
         self._notes: dict[int, Note] = {}  # by span id; only for the spans that need one
         self._holds_tools = False  # whether any span has
         self._told: OrderedDict[tuple[str, Outcome], object] = OrderedDict()
@@ -138,26 +141,32 @@ class StepReader:
         if note.parent is not None:
             note.parent.open[span_id] = span
 
-    def end(self, span: ReadableSpan, exception: BaseException | None) -> Iterable[StepEvent]:
+    def end(self, span: ReadableSpan, exception: Callable[[], BaseException | None]) -> Iterable[StepEvent]:
         """The steps that have ended with *span*: none, its own, or those below it that have no end of their own.
 
-        *exception* is the one in flight. Raises ValueError for a step of which nothing can be told,
-        and what rules of the user's raise.
+        *exception* says which one is in flight. Raises ValueError for a step of which nothing can be
+        told, and what rules of the user's raise.
         """
-        note = self._notes.pop(span.context.span_id, NOTHING) if self._notes else NOTHING
+        note = self._notes.pop(span.context.span_id, None) if self._notes else None
+        rows, attributes = self._rows_of(span), attributes_of(span)
+        if note is None and rows.skipped is not None and rows.skipped.isdisjoint(attributes):
+            return ()  # most spans, so nothing else is done for them
+        note = note or NOTHING
+        flying = exception()
+        new = None if note.has_seen(flying) else flying
         if note.parent is not None:
             note.parent.open.pop(span.context.span_id, None)
-        rows, attributes = self._rows_of(span), attributes_of(span)
-        profile = rows.found(span.name, attributes, note) or note.profile
-        if self._is_step is not None:
-            profile = (profile or rows.own) if rows.is_asked and self._is_step(span) else None
-        if profile is None and not rows.looks_on:
-            return ()
-        new = None if note.has_seen(exception) else exception
+        profile = self._profile_of(span, rows, attributes, note)
         if profile is None:
             return self._look_on(span, attributes, note, rows.own, new)
         event = None if note.is_over else self._event(span, attributes, note, profile, new)
         return () if event is None else (event,)
+
+    def _profile_of(self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note) -> Profile | None:
+        profile = rows.found(span.name, attributes, note) or note.profile
+        if self._is_step is None:
+            return profile
+        return (profile or rows.own) if rows.is_asked and self._is_step(span) else None
 
     def _event(
         self,
