@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from corpus_replay import Record, RecordedSpan, Truth, records, replay, truths
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from opentelemetry.trace import format_span_id
 
 from otel_step_hook.steps.event import StepEvent
@@ -47,10 +48,10 @@ class Score:
     wrong: list[tuple[Truth, str]] = field(default_factory=list)
 
 
-def told(record: Record) -> dict[str, str]:
+def told(record: Record, sampler: Sampler = ALWAYS_ON) -> dict[str, str]:
     """By span id, how the steps of *record* are told to have ended; AssertionError where one is told twice."""
     listening = Listening()
-    replay(record, listening)
+    replay(record, listening, sampler=sampler)
     outcomes = {format_span_id(event.context.span_id): str(event.outcome) for event in listening.events}
     assert len(outcomes) == len(listening.events), f"{record.case}: a step is told twice"
     return outcomes

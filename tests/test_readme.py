@@ -16,6 +16,7 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from otel_step_hook.settings import setting_rows
+from otel_step_hook.steps.profiles import PROFILES
 
 _ROOT = Path(__file__).resolve().parent.parent
 _README = _ROOT / "README.md"
@@ -132,3 +133,10 @@ def test_the_picture_is_one_of_the_demo() -> None:
     picture = (_ROOT / "tests/readme/trace.svg").read_text()
     for word in ("step_hook.deliver", "POST", "cancelled", "failed", "503"):
         assert word in picture
+
+
+def test_the_table_of_frameworks_has_each_profile() -> None:
+    """README has a row for each row of the table of profiles, and no other."""
+    table = _README.read_text().partition("## Which spans are steps")[2].partition("¹ Cannot")[0]
+    named = re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)
+    assert sorted(named) == sorted(profile.name for profile in PROFILES)

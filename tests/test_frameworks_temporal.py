@@ -1,0 +1,145 @@
+"""What Temporal says of the activity that is running, by its own test environment. A real server: tests/live."""
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from accuracy import Listening
+from opentelemetry.sdk.trace import TracerProvider
+from temporalio import activity, workflow  # noqa: F401 -- workflows: imported, so that they are asked
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.testing import ActivityEnvironment
+
+from otel_step_hook.steps.engines import is_replaying
+
+TOLD_FAILED, TOLD_CANCELLED, NOT_TOLD = ["failed"], ["cancelled"], list[str]()
+
+
+class Activities:
+    """Runs activities, each with the span that Temporal's interceptors make of it."""
+
+    def __init__(self, listening: Listening) -> None:
+        self._provider = TracerProvider(shutdown_on_exit=False)
+        self._provider.add_span_processor(listening)
+        self._listening = listening
+        self.environment = ActivityEnvironment()
+        self.environment.info = dataclasses.replace(self.environment.info, schedule_to_close_timeout=None)
+
+    def run(self, error: BaseException | None, **info: object) -> list[str]:
+        """Run one that raises *error*, or nothing, with so much changed in its `activity.Info`; how it is told."""
+
+        def work() -> None:
+            attributes = {"temporalActivityID": "1", "temporalRunID": "run"}
+            tracer = self._provider.get_tracer("temporalio.contrib.opentelemetry._interceptor")
+            with tracer.start_as_current_span("RunActivity:work", attributes=attributes):
+                if error is not None:
+                    raise error
+
+        self.environment.info = dataclasses.replace(self.environment.info, **info)  # type: ignore[arg-type]  # -- its fields
+        with suppress(BaseException):
+            self.environment.run(work)
+        return [str(event.outcome) for event in self._listening.events]
+
+
+@pytest.fixture
+def activities() -> Iterator[Activities]:
+    """Activities whose steps are written down."""
+    return Activities(Listening())
+
+
+def test_an_activity_that_succeeds_is_told(activities: Activities) -> None:
+    """At any attempt."""
+    assert activities.run(None, attempt=3, retry_policy=RetryPolicy()) == ["success"]
+
+
+@pytest.mark.parametrize(
+    ("error", "policy", "told"),
+    [
+        (ValueError("no"), RetryPolicy(), NOT_TOLD),
+        (ValueError("no"), RetryPolicy(maximum_attempts=3), NOT_TOLD),
+        (ValueError("no"), RetryPolicy(maximum_attempts=2), TOLD_FAILED),
+        (ValueError("no"), RetryPolicy(maximum_attempts=1), TOLD_FAILED),
+        (ValueError("no"), RetryPolicy(non_retryable_error_types=["ValueError"]), TOLD_FAILED),
+        (LookupError("no"), RetryPolicy(non_retryable_error_types=["ValueError"]), NOT_TOLD),
+        (ApplicationError("no"), RetryPolicy(), NOT_TOLD),
+        (ApplicationError("no", non_retryable=True), RetryPolicy(), TOLD_FAILED),
+        (ApplicationError("no", type="Odd"), RetryPolicy(non_retryable_error_types=["Odd"]), TOLD_FAILED),
+        (ValueError("no"), None, TOLD_FAILED),
+    ],
+)
+def test_an_attempt_is_told_if_there_will_be_no_other(
+    error: Exception, policy: RetryPolicy | None, told: list[str], activities: Activities
+) -> None:
+    """By the policy, the number of the attempt and the error; where Temporal tells no policy, each failure is told."""
+    assert activities.run(error, attempt=2, retry_policy=policy) == told
+
+
+@pytest.mark.parametrize(
+    ("limit", "attempt", "error", "told"),
+    [
+        (3600, 1, ValueError(), NOT_TOLD),
+        (0.5, 1, ValueError(), TOLD_FAILED),  # the next attempt would be in a second
+        (7, 3, ValueError(), NOT_TOLD),  # in four
+        (7, 4, ValueError(), TOLD_FAILED),  # in eight
+        (200, 4000, ValueError(), NOT_TOLD),  # in a hundred, which no wait exceeds
+        (7, 1, ApplicationError("no", next_retry_delay=timedelta(seconds=30)), TOLD_FAILED),
+        (60, 1, ApplicationError("no", next_retry_delay=timedelta(seconds=30)), NOT_TOLD),
+    ],
+)
+def test_an_attempt_is_the_last_if_no_other_fits_into_the_time(
+    limit: float, attempt: int, error: Exception, told: list[str], activities: Activities
+) -> None:
+    """The wait before the next one counts, as the policy or the error says."""
+    scheduled, timeout = datetime.now(UTC), timedelta(seconds=limit)
+    info = {"attempt": attempt, "scheduled_time": scheduled, "schedule_to_close_timeout": timeout}
+    assert activities.run(error, retry_policy=RetryPolicy(), **info) == told
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), CancelledError()])
+@pytest.mark.parametrize(
+    ("details", "told"),
+    [
+        (None, TOLD_CANCELLED),
+        ({"cancel_requested": True}, TOLD_CANCELLED),
+        ({"not_found": True}, TOLD_CANCELLED),
+        ({"timed_out": True}, NOT_TOLD),
+        ({"worker_shutdown": True}, NOT_TOLD),
+        ({"paused": True}, NOT_TOLD),
+        ({"reset": True}, NOT_TOLD),
+        ({}, TOLD_CANCELLED),
+    ],
+)
+def test_a_cancellation_is_told_if_somebody_has_asked_for_it(
+    error: BaseException, details: dict[str, bool] | None, told: list[str], activities: Activities
+) -> None:
+    """Not one by which Temporal only takes the attempt away from this worker: there will be another."""
+    if details is not None:
+        activities.environment.cancel(activity.ActivityCancellationDetails(**details))
+    assert activities.run(error, attempt=1, retry_policy=RetryPolicy()) == told
+
+
+def test_outside_of_a_workflow_nothing_is_replayed() -> None:
+    """Ordinary code has no history."""
+    assert "temporalio.workflow" in sys.modules
+    assert not is_replaying()
+
+
+@pytest.mark.parametrize(("replaying", "events"), [(True, 0), (False, 1)])
+def test_a_step_that_ends_while_a_workflow_is_replayed_is_not_told(
+    *, replaying: bool, events: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended when the workflow ran first."""
+    # In the place of a server and a history, which tests/live has.
+    unsafe = SimpleNamespace(is_replaying=lambda: replaying)
+    monkeypatch.setitem(sys.modules, "temporalio.workflow", SimpleNamespace(in_workflow=lambda: True, unsafe=unsafe))
+    listening = Listening()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(listening)
+    provider.get_tracer("tests").start_span("step", attributes={"step_id": "1"}).end()
+    assert len(listening.events) == events
