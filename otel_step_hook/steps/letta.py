@@ -25,7 +25,9 @@ _STOPS = CANCELLATIONS | {"GeneratorExit"}
 
 def is_step(name: str, attributes: Attributes) -> bool:
     """Whether a step's last state is being saved."""
-    return name in _OUTCOMES and plain(attributes.get("parameter.step_id")).startswith("step-")
+    return (
+        isinstance(name, str) and name in _OUTCOMES and plain(attributes.get("parameter.step_id")).startswith("step-")
+    )
 
 
 def word(span: ReadableSpan, attributes: Attributes, _: BaseException | None) -> Outcome | Verdict:
@@ -36,7 +38,7 @@ def word(span: ReadableSpan, attributes: Attributes, _: BaseException | None) ->
     """
     if span.status.status_code is not StatusCode.OK:
         return NOT_TERMINAL
-    outcome = _OUTCOMES.get(span.name, NOT_TERMINAL)
+    outcome = _OUTCOMES.get(plain(span.name), NOT_TERMINAL)
     if outcome is Outcome.FAILED and plain(attributes.get("parameter.error_type")) == "Unknown":
         last_line = plain(attributes.get("parameter.error_traceback")).rstrip().rpartition("\n")[2]
         if last_part(last_line.partition(":")[0].strip()) in _STOPS:

@@ -5,9 +5,10 @@ import weakref
 
 from opentelemetry.sdk.trace import Span
 
-from otel_step_hook.steps.rules import Attributes, Profile
+from otel_step_hook.steps.rules import Attributes, Profile, never
 
 _MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
+Profiles = tuple[Profile, ...]
 
 
 class Note:
@@ -16,32 +17,36 @@ class Note:
     __slots__ = (
         "_seen",
         "alive",
+        "asked",
+        "below",
         "encloses",
-        "fits_below",
-        "is_inside",
-        "is_namesake",
+        "ender",
+        "inside",
         "is_over",
         "name",
+        "namesakes",
         "number",
         "open",
         "parent",
         "profile",
-        "row",
         "step_id",
+        "users_id",
     )
 
     def __init__(self, exception: BaseException | None = None) -> None:
         self.profile: Profile | None = None  # of the step that it began as
-        self.step_id = ""  # at the start: the SDK evicts the oldest attributes first
+        self.users_id = ""  # at the start: the SDK evicts the oldest attributes first
+        self.step_id = ""  # likewise, the framework's
         self.number: object = None  # of the step, as the framework counts
-        self.row: Profile | None = None  # of its scope, where it matters what is below
+        self.asked: Profiles = ()  # those of its scope to which it matters what is below what
         self.name = ""
-        self.encloses = False  # tools below it are a part of it
-        self.is_inside = False  # of a span that encloses
-        self.fits_below = False  # of a parent that its profile asks for
-        self.is_namesake = False  # of its parent
+        self.encloses: Profiles = ()  # whose tools below it are a part of it
+        self.inside: Profiles = ()  # whose steps it is inside of, so that it is no tool of theirs
+        self.below: Profiles = ()  # whose steps begin below such a parent
+        self.namesakes: Profiles = ()  # to which it is a part of its parent
         self.parent: Note | None = None  # with whose span it may end
-        self.open: dict[int, Span] = {}  # which may end with it, by span id
+        self.ender: Profile | None = None  # that says so
+        self.open: dict[int, tuple[Span, Note]] = {}  # which may end with it, by span id
         self.is_over = False  # it has been told with the end of its parent
         self.alive: weakref.ref[Span] | None = None  # whose callback removes this note
         # Weakly: a strong reference would keep every frame of the traceback. Exceptions that are
@@ -62,20 +67,20 @@ class Note:
             return bool(vars(exception).get(_MARK) == self._seen)
         return self._seen() is exception
 
-    @property
-    def holds_tools(self) -> bool:
-        """Whether tools below the span are a part of it, or of what it is in itself."""
-        return self.encloses or self.is_inside
-
-    def place(self, row: Profile, name: str, attributes: Attributes, parent: "Note | None") -> None:
+    def place(self, asked: Profiles, name: str, attributes: Attributes, parent: "Note | None") -> None:
         """Note what the span, of this name and with these attributes at its start, has begun below."""
-        self.row, self.name = row, name
-        self.encloses = (row.encloses or row.is_step)(name, attributes)
-        if parent is not None and parent.row is row:
-            self.fits_below = row.below is not None and row.below(parent.name, attributes)
-            self.is_namesake = row.has_namesakes and parent.name == name
-            if row.ends is not None and row.ends(parent.name, attributes) and row.may_start(name, attributes):
-                self.parent = parent
+        self.asked, self.name = asked, name
+        self.encloses = tuple(
+            profile
+            for profile in asked
+            if profile.is_tool is not never and (profile.encloses or profile.is_step)(name, attributes)
+        )
+        if parent is not None and parent.asked is asked:  # of the same scope
+            self.below = tuple(one for one in asked if one.below is not None and one.below(parent.name, attributes))
+            self.namesakes = tuple(one for one in asked if one.has_namesakes and parent.name == name)
+            for profile in asked:
+                if profile.ends is not None and profile.ends(parent.name, attributes):
+                    self.parent, self.ender = parent, profile
 
 
 NOTHING = Note()

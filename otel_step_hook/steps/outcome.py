@@ -6,7 +6,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.rules import Attributes, Profile, Verdict, plain, word_in
+from otel_step_hook.steps.rules import Attributes, Profile, Verdict, plain
 
 # Compared by the last dotted part: asyncio.exceptions.CancelledError, trio.Cancelled, a bare CancelledError, …
 CANCELLATIONS = frozenset({"CancelledError", "Cancelled", "KeyboardInterrupt", "SystemExit", "GreenletExit"})
@@ -15,23 +15,25 @@ PAUSES = frozenset({"GraphInterrupt", "NodeInterrupt", "CallDeferred", "Approval
 # In flight without meaning a failure: how generators end.
 CONTROL_FLOW = frozenset({"GeneratorExit", "StopIteration", "StopAsyncIteration"})
 
-_users_word = word_in(
-    "step.status",
-    {
-        "success": Outcome.SUCCESS,
-        "succeeded": Outcome.SUCCESS,
-        "ok": Outcome.SUCCESS,
-        "completed": Outcome.SUCCESS,
-        "failed": Outcome.FAILED,
-        "failure": Outcome.FAILED,
-        "error": Outcome.FAILED,
-        "timeout": Outcome.FAILED,
-        "cancelled": Outcome.CANCELLED,
-        "canceled": Outcome.CANCELLED,
-        "cancellation": Outcome.CANCELLED,
-    },
-)
+_USERS_WORDS = {
+    "success": Outcome.SUCCESS,
+    "succeeded": Outcome.SUCCESS,
+    "ok": Outcome.SUCCESS,
+    "completed": Outcome.SUCCESS,
+    "failed": Outcome.FAILED,
+    "failure": Outcome.FAILED,
+    "error": Outcome.FAILED,
+    "timeout": Outcome.FAILED,
+    "cancelled": Outcome.CANCELLED,
+    "canceled": Outcome.CANCELLED,
+    "cancellation": Outcome.CANCELLED,
+}
 _LEADING_NAME = re.compile(r"[A-Za-z_][\w.]*")
+
+
+def users_outcome(attributes: Attributes) -> Outcome | None:
+    """What the attribute ``step.status`` says, if anything."""
+    return _USERS_WORDS.get(plain(attributes.get("step.status")).strip().lower())
 
 
 def outcome_of(
@@ -43,7 +45,7 @@ def outcome_of(
     began. *profile* is that of the framework. Never raises, whatever the span holds, unless a
     profile of the user's does.
     """
-    said = _users_word(span, attributes, exception) or profile.word(span, attributes, exception)
+    said = users_outcome(attributes) or profile.word(span, attributes, exception)
     if said is not None:
         return None if isinstance(said, Verdict) else said
     flying = _kind(exception)

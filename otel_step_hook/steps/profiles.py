@@ -7,6 +7,7 @@ tools only where it has nothing better, so that one piece of work is one webhook
 
 import json
 import re
+from contextlib import suppress
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -42,7 +43,9 @@ _TRACELOOP_LANGGRAPH = "traceloop.association.properties.langgraph_"
 
 def _in_metadata(pattern: re.Pattern[str], attributes: Attributes) -> object:
     found = pattern.search(plain(attributes.get("metadata")))
-    return json.loads(found[1], strict=False) if found else None
+    with suppress(ValueError):  # an escape that JSON does not know
+        return json.loads(found[1], strict=False) if found else None
+    return None
 
 
 def _is_node(name: str, attributes: Attributes) -> bool:
@@ -62,6 +65,14 @@ def _prefect_word(span: ReadableSpan, _: Attributes, __: BaseException | None) -
         if state:
             return _PREFECT.get(state)
     return None
+
+
+def _strands_word(_: ReadableSpan, attributes: Attributes, __: BaseException | None) -> Outcome | None:
+    """The type of what has stopped an agent; when it is a generator's end, whoever asked has heard enough."""
+    stopped_by = plain(attributes.get("strands.cancellation.type"))
+    if not stopped_by:
+        return None
+    return _SUCCESS if stopped_by == "GeneratorExit" else _CANCELLED
 
 
 _TASK = says("traceloop.span.kind", "task")
@@ -160,15 +171,7 @@ PROFILES = (
         starts="execute_event_loop_cycle|invoke_agent .*",
         step_id=first("event_loop.cycle_id"),
         ends=named("invoke_agent .*"),  # a cycle that is cancelled never ends
-        word=word_in(
-            "strands.cancellation.type",
-            {
-                "cancellederror": _CANCELLED,
-                "keyboardinterrupt": _CANCELLED,
-                "systemexit": _CANCELLED,
-                "generatorexit": _SUCCESS,  # whoever asked has heard enough
-            },
-        ),
+        word=_strands_word,
     ),
     Profile(
         name="google-adk",

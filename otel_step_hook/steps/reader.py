@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -20,8 +20,8 @@ from otel_step_hook.steps.event import (
     generated_step_id,
     text_of,
 )
-from otel_step_hook.steps.notes import NOTHING, Note
-from otel_step_hook.steps.outcome import outcome_of
+from otel_step_hook.steps.notes import NOTHING, Note, Profiles
+from otel_step_hook.steps.outcome import outcome_of, users_outcome
 from otel_step_hook.steps.profiles import GENERIC
 from otel_step_hook.steps.rules import Attributes, Profile, first, never
 
@@ -35,18 +35,19 @@ _V = TypeVar("_V")
 class Rows:
     """What is asked about the spans of one scope."""
 
-    __slots__ = ("asked", "is_asked", "marks", "needs_places", "own", "skipped")
+    __slots__ = ("asked", "is_asked", "marks", "numbering", "own", "placing", "skipped", "telling")
 
-    def __init__(self, asked: tuple[Profile, ...], own: Profile = GENERIC, *, is_asked: bool = False) -> None:
+    def __init__(self, asked: Profiles, own: Profile = GENERIC, *, is_asked: bool = False) -> None:
         self.asked = asked
         self.own = own  # what the framework's spans say of the outcome, whoever says that one is a step
         self.is_asked = is_asked  # whether a rule of the user's is
-        self.needs_places = own.needs_places
+        self.placing = tuple(profile for profile in asked if profile.needs_places)
+        self.telling = tuple(profile.tells for profile in asked if profile.tells is not None)
+        self.numbering = tuple(profile.step_number for profile in asked if profile.step_number is not None)
         # Spans without any of these attributes are no steps; None: all spans may be.
         is_cheap = all(profile.marks for profile in asked)
         self.marks = frozenset(mark for profile in asked for mark in profile.marks) if is_cheap else None
-        looks_on = own.tells is not None or own.ends is not None
-        self.skipped = None if is_asked or looks_on else self.marks
+        self.skipped = None if is_asked or self.telling else self.marks
 
     def found(self, name: str, attributes: Attributes, note: Note) -> Profile | None:
         """The profile by which this span is a step."""
@@ -54,14 +55,14 @@ class Rows:
             return None
         for profile in self.asked:
             if profile.is_step(name, attributes):
-                if (profile.below is None or note.fits_below) and not note.is_namesake:
+                if (profile.below is None or profile in note.below) and profile not in note.namesakes:
                     return self.own if profile is GENERIC else profile
-            elif profile.is_tool is not never and not note.is_inside and profile.is_tool(name, attributes):
+            elif profile.is_tool is not never and profile not in note.inside and profile.is_tool(name, attributes):
                 return profile
         return None
 
 
-def _table(profiles: tuple[Profile, ...], *, is_asked: bool) -> tuple[dict[str, Rows], Rows]:
+def _table(profiles: Profiles, *, is_asked: bool) -> tuple[dict[str, Rows], Rows]:
     """The rows of each scope, and those of all other scopes."""
     by_scope: dict[str, list[Profile]] = {}
     for profile in profiles:
@@ -90,7 +91,7 @@ class StepReader:
         self._is_step = is_step
         self._rows, self._others = _table(tuple(profiles), is_asked=is_step is not None)
         self._notes: dict[int, Note] = {}  # by span id; only for the spans that need one
-        self._holds_tools = False  # whether any span has
+        self._has_enclosed = False  # whether any span has begun that encloses tools
         self._told: OrderedDict[tuple[str, Outcome], object] = OrderedDict()
         self._details: OrderedDict[str, Mapping[str, str]] = OrderedDict()
 
@@ -105,18 +106,18 @@ class StepReader:
         """
         rows, attributes = self._rows_of(span), attributes_of(span)
         note = None if exception is None else Note(exception)
-        if rows.needs_places or self._holds_tools:
+        if rows.placing or self._has_enclosed:
             note = self._placed(note, rows, span, attributes)
+        if rows.numbering:
+            note = note or Note()
+            note.number = rows.numbering[0]()
         profile = rows.found(span.name, attributes, note or NOTHING)
         if profile is not None:
             note = note or Note()
             note.profile = profile
-            note.number = None if profile.step_number is None else profile.step_number()
-            with suppress(ValueError):  # it is too long, which is told when the span ends
+            with suppress(ValueError):  # an id is too long, which is told when the span ends
+                note.users_id = text_of(_users_id(attributes))
                 note.step_id = text_of(_id_in(attributes, profile, note))
-        elif rows.own.step_number is not None:
-            note = note or Note()
-            note.number = rows.own.step_number()
         if note is None:
             return False
         self._keep(span, note)
@@ -124,13 +125,13 @@ class StepReader:
 
     def _placed(self, note: Note | None, rows: Rows, span: Span, attributes: Attributes) -> Note | None:
         parent = self._notes.get(span.parent.span_id) if span.parent is not None else None
-        if rows.needs_places:
+        if rows.placing:
             note = note or Note()
-            note.place(rows.own, span.name, attributes, parent)
-            self._holds_tools = self._holds_tools or note.encloses
-        if parent is not None and parent.holds_tools:
+            note.place(rows.placing, span.name, attributes, parent)
+            self._has_enclosed = self._has_enclosed or bool(note.encloses)
+        if parent is not None and (parent.encloses or parent.inside):
             note = note or Note()
-            note.is_inside = True
+            note.inside = tuple({*parent.encloses, *parent.inside})
         return note
 
     def _keep(self, span: Span, note: Note) -> None:
@@ -138,14 +139,14 @@ class StepReader:
         self._notes[span_id] = note
         # A span that is never ended takes its note with it.
         note.alive = weakref.ref(span, functools.partial(_forget, self._notes, span_id))
-        if note.parent is not None:
-            note.parent.open[span_id] = span
+        if note.parent is not None and note.ender is not None and note.ender.may_start(note.name, attributes_of(span)):
+            note.parent.open[span_id] = span, note
 
     def end(self, span: ReadableSpan, exception: Callable[[], BaseException | None]) -> Iterable[StepEvent]:
-        """The steps that have ended with *span*: none, its own, or those below it that have no end of their own.
+        """The steps that have ended with *span*: none, its own, and those below it that have no end of their own.
 
         *exception* says which one is in flight. Raises ValueError for a step of which nothing can be
-        told, and what rules of the user's raise.
+        told, when all others have been, and what rules of the user's raise.
         """
         note = self._notes.pop(span.context.span_id, None) if self._notes else None
         rows, attributes = self._rows_of(span), attributes_of(span)
@@ -153,14 +154,28 @@ class StepReader:
             return ()  # most spans, so nothing else is done for them
         note = note or NOTHING
         flying = exception()
-        new = None if note.has_seen(flying) else flying
+        return self._ended(span, rows, attributes, note, None if note.has_seen(flying) else flying)
+
+    def _ended(
+        self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note, exception: BaseException | None
+    ) -> Iterator[StepEvent]:
         if note.parent is not None:
             note.parent.open.pop(span.context.span_id, None)
+        for tells in rows.telling:
+            if told := tells(span.name, attributes):
+                _remember(self._details, *told)
         profile = self._profile_of(span, rows, attributes, note)
-        if profile is None:
-            return self._look_on(span, attributes, note, rows.own, new)
-        event = None if note.is_over else self._event(span, attributes, note, profile, new)
-        return () if event is None else (event,)
+        unreadable = None
+        for child, child_note in _taken(note.open):
+            try:
+                yield from self._event_below(span, attributes, exception, child, child_note)
+            except ValueError as error:
+                unreadable = error
+        if profile is not None and not note.is_over:
+            outcome = None if _is_copy(attributes) else outcome_of(span, attributes, exception, profile)
+            yield from self._event(span, attributes, note, profile, outcome)
+        if unreadable is not None:
+            raise unreadable
 
     def _profile_of(self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note) -> Profile | None:
         profile = rows.found(span.name, attributes, note) or note.profile
@@ -168,29 +183,35 @@ class StepReader:
             return profile
         return (profile or rows.own) if rows.is_asked and self._is_step(span) else None
 
+    def _event_below(
+        self, parent: ReadableSpan, said: Attributes, exception: BaseException | None, span: Span, note: Note
+    ) -> Iterator[StepEvent]:
+        """The step of *span*, which has no end of its own, and has ended with *parent*, which has *said* how."""
+        profile, attributes = note.ender, attributes_of(span)
+        if profile is None or not profile.is_step(span.name, attributes):
+            return
+        note.is_over = True
+        outcome = users_outcome(attributes) or outcome_of(parent, said, exception, profile)
+        for event in self._event(span, attributes, note, profile, outcome):
+            yield replace(event, end_time=parent.end_time or 0)
+
     def _event(
         self,
         span: ReadableSpan,
         attributes: Attributes,
         note: Note,
         profile: Profile,
-        exception: BaseException | None,
-    ) -> StepEvent | None:
-        if attributes.get("logfire.span_type") in _LOGFIRE_COPIES or is_replaying():
-            return None
-        outcome = outcome_of(span, attributes, exception, profile)
-        return None if outcome is None else self._told_as(outcome, span, attributes, note, profile)
-
-    def _told_as(
-        self, outcome: Outcome, span: ReadableSpan, attributes: Attributes, note: Note, profile: Profile
-    ) -> StepEvent | None:
+        outcome: Outcome | None,
+    ) -> Iterator[StepEvent]:
         context = span.context
+        if outcome is None or is_replaying():
+            return
         if not context.is_valid:
             raise ValueError("a span without ids")  # made by hand; no delivery could be recorded below it
-        step_id = text_of(_id_in(attributes, profile, note)) or note.step_id or generated_step_id(context)
+        step_id = self._step_id(attributes, profile, note) or generated_step_id(context)
         if profile.is_once and not _is_new(self._told, (step_id, outcome)):
-            return None
-        return StepEvent(
+            return
+        yield StepEvent(
             step_id=step_id,
             outcome=outcome,
             name=span.name,
@@ -200,29 +221,9 @@ class StepReader:
             details=self._details.get(step_id, {}),
         )
 
-    def _look_on(
-        self, span: ReadableSpan, attributes: Attributes, note: Note, own: Profile, exception: BaseException | None
-    ) -> Iterable[StepEvent]:
-        """Learn from a span that is no step: whose a step is, or that those below it are over."""
-        if own.tells is not None and (told := own.tells(span.name, attributes)):
-            _remember(self._details, *told)
-        if not note.open:
-            return ()
-        outcome = outcome_of(span, attributes, exception, own)
-        ended = [self._ended_with(span, child, outcome, own) for child in note.open.copy().values()]
-        note.open.clear()
-        return [event for event in ended if event is not None]
-
-    def _ended_with(
-        self, parent: ReadableSpan, span: Span, outcome: Outcome | None, profile: Profile
-    ) -> StepEvent | None:
-        """The step of *span*, which has no end of its own, and has ended with *parent*."""
-        attributes, note = attributes_of(span), self._notes.get(span.get_span_context().span_id, NOTHING)
-        if outcome is None or is_replaying() or not profile.is_step(span.name, attributes):
-            return None
-        note.is_over = True
-        event = self._told_as(outcome, span, attributes, note, profile)
-        return event and replace(event, end_time=parent.end_time or 0)
+    def _step_id(self, attributes: Attributes, profile: Profile, note: Note) -> str:
+        users_id = "" if profile.is_strict else text_of(_users_id(attributes)) or note.users_id
+        return users_id or text_of(_id_in(attributes, profile, note)) or note.step_id
 
 
 def _forget(notes: dict[int, Note], span_id: int, _: object) -> None:
@@ -231,9 +232,16 @@ def _forget(notes: dict[int, Note], span_id: int, _: object) -> None:
         note.open.clear()  # which would hold spans that nobody is going to tell of any more
 
 
+def _taken(spans: dict[int, tuple[Span, Note]]) -> Iterator[tuple[Span, Note]]:
+    while spans:
+        yield spans.popitem()[1]
+
+
+def _is_copy(attributes: Attributes) -> bool:
+    return attributes.get("logfire.span_type") in _LOGFIRE_COPIES
+
+
 def _id_in(attributes: Attributes, profile: Profile, note: Note) -> object:
-    if not profile.is_strict and text_of(users_id := _users_id(attributes)):
-        return users_id
     return profile.step_id(attributes if note.number is None else {**attributes, "step_number": note.number})
 
 

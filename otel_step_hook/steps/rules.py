@@ -43,7 +43,7 @@ def no_word(_span: ReadableSpan, _attributes: Attributes, _exception: BaseExcept
     """No word on the outcome: the general rules decide."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # each is itself, and cheap to look for
 class Profile:
     """How the spans of one framework are read. Most frameworks need *name*, *scopes*, *is_step* and *step_id*.
 
@@ -69,7 +69,7 @@ class Profile:
 
     *tells* reads a span that is no step and knows more about one: its step id, and names with their
     values, which ``STEP_COMPLETE_PAYLOAD=full`` sends. With *is_strict*, an attribute ``step_id`` alone
-    makes no step of this profile's spans.
+    makes no step of the spans of *scopes*.
     """
 
     name: str

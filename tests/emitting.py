@@ -1,0 +1,167 @@
+"""Spans as frameworks make them: when their attributes are set, how they end, and which steps are told of them."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple, NoReturn
+
+import pytest
+from accuracy import Listening
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
+
+from otel_step_hook.steps.event import Outcome, generated_step_id
+from otel_step_hook.steps.profiles import PROFILES
+from otel_step_hook.steps.reader import StepReader
+from otel_step_hook.steps.rules import Profile
+
+SUCCESS, FAILED, CANCELLED = Outcome
+UNSET, OK, ERROR = StatusCode
+Value = str | bool | int | float | list[str]
+Attributes = Mapping[str, Value]
+
+
+class Told(NamedTuple):
+    """What is told of a step."""
+
+    name: str
+    step_id: str
+    outcome: Outcome
+
+
+def told(name: str, step_id: str, outcome: Outcome | None) -> list[Told]:
+    """What is told of one step; nothing for one that has not ended."""
+    return [] if outcome is None else [Told(name, step_id, outcome)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What is said of a span at its end, and the exception that is in flight then."""
+
+    status: StatusCode = UNSET
+    description: str | None = None
+    events: tuple[tuple[str, Attributes], ...] = ()
+    attributes: Attributes = field(default_factory=dict)
+    flying: type[BaseException] | None = None
+
+
+RETURNED = Ending()
+IS_OK = Ending(status=OK)
+
+
+def in_flight(flying: type[BaseException], status: StatusCode = UNSET) -> Ending:
+    """The span ends while the exception passes through it, which nobody has recorded."""
+    return Ending(status=status, flying=flying)
+
+
+def recorded(
+    kind: str,
+    flying: type[BaseException] | None = None,
+    *,
+    description: str | None = None,
+    status: StatusCode = ERROR,
+    attributes: Attributes | None = None,
+) -> Ending:
+    """The exception is recorded as an event."""
+    event = ("exception", {"exception.type": kind})
+    return Ending(status=status, description=description, events=(event,), attributes=attributes or {}, flying=flying)
+
+
+def endings(**shapes: tuple[Ending, Outcome | None]) -> pytest.MarkDecorator:
+    """A test for each of these: how a span ends, and what the step is told as; None: nothing."""
+    return pytest.mark.parametrize(("ending", "outcome"), list(shapes.values()), ids=list(shapes))
+
+
+def end(span: Span, ending: Ending = RETURNED, end_time: int | None = None) -> None:
+    """End *span* so; *end_time* in unix nanoseconds."""
+    span.set_attributes(ending.attributes)
+    for name, attributes in ending.events:
+        span.add_event(name, attributes)
+    if ending.status is not UNSET:
+        span.set_status(Status(ending.status, ending.description))
+    if ending.flying is None:
+        span.end(end_time)
+        return
+    try:
+        _raise(ending.flying)
+    except ending.flying:
+        span.end(end_time)
+
+
+def _raise(kind: type[BaseException]) -> NoReturn:
+    raise kind
+
+
+def made_id(span: Span) -> str:
+    """The step id of a span that has none."""
+    return generated_step_id(span.get_span_context())
+
+
+class Choosing(Listening):
+    """With other profiles than the whole table."""
+
+    def __init__(self, profiles: Iterable[Profile]) -> None:
+        super().__init__()
+        self._reader = StepReader(profiles)
+
+    @property
+    def notes(self) -> int:
+        """Of how many spans something is noted."""
+        return len(self._reader._notes)
+
+
+class Framework:
+    """Makes spans of instrumentation scope *scope*, and knows which steps have been told of them."""
+
+    def __init__(self, scope: str, profiles: Iterable[Profile] = PROFILES, limits: SpanLimits | None = None) -> None:
+        self.scope = scope
+        self.listening = Choosing(profiles)
+        self._provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
+        self._provider.add_span_processor(self.listening)
+
+    @property
+    def told(self) -> list[Told]:
+        """The steps that have been told so far."""
+        return [Told(event.name, event.step_id, event.outcome) for event in self.listening.events]
+
+    def start(
+        self,
+        name: str,
+        attributes: Attributes | None = None,
+        *,
+        later: Attributes | None = None,
+        below: Span | None = None,
+        scope: str | None = None,
+    ) -> Span:
+        """A span that begins with *attributes*, and gets those of *later* when everybody has seen it begin."""
+        context = Context() if below is None else set_span_in_context(below, Context())
+        span = self._provider.get_tracer(scope or self.scope).start_span(name, context, attributes=attributes)
+        span.set_attributes(later or {})
+        return span
+
+    def emit(
+        self,
+        name: str,
+        attributes: Attributes | None = None,
+        *,
+        later: Attributes | None = None,
+        below: Span | None = None,
+        scope: str | None = None,
+        ending: Ending = RETURNED,
+    ) -> Span:
+        """The same, and its end."""
+        span = self.start(name, attributes, later=later, below=below, scope=scope)
+        end(span, ending)
+        return span
+
+    def run(self, name: str, attributes: Attributes | None = None, raising: type[BaseException] | None = None) -> Span:
+        """A span around a block that may raise, as the SDK's own context manager ends it."""
+        tracer = self._provider.get_tracer(self.scope)
+        with (
+            suppress(raising) if raising else nullcontext(),
+            tracer.start_as_current_span(name, Context(), attributes=attributes) as span,
+        ):
+            if raising is not None:
+                raise raising
+        return span

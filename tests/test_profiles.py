@@ -1,0 +1,176 @@
+"""The table of profiles as a whole: who is asked, and whose word counts. One row after the other: test_profiles_*.py.
+
+Whatever a span holds: test_profiles_of_anything.py.
+"""
+
+import pytest
+from emitting import (
+    CANCELLED,
+    FAILED,
+    IS_OK,
+    SUCCESS,
+    Attributes,
+    Ending,
+    Framework,
+    end,
+    in_flight,
+    made_id,
+    recorded,
+    told,
+)
+from opentelemetry.sdk.trace import SpanLimits
+from profile_examples import EACH, ELSEWHERE, EXAMPLES, Example
+
+from otel_step_hook.steps.event import SCOPE, Outcome
+from otel_step_hook.steps.profiles import PROFILES
+from otel_step_hook.steps.rules import Profile
+
+_CALL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1"}
+_EACH_SCOPE = pytest.mark.parametrize(
+    ("profile", "scope"), [(example.profile, example.scope) for example in EXAMPLES if example.scope]
+)
+
+
+# Each row
+
+
+def test_each_row_has_a_step_below() -> None:
+    """No row of the table, and no scope of a row, is without a test."""
+    rows = [(profile.name, scope) for profile in PROFILES for scope in profile.scopes or ("",)]
+    assert sorted(rows) == sorted((example.profile, example.scope) for example in EXAMPLES)
+
+
+@EACH
+def test_a_step_of_each_row_is_told_once(example: Example) -> None:
+    """The whole table tells it, and its own rows alone do, too."""
+    for profiles in (PROFILES, [row for row in PROFILES if row.name == example.profile]):
+        framework = Framework(ELSEWHERE, profiles)
+        example.emit(framework)
+        assert [(step.name, step.outcome) for step in framework.told] == [(example.name, SUCCESS)]
+
+
+@EACH
+def test_the_rows_of_a_scope_are_asked_about_that_scope_alone(example: Example) -> None:
+    """What is a step of one framework is none under a scope that is not its own."""
+    framework = Framework(ELSEWHERE, [row for row in PROFILES if row.name == example.profile and row.scopes])
+    example.emit(framework, scope=f"{example.scope}.more")
+    assert framework.told == []
+
+
+# Precedence
+
+
+@EACH
+@pytest.mark.parametrize("key", ["step_id", "step.id"])
+def test_the_id_of_the_user_wins(key: str, example: Example) -> None:
+    """``step_id`` on the step of a framework is told instead of the framework's own id, but for Letta's."""
+    framework = Framework(ELSEWHERE)
+    example.emit(framework, {"step_id": "", key: "mine"})
+    assert framework.told == told(example.name, "step-1" if example.profile == "letta" else "mine", SUCCESS)
+
+
+@_EACH_SCOPE
+@pytest.mark.parametrize("key", ["step_id", "step.id"])
+def test_an_id_of_the_user_makes_a_step(profile: str, scope: str, key: str) -> None:
+    """``step_id`` on a span of a framework that is no step of its makes it one, but for Letta's."""
+    framework = Framework(scope)
+    framework.emit("something else", {key: "mine"}, ending=IS_OK)
+    framework.emit("something else", later={key: "mine"}, ending=recorded("CancelledError"))
+    expected = [*told("something else", "mine", SUCCESS), *told("something else", "mine", CANCELLED)]
+    assert framework.told == ([] if profile == "letta" else expected)
+
+
+def test_an_id_of_the_user_makes_a_step_of_a_tool_inside_of_a_step() -> None:
+    """A part of a step that the user has given an id is a step of its own."""
+    adk = Framework("gcp.vertex.agent")
+    node = adk.start("invoke_node plan", {"gen_ai.operation.name": "invoke_node"})
+    adk.emit("execute_tool weather", later={**_CALL, "step_id": "mine"}, below=node)
+    end(node)
+    assert adk.told == [
+        *told("execute_tool weather", "mine", SUCCESS),
+        *told("invoke_node plan", made_id(node), SUCCESS),
+    ]
+
+
+def test_a_step_that_the_user_has_named_ends_by_the_rules_of_its_framework() -> None:
+    """Whoever says that a span is a step, what the framework says of its end still counts."""
+    llama = Framework("llamaindex.opentelemetry.tracer")
+    llama.emit("work", {"step_id": "a"}, ending=Ending(events=(("SpanCancelledEvent", {}),)))
+    agents = Framework("openinference.instrumentation.openai_agents")
+    agents.emit("work", {"step_id": "b"}, ending=in_flight(ValueError, IS_OK.status))
+    elsewhere = Framework(ELSEWHERE)
+    elsewhere.emit("work", {"step_id": "c"}, ending=in_flight(ValueError, IS_OK.status))
+    assert llama.told == told("work", "a", CANCELLED)
+    assert agents.told == told("work", "b", FAILED)
+    assert elsewhere.told == told("work", "c", SUCCESS)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+def test_a_blank_id_says_nothing(blank: str) -> None:
+    """The next source of an id is asked: ``step.id``, the framework, and at last the span."""
+    agent = Framework("pydantic-ai")
+    agent.emit("work", {"step_id": blank, "step.id": "second"})
+    agent.emit("execute_tool x", {"step_id": blank, "step.id": blank, **_CALL})
+    without_id = agent.emit("work", {"step_id": blank})
+    assert [step.step_id for step in agent.told] == ["second", "call-1", made_id(without_id)]
+
+
+@EACH
+@pytest.mark.parametrize(("word", "outcome"), [("failed", FAILED), ("cancelled", CANCELLED), ("completed", SUCCESS)])
+def test_the_word_of_the_user_overrules(word: str, outcome: Outcome, example: Example) -> None:
+    """``step.status`` on the step of any framework decides how it ended."""
+    framework = Framework(ELSEWHERE)
+    for ending in (IS_OK, recorded("ValueError", ValueError), in_flight(KeyboardInterrupt)):
+        example.emit(framework, {"step.status": word}, ending=ending)
+    expected = [outcome] if example.profile == "letta" else [outcome] * 3  # Letta's are told once with each outcome
+    assert [step.outcome for step in framework.told] == expected
+
+
+def test_the_word_of_the_user_overrules_that_of_the_framework() -> None:
+    """A step that its framework takes for paused has ended if the user says so; an unknown word says nothing."""
+    agent = Framework("pydantic-ai")
+    deferred = {**_CALL, "pydantic_ai.tool.deferral.name": "CallDeferred"}
+    agent.emit("execute_tool x", {**deferred, "step.status": "completed"})
+    agent.emit("execute_tool x", {**deferred, "step.status": "perhaps"})
+    assert agent.told == told("execute_tool x", "call-1", SUCCESS)
+
+
+@pytest.mark.parametrize("profiles", [PROFILES, [Profile(name="all", scopes=(SCOPE,), is_step=lambda *_: True)]])
+def test_a_span_of_the_hook_itself_is_never_a_step(profiles: list[Profile]) -> None:
+    """Whatever its attributes, and whatever the profiles say: it would tell of itself for ever."""
+    framework = Framework(SCOPE, profiles)
+    framework.emit("step_hook.deliver", {"step_id": "mine", **_CALL})
+    assert framework.told == []
+
+
+@pytest.mark.parametrize(("kind", "times"), [("pending_span", 0), ("log", 0), ("span", 1), ("", 1)])
+@pytest.mark.parametrize("scope", ["pydantic-ai", "logfire", ELSEWHERE])
+def test_what_logfire_ends_beside_the_real_spans_is_no_step(scope: str, kind: str, times: int) -> None:
+    """A pending span has the attributes of the one that it announces; only the real one is told."""
+    framework = Framework(scope)
+    framework.emit("execute_tool x", {"logfire.span_type": kind, **_CALL})
+    framework.emit("work", {"logfire.span_type": kind, "step_id": "mine"})
+    expected = [*told("execute_tool x", "call-1", SUCCESS), *told("work", "mine", SUCCESS)]
+    assert framework.told == expected * times
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "attributes", "step_id"),
+    [
+        ("pydantic-ai", "execute_tool x", _CALL, "call-1"),
+        ("temporal", "RunActivity:x", {"temporalRunID": "run-1", "temporalActivityID": "7"}, "run-1/7"),
+        ("prefect", "x-0", {"prefect.run.type": "task", "prefect.run.id": "run-1"}, "run-1"),
+        (ELSEWHERE, "work", {"step_id": "mine"}, "mine"),
+        (ELSEWHERE, "work", {"step.id": "mine"}, "mine"),
+        (ELSEWHERE, "build", {"cicd.pipeline.task.run.id": "task-1"}, "task-1"),
+    ],
+)
+def test_a_step_stays_one_when_the_sdk_has_evicted_its_attributes(
+    scope: str, name: str, attributes: Attributes, step_id: str
+) -> None:
+    """The SDK drops the oldest attributes beyond its limit; what a step began with is remembered."""
+    limits = SpanLimits(max_span_attributes=2)
+    for evicting in range(1, 4):
+        framework = Framework(scope, limits=limits)
+        framework.emit(name, attributes, later={f"later.{number}": number for number in range(evicting)})
+        assert framework.told == told(name, step_id, SUCCESS)

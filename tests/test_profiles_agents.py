@@ -1,0 +1,300 @@
+"""The rows of frameworks that are recognised by one span each: agents, their turns and their tools."""
+
+import asyncio
+
+import pytest
+from emitting import (
+    CANCELLED,
+    ERROR,
+    FAILED,
+    IS_OK,
+    OK,
+    RETURNED,
+    SUCCESS,
+    UNSET,
+    Attributes,
+    Ending,
+    Framework,
+    end,
+    endings,
+    in_flight,
+    made_id,
+    recorded,
+    told,
+)
+
+from otel_step_hook.steps.event import Outcome
+
+_CANCELLED = "asyncio.exceptions.CancelledError"
+_TOOL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "weather"}
+_CALL = {**_TOOL, "gen_ai.tool.call.id": "call-1"}
+
+
+class CallDeferred(Exception):  # noqa: N818 -- pydantic-ai's own name
+    """The call will be answered by somebody else."""
+
+
+class UserError(Exception):
+    """OpenAI Agents' own."""
+
+
+# pydantic-ai
+
+
+@endings(
+    returned=(RETURNED, SUCCESS),
+    failed=(recorded("ValueError", ValueError), FAILED),
+    timeout=(recorded("TimeoutError", TimeoutError), FAILED),
+    cancelled=(recorded(_CANCELLED, asyncio.CancelledError), CANCELLED),
+    deferred=(
+        Ending(attributes={"pydantic_ai.tool.deferral.name": "CallDeferred"}, flying=CallDeferred),
+        None,
+    ),
+    deferred_as_error=(
+        recorded("pydantic_ai.exceptions.CallDeferred", attributes={"pydantic_ai.tool.deferral.name": "CallDeferred"}),
+        None,
+    ),
+    approval=(Ending(attributes={"pydantic_ai.tool.deferral.name": "ApprovalRequired"}), None),
+)
+@pytest.mark.parametrize("name", ["execute_tool weather", "running tool"])
+def test_pydantic_ai_tells_its_tool_calls(name: str, ending: Ending, outcome: Outcome | None) -> None:
+    """A tool call of pydantic-ai is a step, by the id of the call; one that is deferred has not ended."""
+    agent = Framework("pydantic-ai")
+    agent.emit(name, _CALL, ending=ending)
+    assert agent.told == told(name, "call-1", outcome)
+
+
+def test_pydantic_ai_tells_a_tool_call_after_its_run() -> None:
+    """The run and the model call, which a cancellation ends first, are no steps; the tool call is."""
+    agent = Framework("pydantic-ai")
+    run = agent.start("invoke_agent demo", {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.call.id": "run-1"})
+    agent.emit("chat test", {"gen_ai.operation.name": "chat"}, below=run, ending=in_flight(asyncio.CancelledError))
+    tool = agent.start("execute_tool weather", _TOOL, below=run)
+    end(run, in_flight(asyncio.CancelledError))
+    assert agent.told == []
+    end(tool, recorded(_CANCELLED, asyncio.CancelledError))
+    assert agent.told == told("execute_tool weather", made_id(tool), CANCELLED)
+
+
+# OpenAI Agents
+
+
+@endings(
+    returned=(IS_OK, SUCCESS),
+    failed=(in_flight(UserError, OK), FAILED),
+    cancelled=(in_flight(asyncio.CancelledError, OK), CANCELLED),
+    interrupted=(in_flight(KeyboardInterrupt, OK), CANCELLED),
+    closed_early=(in_flight(GeneratorExit, OK), SUCCESS),
+    error=(Ending(status=ERROR, description="Max turns exceeded: {'max_turns': 1}"), FAILED),
+)
+def test_openai_agents_tells_its_turns(ending: Ending, outcome: Outcome) -> None:
+    """A turn is a step; its status is OK however it ended, and only the exception in flight tells."""
+    agents = Framework("openinference.instrumentation.openai_agents")
+    turn = agents.emit("turn", {"openinference.span.kind": "CHAIN"}, ending=ending)
+    assert agents.told == told("turn", made_id(turn), outcome)
+
+
+def test_openai_agents_tells_nothing_else_than_turns() -> None:
+    """Workflow, agent, model and tools are no steps, not even a tool named as a turn that ends last of all."""
+    agents = Framework("openinference.instrumentation.openai_agents")
+    root = agents.start("Agent workflow", {"openinference.span.kind": "AGENT"})
+    inner = agents.start("Agent workflow", {"openinference.span.kind": "CHAIN"}, below=root)
+    agent = agents.start("demo", {"openinference.span.kind": "AGENT"}, below=inner)
+    turn = agents.start("turn", {"openinference.span.kind": "CHAIN"}, below=agent)
+    tool = agents.start("turn", {"openinference.span.kind": "TOOL"}, later={"tool.name": "turn"}, below=turn)
+    agents.emit("response", {"openinference.span.kind": "LLM"}, below=turn, ending=IS_OK)
+    for span in (turn, agent, inner, root, tool):
+        end(span, in_flight(asyncio.CancelledError, OK))
+    assert agents.told == told("turn", made_id(turn), CANCELLED)
+
+
+@endings(
+    returned=(IS_OK, SUCCESS),
+    returned_without_status=(RETURNED, SUCCESS),
+    failed=(Ending(status=ERROR, description="Error running tool: {'tool_name': 'weather'}"), FAILED),
+    failed_in_flight=(in_flight(UserError, OK), FAILED),
+    cancelled=(in_flight(asyncio.CancelledError, OK), CANCELLED),
+)
+def test_openai_agents_without_turns_tells_its_tools(ending: Ending, outcome: Outcome) -> None:
+    """Of the instrumentations that know no turns the tools are the steps; agents and responses are none."""
+    agents = Framework("opentelemetry.instrumentation.openai_agents")
+    agent = agents.start("demo.agent", {"gen_ai.operation.name": "invoke_agent", "traceloop.span.kind": "agent"})
+    tool = agents.emit("weather.tool", _TOOL, below=agent, ending=ending)
+    agents.emit("openai.response", {"gen_ai.operation.name": "chat"}, below=agent, ending=ending)
+    agents.emit("execute_tool weather", _CALL, below=agent, ending=ending)
+    end(agent, ending)
+    assert agents.told == [
+        *told("weather.tool", made_id(tool), outcome),
+        *told("execute_tool weather", "call-1", outcome),
+    ]
+
+
+# smolagents
+
+_RAISED = ("exception", {"exception.type": "AgentError"})
+
+
+@endings(
+    returned=(IS_OK, SUCCESS),
+    failed=(Ending(status=ERROR, description="broke", events=(_RAISED, _RAISED), flying=ValueError), FAILED),
+    interrupted=(in_flight(KeyboardInterrupt, OK), CANCELLED),
+    recovered=(Ending(status=OK, events=(_RAISED, ("agent.step_recovery", {"error": "no such tool"}))), SUCCESS),
+)
+def test_smolagents_tells_its_steps(ending: Ending, outcome: Outcome) -> None:
+    """``Step N`` is a step; the run, the model, the tools and steps by another name are none."""
+    agent = Framework("openinference.instrumentation.smolagents")
+    run = agent.start("CodeAgent.run", {"openinference.span.kind": "AGENT"})
+    first = agent.start("Step 1", {"openinference.span.kind": "CHAIN"}, below=run)
+    agent.emit("OpenAIModel.generate", {"openinference.span.kind": "LLM"}, below=first, ending=ending)
+    agent.emit("FinalAnswerTool", {"openinference.span.kind": "TOOL"}, below=first, ending=ending)
+    end(first, IS_OK)
+    tenth = agent.emit("Step 10", {"openinference.span.kind": "CHAIN"}, below=run, ending=ending)
+    for name in ("Step", "Step one", "Step 1 of 2", "My Step 1"):
+        agent.emit(name, {"openinference.span.kind": "CHAIN"}, below=run, ending=ending)
+    end(run, ending)
+    assert agent.told == [*told("Step 1", made_id(first), SUCCESS), *told("Step 10", made_id(tenth), outcome)]
+
+
+# util-genai, and everybody who keeps the semantic conventions for generative AI
+
+_CONVENTIONAL = endings(
+    returned=(RETURNED, SUCCESS),
+    failed=(Ending(status=ERROR, description="broke", attributes={"error.type": "ValueError"}), FAILED),
+    cancelled=(Ending(status=ERROR, attributes={"error.type": _CANCELLED}), CANCELLED),
+    cancelled_by_its_bare_name=(Ending(status=ERROR, attributes={"error.type": "CancelledError"}), CANCELLED),
+    cancelled_in_flight=(in_flight(asyncio.CancelledError), CANCELLED),
+)
+
+
+@_CONVENTIONAL
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "opentelemetry.util.genai.handler",
+        "opentelemetry.instrumentation.genai.langchain",
+        "opentelemetry.instrumentation.genai.llama_index",
+        "opentelemetry.instrumentation.genai.openai_agents",
+        "opentelemetry.instrumentation.genai.smolagents",
+        "the.application",  # gen-ai: the conventions under a scope that no row names
+        "",
+    ],
+)
+def test_the_conventions_for_generative_ai_tell_tool_calls(scope: str, ending: Ending, outcome: Outcome) -> None:
+    """A tool call is a step, whoever tells of it; workflow, agent and model are none."""
+    agent = Framework(scope)
+    run = agent.start("invoke_workflow demo", {"gen_ai.operation.name": "invoke_workflow"})
+    for operation in ("invoke_agent", "create_agent", "chat", "generate_content", "embeddings", "retrieval"):
+        agent.emit(f"{operation} demo", {"gen_ai.operation.name": operation}, below=run, ending=ending)
+    agent.emit("execute_tool weather", _CALL, below=run, ending=ending)
+    without_id = agent.emit("execute_tool weather", _TOOL, below=run, ending=ending)
+    end(run, ending)
+    assert agent.told == [
+        *told("execute_tool weather", "call-1", outcome),
+        *told("execute_tool weather", made_id(without_id), outcome),
+    ]
+
+
+# Haystack
+
+
+@endings(
+    returned=(RETURNED, SUCCESS),
+    failed=(recorded("ValueError", ValueError, description="ValueError: broke"), FAILED),
+    cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
+)
+@pytest.mark.parametrize("scope", ["haystack", "the application's own tracer"])
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [
+        ("haystack.agent.step", {"haystack.agent.step": 0}),
+        ("haystack.component.run", {"haystack.component.name": "retriever"}),
+    ],
+)
+def test_haystack_tells_steps_and_components(
+    scope: str, name: str, later: Attributes, ending: Ending, outcome: Outcome
+) -> None:
+    """Steps of agents and components are steps, under whatever tracer; pipeline, agent and tools are none."""
+    haystack = Framework(scope)
+    pipeline = haystack.start("haystack.pipeline.run", later={"haystack.pipeline.metadata": "{}"})
+    step = haystack.emit(name, later=later, below=pipeline, ending=ending)
+    haystack.emit("haystack.agent.run", later={"haystack.agent.max_steps": 3}, below=pipeline, ending=ending)
+    haystack.emit("haystack.tool.run", later={"haystack.tool.name": "weather"}, below=pipeline, ending=ending)
+    haystack.emit(name, below=pipeline, ending=ending)  # of somebody else, who has none of the attributes
+    end(pipeline, ending)
+    assert haystack.told == told(name, made_id(step), outcome)
+
+
+def test_haystack_tells_what_the_sdk_ends() -> None:
+    """Failures and cancellations that end the SDK's own blocks are told as such."""
+    haystack = Framework("haystack")
+    for raising in (ValueError, asyncio.CancelledError):
+        haystack.run("haystack.component.run", {"haystack.component.name": "llm"}, raising)
+    assert [step.outcome for step in haystack.told] == [FAILED, CANCELLED]
+
+
+# CrewAI, by itself and by two instrumentations
+
+
+@endings(
+    returned=(IS_OK, SUCCESS),
+    failed=(Ending(status=ERROR, description="broke", attributes={"error.type": "ValueError"}), FAILED),
+    failed_with_event=(recorded("ValueError"), FAILED),
+    paused=(Ending(attributes={"crewai.event_name": "method_execution_paused"}), None),
+    paused_with_error=(Ending(status=ERROR, attributes={"crewai.event_name": "method_execution_paused"}), None),
+    finished=(Ending(status=OK, attributes={"crewai.event_name": "method_execution_finished"}), SUCCESS),
+)
+def test_crewai_tells_tasks_and_methods(ending: Ending, outcome: Outcome | None) -> None:
+    """Tasks and methods of flows are steps, by the id of their event; crews, agents, models and tools are none."""
+    crew = Framework("crewai")
+    for operation in ("invoke_workflow", "invoke_agent", "chat", "execute_tool"):
+        crew.emit(operation, later={"gen_ai.operation.name": operation, "event_id": "event-0"}, ending=ending)
+    task = {"gen_ai.operation.name": "execute_task", "crewai.task.id": "task-1"}
+    crew.emit("execute task", later={**task, "event_id": "event-1"}, ending=ending)
+    crew.emit("execute task", later=task, ending=ending)
+    method = {"gen_ai.operation.name": "execute_method", "crewai.method.name": "plan"}
+    crew.emit("call method", later={**method, "event_id": "event-2"}, ending=ending)
+    without_id = crew.emit("call method", later=method, ending=ending)
+    assert crew.told == [
+        *told("execute task", "event-1", outcome),
+        *told("execute task", "task-1", outcome),
+        *told("call method", "event-2", outcome),
+        *told("call method", made_id(without_id), outcome),
+    ]
+
+
+_INSTRUMENTED = endings(
+    returned=(IS_OK, SUCCESS),
+    failed=(recorded("ValueError", ValueError), FAILED),
+    cancelled=(in_flight(KeyboardInterrupt, UNSET), CANCELLED),
+)
+
+
+@_INSTRUMENTED
+@pytest.mark.parametrize(
+    "scope", ["openinference.instrumentation.crewai", "openinference.instrumentation.crewai._event_listener"]
+)
+def test_crewai_with_openinference_tells_tasks_and_nodes(scope: str, ending: Ending, outcome: Outcome) -> None:
+    """Tasks and nodes of flows are steps; crews, agents and tools are none."""
+    crew = Framework(scope)
+    kickoff = crew.start("Crew_1.kickoff", {"openinference.span.kind": "CHAIN"})
+    task = crew.emit("Researcher._execute_core", later={"task_id": "task-1"}, below=kickoff, ending=ending)
+    node = crew.emit("plan.execute", later={"flow.node.name": "plan"}, below=kickoff, ending=ending)
+    crew.emit("ToolUsage._use", {"openinference.span.kind": "TOOL"}, below=task, ending=ending)
+    end(kickoff, ending)
+    assert crew.told == [
+        *told("Researcher._execute_core", made_id(task), outcome),
+        *told("plan.execute", made_id(node), outcome),
+    ]
+
+
+@_INSTRUMENTED
+def test_crewai_with_traceloop_tells_tasks(ending: Ending, outcome: Outcome) -> None:
+    """Tasks are steps; workflow, agents and models are none."""
+    crew = Framework("opentelemetry.instrumentation.crewai.instrumentation")
+    workflow = crew.start("crewai.workflow", {"traceloop.span.kind": "workflow"})
+    task = crew.start("Research.task", {"traceloop.span.kind": "task"}, below=workflow)
+    crew.emit("Researcher.agent", {"traceloop.span.kind": "agent"}, below=task, ending=ending)
+    crew.emit("gpt.llm", {"gen_ai.operation.name": "chat"}, below=task, ending=ending)
+    end(task, ending)
+    end(workflow, ending)
+    assert crew.told == told("Research.task", made_id(task), outcome)

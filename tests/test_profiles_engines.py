@@ -1,0 +1,275 @@
+"""The rows of engines that run tasks: Temporal, DBOS, Prefect, Airflow, and pipelines of CI/CD."""
+
+import asyncio
+import sys
+from types import SimpleNamespace
+
+import pytest
+from emitting import (
+    CANCELLED,
+    ERROR,
+    FAILED,
+    IS_OK,
+    OK,
+    RETURNED,
+    SUCCESS,
+    UNSET,
+    Attributes,
+    Ending,
+    Framework,
+    end,
+    endings,
+    in_flight,
+    made_id,
+    recorded,
+    told,
+)
+from opentelemetry.trace import StatusCode
+
+from otel_step_hook.steps.event import Outcome
+
+_CANCELLED = "asyncio.exceptions.CancelledError"
+
+# Temporal, in an application that has not imported it: only where an activity runs does its SDK say more
+
+_ACTIVITY = {"temporalActivityID": "7", "temporalWorkflowID": "order-1", "temporalRunID": "run-1"}
+
+
+class ApplicationError(Exception):
+    """Temporal's own."""
+
+
+@endings(
+    returned=(RETURNED, SUCCESS),
+    failed=(recorded("ValueError", ValueError, description="ValueError: activity broke"), FAILED),
+    failed_benignly=(recorded("temporalio.exceptions.ApplicationError", ApplicationError, status=UNSET), FAILED),
+    cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
+    cancelled_in_a_thread=(
+        recorded("temporalio.exceptions.CancelledError", description="CancelledError: Cancelled"),
+        CANCELLED,
+    ),
+)
+@pytest.mark.parametrize("scope", ["temporalio.contrib.opentelemetry", "the.application", ""])
+def test_temporal_tells_activities_by_run_and_activity(scope: str, ending: Ending, outcome: Outcome) -> None:
+    """An activity that runs is a step, under whatever tracer; workflows and what only starts one are none."""
+    temporal = Framework(scope)
+    workflow = {"temporalWorkflowID": "order-1", "temporalRunID": "run-1"}
+    for name in ("RunWorkflow:Order", "StartActivity:charge", "CompleteWorkflow:Order", "RunActivity:charge"):
+        temporal.emit(name, workflow, ending=ending)
+    temporal.emit("StartActivity:charge", _ACTIVITY, ending=ending)
+    temporal.emit("RunActivity:charge", _ACTIVITY, ending=ending)
+    assert temporal.told == told("RunActivity:charge", "run-1/7", outcome)
+
+
+@pytest.mark.parametrize("attributes", [{"temporalActivityID": "7"}, {"temporalActivityID": "7", "temporalRunID": ""}])
+def test_temporal_tells_an_activity_without_a_run_by_its_span(attributes: Attributes) -> None:
+    """Half an id would be that of other activities, too."""
+    temporal = Framework("temporalio.contrib.opentelemetry")
+    activity = temporal.emit("RunActivity:charge", attributes)
+    assert temporal.told == told("RunActivity:charge", made_id(activity), SUCCESS)
+
+
+# DBOS
+
+_DBOS_WORDS = pytest.mark.parametrize(
+    ("kind", "workflow_id"),
+    [("operationType", "operationUUID"), ("dbos.operation.type", "dbos.operation.workflow_id")],
+)
+
+
+class _Dbos:
+    """Stands for the module ``dbos``: its class knows the number of the step that is running."""
+
+    def __init__(self) -> None:
+        self.DBOS = SimpleNamespace(step_id=None)
+
+    def begin_step(self, number: int | None) -> None:
+        self.DBOS.step_id = number
+
+
+@pytest.fixture
+def dbos(monkeypatch: pytest.MonkeyPatch) -> _Dbos:
+    """What the row asks for the number of the step, in an application that has imported DBOS."""
+    module = _Dbos()
+    # DBOS itself needs a database to run a step in; the row looks it up among the imported modules.
+    monkeypatch.setitem(sys.modules, "dbos", module)
+    return module
+
+
+@_DBOS_WORDS
+@endings(
+    returned=(IS_OK, SUCCESS),
+    failed=(Ending(status=ERROR, description="step broke", flying=ValueError), FAILED),
+    failed_outside=(Ending(status=ERROR, description="step broke"), FAILED),
+    cancelled=(Ending(status=ERROR, description="", flying=asyncio.CancelledError), CANCELLED),
+    retried=(
+        Ending(status=OK, events=(("Step attempt 0 failed", {"error": "x"}), ("Step attempt 1 failed", {}))),
+        SUCCESS,
+    ),
+)
+def test_dbos_tells_steps_by_workflow_and_number(
+    dbos: _Dbos, kind: str, workflow_id: str, ending: Ending, outcome: Outcome
+) -> None:
+    """A step is told by its workflow's id and its number, as of its start; workflows and transactions are none."""
+    app = Framework("dbos-tracer")
+    workflow = app.start("wf", later={kind: "workflow", workflow_id: "wf-1"})
+    dbos.begin_step(3)
+    step = app.start("charge", later={kind: "step", workflow_id: "wf-1"}, below=workflow)
+    dbos.begin_step(None)
+    app.emit("insert", later={kind: "transaction", workflow_id: "wf-1"}, below=workflow, ending=ending)
+    end(step, ending)
+    end(workflow, ending)
+    assert app.told == told("charge", "wf-1/3", outcome)
+
+
+@_DBOS_WORDS
+def test_dbos_counts_from_zero(dbos: _Dbos, kind: str, workflow_id: str) -> None:
+    """The first step has a number as well."""
+    app = Framework("dbos-tracer")
+    dbos.begin_step(0)
+    app.emit("charge", {kind: "step", workflow_id: "wf-1"})
+    assert app.told == told("charge", "wf-1/0", SUCCESS)
+
+
+@_DBOS_WORDS
+@pytest.mark.parametrize("number", [None, 1])
+def test_dbos_tells_a_step_without_workflow_or_number_by_its_span(
+    dbos: _Dbos, kind: str, workflow_id: str, number: int | None
+) -> None:
+    """Where one of the two is missing, the other alone is no id."""
+    dbos.begin_step(number)
+    app = Framework("dbos-tracer")
+    step = app.emit("charge", later={kind: "step"} if number else {kind: "step", workflow_id: "wf-1"})
+    assert app.told == told("charge", made_id(step), SUCCESS)
+
+
+@_DBOS_WORDS
+def test_dbos_that_has_not_been_imported_tells_steps_by_their_spans(kind: str, workflow_id: str) -> None:
+    """Spans of another process, or of an older version, say no number."""
+    app = Framework("dbos-tracer")
+    step = app.emit("charge", later={kind: "step", workflow_id: "wf-1"})
+    assert app.told == told("charge", made_id(step), SUCCESS)
+
+
+# Prefect
+
+_TASK_RUN = {"prefect.run.type": "task", "prefect.run.id": "run-1"}
+
+
+def _state(kind: str) -> tuple[str, Attributes]:
+    return (kind.capitalize(), {"prefect.state.type": kind, "prefect.state.name": kind.capitalize()})
+
+
+def _ended_as(*kinds: str, status: StatusCode = OK) -> Ending:
+    """The events of these states, the last one last."""
+    return Ending(status=status, events=tuple(_state(kind) for kind in kinds))
+
+
+_STOPPED = ("exception", {"exception.type": _CANCELLED})
+_RAISED = ("exception", {"exception.type": "ValueError"})
+
+
+@endings(
+    completed=(_ended_as("PENDING", "RUNNING", "COMPLETED"), SUCCESS),
+    completed_after_retry=(
+        Ending(status=OK, events=(_state("RUNNING"), _RAISED, _state("SCHEDULED"), _state("COMPLETED"))),
+        SUCCESS,
+    ),
+    failed=(
+        Ending(status=ERROR, description="broke", events=(_RAISED, _state("FAILED")), flying=ValueError),
+        FAILED,
+    ),
+    returned_as_failed=(_ended_as("RUNNING", "FAILED"), FAILED),
+    returned_as_cancelled=(_ended_as("RUNNING", "CANCELLED"), CANCELLED),
+    cancelled_as_error=(_ended_as("RUNNING", "CANCELLED", status=ERROR), CANCELLED),
+    crashed_by_cancellation=(
+        Ending(status=ERROR, events=(_STOPPED, _state("CRASHED")), flying=asyncio.CancelledError),
+        CANCELLED,
+    ),
+    crashed_by_cancellation_seen_in_the_event=(Ending(status=ERROR, events=(_state("CRASHED"), _STOPPED)), CANCELLED),
+    crashed=(Ending(status=ERROR, events=(_state("RUNNING"), _RAISED, _state("CRASHED"))), FAILED),
+    crashed_without_exception=(_ended_as("RUNNING", "CRASHED", status=ERROR), FAILED),
+    paused=(_ended_as("RUNNING", "PAUSED"), None),
+    suspended=(_ended_as("RUNNING", "SCHEDULED"), None),
+    paused_as_error=(_ended_as("RUNNING", "PAUSED", status=ERROR), None),
+    without_states=(IS_OK, SUCCESS),
+    running=(_ended_as("RUNNING", status=ERROR), FAILED),
+)
+def test_prefect_tells_tasks_by_their_last_state(ending: Ending, outcome: Outcome | None) -> None:
+    """A task run is a step, by its run id, and its last state tells how it ended; a flow run is none."""
+    prefect = Framework("prefect")
+    flow = prefect.start("my-flow", {"prefect.run.type": "flow", "prefect.run.id": "flow-1"})
+    prefect.emit("charge-0", _TASK_RUN, below=flow, ending=ending)
+    end(flow, ending)
+    assert prefect.told == told("charge-0", "run-1", outcome)
+
+
+# Airflow
+
+_AIRFLOW = "airflow.api_fastapi.execution_api.routes.task_instances"
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "outcome"),
+    [
+        ("success", OK, SUCCESS),
+        ("failed", ERROR, FAILED),
+        ("upstream_failed", ERROR, FAILED),
+        ("skipped", ERROR, CANCELLED),
+        ("removed", ERROR, CANCELLED),
+        ("up_for_retry", ERROR, None),
+        ("up_for_reschedule", ERROR, None),
+        ("deferred", ERROR, None),
+        ("a_state_to_come", ERROR, FAILED),
+        ("a_state_to_come", OK, SUCCESS),
+    ],
+)
+def test_airflow_tells_task_instances_by_their_state(state: str, status: StatusCode, outcome: Outcome | None) -> None:
+    """A task instance is a step, and its state tells how it ended; each state but success has the status ERROR."""
+    airflow = Framework(_AIRFLOW)
+    instance = {"airflow.task_instance.id": "ti-1", "airflow.task_instance.state": state}
+    airflow.emit("task_run.extract", later=instance, ending=Ending(status=status))
+    airflow.emit("PATCH /task-instances/ti-1/state", later=instance, ending=Ending(status=status))
+    airflow.emit("task_run.extract", ending=Ending(status=status))
+    airflow.emit("worker.extract", later=instance, scope="task_runner", ending=Ending(status=status))
+    assert airflow.told == told("task_run.extract", "ti-1", outcome)
+
+
+# The semantic conventions for CI/CD
+
+
+@pytest.mark.parametrize("status", [UNSET, OK, ERROR])
+@pytest.mark.parametrize(
+    ("result", "outcome"),
+    [
+        ("success", SUCCESS),
+        ("failure", FAILED),
+        ("error", FAILED),
+        ("timeout", FAILED),
+        ("cancellation", CANCELLED),
+        ("skip", CANCELLED),
+    ],
+)
+@pytest.mark.parametrize("scope", ["ci", "github.actions", ""])
+def test_cicd_tells_tasks_by_their_result(scope: str, result: str, outcome: Outcome, status: StatusCode) -> None:
+    """A task of a pipeline is a step, under whatever scope, and its result is stronger than its status."""
+    pipeline = Framework(scope)
+    run = pipeline.start("pipeline", {"cicd.pipeline.run.id": "pipeline-1"}, later={"cicd.pipeline.result": result})
+    ending = Ending(status=status, attributes={"cicd.pipeline.task.run.result": result})
+    pipeline.emit("build", {"cicd.pipeline.task.run.id": "task-1"}, below=run, ending=ending)
+    without_id = pipeline.emit("build", below=run, ending=ending)
+    end(run, ending=Ending(status=status))
+    assert pipeline.told == [*told("build", "task-1", outcome), *told("build", made_id(without_id), outcome)]
+
+
+@endings(
+    returned=(RETURNED, SUCCESS),
+    unknown_result=(Ending(attributes={"cicd.pipeline.task.run.result": "neutral"}), SUCCESS),
+    unknown_error=(Ending(status=ERROR, attributes={"cicd.pipeline.task.run.result": "neutral"}), FAILED),
+    cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
+)
+def test_cicd_without_a_known_result_is_told_by_the_general_rules(ending: Ending, outcome: Outcome) -> None:
+    """A task run that says nothing of its result is told as any other step."""
+    pipeline = Framework("ci")
+    pipeline.emit("build", {"cicd.pipeline.task.run.id": "task-1"}, ending=ending)
+    assert pipeline.told == told("build", "task-1", outcome)

@@ -1,0 +1,291 @@
+"""The rules of every profile, and the reader that asks them, whatever a span holds."""
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
+from profile_examples import ELSEWHERE, EXAMPLES, Example
+
+from otel_step_hook.steps.event import MAX_STEP_ID, SCOPE, Outcome, StepEvent, attributes_of, text_of
+from otel_step_hook.steps.profiles import PROFILES
+from otel_step_hook.steps.reader import StepReader
+from otel_step_hook.steps.rules import Attributes, Verdict
+
+
+class CallDeferred(Exception):  # noqa: N818 -- pydantic-ai's own name
+    """A pause."""
+
+
+_TOO_LONG = "x" * (MAX_STEP_ID + 1)
+_any_text = st.text(st.characters(exclude_categories=()), max_size=20)
+# What the rules look for, so that spans are steps as often as not.
+_KEYS = sorted(
+    {mark for profile in PROFILES for mark in profile.marks}
+    | {"step.status", "error.type", "gen_ai.tool.call.id", "traceloop.entity.name", "logfire.span_type"}
+    | {"operationUUID", "dbos.operation.workflow_id", "step_number", "temporalRunID", "prefect.run.id", "event_id"}
+    | {"strands.cancellation.type", "airflow.task_instance.state", "crewai.event_name", "gen_ai.task.id"}
+    | {"pydantic_ai.tool.deferral.name", "traceloop.association.properties.langgraph_checkpoint_ns"}
+    | {"parameter.error_type", "parameter.error_traceback", "parameter.agent_id", "parameter.run_id"}
+)
+_WORDS = (
+    *("execute_tool", "invoke_node", "execute_task", "execute_method", "task", "tool", "step", "CHAIN", "plan"),
+    *("<not specified>", "unknown", "success", "failed", "Cancelled", "skip", "deferred", "method_execution_paused"),
+    *("CancelledError", "GeneratorExit", "ValueError", "pending_span", "step-1", "Unknown", "None", "", " ", _TOO_LONG),
+    *("Traceback (most recent call last):\nasyncio.exceptions.CancelledError: why",),
+)
+_NAMES = (
+    *("plan", "turn", "Step 1", "Flow.run", "Flow.plan", "RunActivity:x", "x.task", "x.tool", "task_run.x"),
+    *("execute_event_loop_cycle", "invoke_agent x", "execute_tool x", "execute_tool (merged)", "invoke_node x"),
+    *("autogen process x", "haystack.agent.step", "haystack.component.run"),
+    *("StepManager.log_step_async", "StepManager.update_step_error_async", "StepManager.update_step_success_async"),
+)
+_SCOPES = sorted({scope for profile in PROFILES for scope in profile.scopes} | {SCOPE, ELSEWHERE})
+_names = st.sampled_from(_NAMES) | _any_text
+_metadata = st.builds(
+    lambda node, checkpoint, length: json.dumps({"langgraph_node": node, "langgraph_checkpoint_ns": checkpoint})[
+        :length
+    ],
+    _names,
+    _any_text,
+    st.integers(0, 80) | st.none(),
+)
+_scalars = (
+    st.sampled_from(_WORDS)
+    | _metadata
+    | _any_text.filter(lambda text: "langgraph_" not in text)
+    | st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.binary(max_size=20)
+)
+_values = st.recursive(
+    _scalars,
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(_any_text, inner, max_size=3),
+    max_leaves=3,
+)
+_attributes = st.dictionaries(st.sampled_from(_KEYS) | _any_text, _values, max_size=6)
+_exceptions = st.none() | st.sampled_from(
+    [ValueError, CallDeferred, GeneratorExit, asyncio.CancelledError, KeyboardInterrupt]
+).map(lambda kind: kind())
+_events = st.lists(
+    st.tuples(
+        st.sampled_from(["exception", "span.cancelled", "SpanCancelledEvent", "retry"]),
+        st.dictionaries(st.sampled_from(["exception.type", "prefect.state.type"]) | _any_text, _values, max_size=3),
+    ),
+    max_size=3,
+)
+_statuses = st.builds(Status, st.just(StatusCode.ERROR), st.none() | st.sampled_from(_WORDS)) | st.sampled_from(
+    [StatusCode.UNSET, StatusCode.OK]
+).map(Status)
+
+
+class _Counting(IdGenerator):
+    """The same ids in each run."""
+
+    def __init__(self) -> None:
+        self._ids = count(1)
+
+    def generate_span_id(self) -> int:
+        return next(self._ids)
+
+    def generate_trace_id(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A span as somebody makes it: *parent* is the number of an earlier one, and *order* when it ends; None: never."""
+
+    scope: str
+    name: str
+    at_start: Mapping[str, object]
+    later: Mapping[str, object]
+    events: list[tuple[str, Mapping[str, object]]]
+    status: Status
+    flying: tuple[BaseException | None, BaseException | None]
+    parent: int
+    order: int | None
+
+
+_made = st.builds(
+    _Made,
+    scope=st.sampled_from(_SCOPES),
+    name=_names,
+    at_start=_attributes,
+    later=_attributes,
+    events=_events,
+    status=_statuses,
+    flying=st.tuples(_exceptions, _exceptions) | _exceptions.map(lambda same: (same, same)),
+    parent=st.integers(0, 3),
+    order=st.none() | st.integers(0, 3),
+)
+
+
+def _as_a_step(made: _Made, example: Example, *, is_seen_at_start: bool) -> _Made:
+    """The same span, with what makes it a step of some framework, at its start or later."""
+    made = replace(made, scope=example.scope or ELSEWHERE, name=example.name)
+    if is_seen_at_start:
+        return replace(made, at_start={**made.at_start, **example.attributes})
+    return replace(made, later={**made.later, **example.attributes})
+
+
+_steps = st.builds(_as_a_step, _made, st.sampled_from(EXAMPLES), is_seen_at_start=st.booleans())
+_several = st.lists(_steps | _made, max_size=4)
+
+
+class _Reading(SpanProcessor):
+    """Asks a reader about each span, with the exceptions that are said to be in flight."""
+
+    def __init__(self) -> None:
+        self.reader = StepReader(PROFILES)
+        self.flying: BaseException | None = None
+        self.events: list[StepEvent] = []
+        self.refusals: list[str] = []
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        del parent_context
+        assert self.reader.begin(span, self.flying) in {True, False}
+
+    def on_end(self, span: ReadableSpan) -> None:
+        try:
+            self.events.extend(self.reader.end(span, lambda: self.flying))
+        except ValueError as error:
+            self.refusals.append(str(error))
+
+
+def _read(spans: list[_Made], rand: random.Random | None = None) -> _Reading:
+    """What a reader says of *spans*; with *rand*, whose attributes are set in another order."""
+    reading = _Reading()
+    provider = TracerProvider(id_generator=_Counting(), shutdown_on_exit=False)
+    provider.add_span_processor(reading)
+    begun = []
+    for made in spans:
+        reading.flying = made.flying[0]
+        above = begun[made.parent] if made.parent < len(begun) else None
+        context = Context() if above is None else set_span_in_context(above, Context())
+        attributes = _shuffled(made.at_start, rand)
+        tracer = provider.get_tracer(made.scope)
+        begun.append(tracer.start_span(made.name, context, attributes=attributes, start_time=1))  # type: ignore[arg-type]  # -- anything may be in there
+    for order in range(4):
+        for made, span in zip(spans, begun, strict=True):
+            if made.order == order:
+                span.set_attributes(_shuffled(made.later, rand))  # type: ignore[arg-type]  # -- see above
+                for name, attributes in made.events:
+                    span.add_event(name, attributes, timestamp=1)  # type: ignore[arg-type]  # -- see above
+                span.set_status(made.status)
+                reading.flying = made.flying[1]
+                span.end(2)
+    return reading
+
+
+def _shuffled(attributes: Mapping[str, object], rand: random.Random | None) -> dict[str, object]:
+    items = list(attributes.items())
+    if rand is not None:
+        rand.shuffle(items)
+    return dict(items)
+
+
+@given(_names, _attributes)
+def test_the_rules_of_every_profile_answer_for_anything(name: str, attributes: Attributes) -> None:
+    """Whether a span is a step, a tool, or may become one, is answered for any name and any attributes."""
+    for profile in PROFILES:
+        for rule in (
+            profile.is_step,
+            profile.is_tool,
+            profile.may_start,
+            profile.encloses,
+            profile.below,
+            profile.ends,
+        ):
+            assert rule is None or rule(name, attributes) in {True, False}
+
+
+@given(_attributes)
+def test_the_source_of_every_id_answers_for_anything(attributes: Attributes) -> None:
+    """An id can be written as text, or there is none; only one that is too long is refused."""
+    for profile in PROFILES:
+        refusal = ""
+        try:
+            text_of(profile.step_id(attributes))
+        except ValueError as error:
+            refusal = str(error)
+        assert not refusal or "at most" in refusal
+
+
+@given(_names, _attributes)
+def test_what_a_profile_tells_of_other_steps_is_text(name: str, attributes: Attributes) -> None:
+    """A step id that is not empty, and names with values that are not, whatever the span holds."""
+    for profile in PROFILES:
+        told = None if profile.tells is None else profile.tells(name, attributes)
+        if told is not None:
+            step_id, details = told
+            assert all(isinstance(text, str) and text for text in (step_id, *details, *details.values()))
+
+
+_by_hand = st.builds(
+    ReadableSpan,
+    name=_names,
+    context=st.just(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1))),
+    attributes=st.none() | _attributes,
+    events=_events.map(lambda events: [Event(name, attributes) for name, attributes in events]),  # type: ignore[arg-type]  # -- anything may be in there
+    status=_statuses,
+)
+
+
+@given(_by_hand, _exceptions)
+def test_the_word_of_every_profile_is_an_outcome_or_none(span: ReadableSpan, flying: BaseException | None) -> None:
+    """What a framework says of the end is an outcome, that it is none, or nothing."""
+    for profile in PROFILES:
+        assert profile.word(span, attributes_of(span), flying) in {*Outcome, *Verdict, None}
+
+
+@given(_by_hand, _exceptions, st.randoms())
+def test_the_word_of_every_profile_does_not_depend_on_the_order_of_attributes(
+    span: ReadableSpan, flying: BaseException | None, rand: random.Random
+) -> None:
+    """Attributes are a set: whoever set them last has no more to say."""
+    attributes = attributes_of(span)
+    shuffled = _shuffled(attributes, rand)
+    for profile in PROFILES:
+        assert profile.word(span, shuffled, flying) is profile.word(span, attributes, flying)
+        assert profile.is_step(span.name, shuffled) == profile.is_step(span.name, attributes)
+
+
+@given(_several)
+def test_every_span_tells_one_whole_step_or_nothing(spans: list[_Made]) -> None:
+    """Only an id that is too long is refused; what is told has an id, an outcome and a span that tells nothing else."""
+    reading = _read(spans)
+    assert all("at most" in refusal for refusal in reading.refusals)
+    for event in reading.events:
+        assert event.outcome in Outcome
+        assert 0 < len(event.step_id) <= MAX_STEP_ID
+        assert (event.start_time, event.end_time) == (1, 2)
+        assert event.name == spans[event.context.span_id - 1].name
+    told = [event.context.span_id for event in reading.events]
+    assert len(told) == len(set(told))
+
+
+@given(_several)
+def test_a_span_that_has_ended_leaves_no_note(spans: list[_Made]) -> None:
+    """Only of spans that have not ended anything is remembered."""
+    reading = _read(spans)
+    ended = {number for number, made in enumerate(spans, 1) if made.order is not None}
+    assert ended.isdisjoint(reading.reader._notes)
+
+
+@given(_several, st.randoms())
+def test_the_order_in_which_attributes_are_set_does_not_matter(spans: list[_Made], rand: random.Random) -> None:
+    """Neither which steps are told depends on it, nor their ids, outcomes and details."""
+    one, other = _read(spans), _read(spans, rand)
+    assert one.events == other.events
+    assert one.refusals == other.refusals

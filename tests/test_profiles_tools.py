@@ -1,0 +1,267 @@
+"""The rows of frameworks whose tool calls are steps only where they are no part of one."""
+
+import asyncio
+import enum
+
+import pytest
+from emitting import (
+    CANCELLED,
+    ERROR,
+    FAILED,
+    IS_OK,
+    RETURNED,
+    SUCCESS,
+    Attributes,
+    Ending,
+    Framework,
+    end,
+    endings,
+    in_flight,
+    made_id,
+    recorded,
+    told,
+)
+
+from otel_step_hook.steps.event import Outcome
+
+_TOOL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "weather"}
+_CALL = {**_TOOL, "gen_ai.tool.call.id": "call-1"}
+_SDK = pytest.mark.parametrize(
+    ("raising", "outcome"),
+    [
+        (None, SUCCESS),
+        (ValueError, FAILED),
+        (asyncio.CancelledError, CANCELLED),
+        (KeyboardInterrupt, CANCELLED),
+        (GeneratorExit, SUCCESS),
+    ],
+)
+
+# Google ADK
+
+_ADK = "gcp.vertex.agent"
+_NODE = {"gen_ai.operation.name": "invoke_node"}
+
+
+@_SDK
+def test_google_adk_tells_its_nodes(raising: type[BaseException] | None, outcome: Outcome) -> None:
+    """A node is a step, however the SDK's own block around it ends."""
+    adk = Framework(_ADK)
+    node = adk.run("invoke_node plan", _NODE, raising)
+    assert adk.told == told("invoke_node plan", made_id(node), outcome)
+
+
+@endings(
+    returned=(RETURNED, SUCCESS),
+    failed=(
+        Ending(
+            status=ERROR,
+            events=(("exception", {"exception.type": "ValueError"}),) * 2,
+            attributes={"error.type": "ValueError"},
+            flying=ValueError,
+        ),
+        FAILED,
+    ),
+    cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
+    closed_early=(in_flight(GeneratorExit), SUCCESS),
+)
+def test_google_adk_tells_the_tools_of_an_agent_without_nodes(ending: Ending, outcome: Outcome) -> None:
+    """Outside of nodes the tools are the steps; agents, models and what stands for several tools are none."""
+    adk = Framework(_ADK)
+    agent = adk.start("invoke_agent demo", later={"gen_ai.operation.name": "invoke_agent"})
+    model = adk.start("call_llm", later={"gen_ai.operation.name": "generate_content"}, below=agent)
+    adk.emit("execute_tool weather", later=_CALL, below=model, ending=ending)
+    nameless = {**_TOOL, "gen_ai.tool.call.id": "<not specified>"}
+    without_id = adk.emit("execute_tool weather", later=nameless, below=model, ending=ending)
+    adk.emit("execute_tool (merged)", later={**_TOOL, "gen_ai.tool.call.id": "event-1"}, below=agent, ending=ending)
+    end(model, ending)
+    end(agent, ending)
+    assert adk.told == [
+        *told("execute_tool weather", "call-1", outcome),
+        *told("execute_tool weather", made_id(without_id), outcome),
+    ]
+
+
+@pytest.mark.parametrize("between", ["", _ADK, "the.application", "opentelemetry.instrumentation.httpx"])
+def test_google_adk_takes_tools_inside_of_a_node_for_a_part_of_it(between: str) -> None:
+    """A tool inside of a node is no step, whatever spans of whatever scopes are in between."""
+    adk = Framework(_ADK)
+    node = adk.start("invoke_node plan", _NODE)
+    inside = adk.start("work", below=node, scope=between) if between else node
+    adk.emit("execute_tool weather", later=_CALL, below=inside)
+    adk.emit("execute_tool (merged)", later=_CALL, below=inside)
+    end(node)
+    assert adk.told == told("invoke_node plan", made_id(node), SUCCESS)
+
+
+def test_google_adk_knows_where_a_tool_began_when_its_node_has_ended() -> None:
+    """A tool that ends after its node, or begins below what the node has left open, is a part of it all the same."""
+    adk = Framework(_ADK)
+    node = adk.start("invoke_node plan", _NODE)
+    tool = adk.start("execute_tool weather", later=_CALL, below=node)
+    end(node)
+    adk.emit("execute_tool weather", later=_CALL, below=tool)
+    end(tool)
+    assert adk.told == told("invoke_node plan", made_id(node), SUCCESS)
+
+
+def test_google_adk_tells_tools_beside_a_node() -> None:
+    """A tool whose node began elsewhere in the trace is a step, and a node inside of a node is one as well."""
+    adk = Framework(_ADK)
+    root = adk.start("invocation")
+    node = adk.start("invoke_node plan", _NODE, below=root)
+    adk.emit("execute_tool weather", later=_CALL, below=root)
+    inner = adk.emit("invoke_node inner", _NODE, below=node)
+    end(node)
+    assert adk.told == [
+        *told("execute_tool weather", "call-1", SUCCESS),
+        *told("invoke_node inner", made_id(inner), SUCCESS),
+        *told("invoke_node plan", made_id(node), SUCCESS),
+    ]
+
+
+# Microsoft's agent framework
+
+
+class _Key(str, enum.Enum):  # noqa: UP042 -- as the framework has them: str() of one is not its value
+    EXECUTOR_ID = "executor.id"
+    OPERATION = "gen_ai.operation.name"
+    CALL_ID = "gen_ai.tool.call.id"
+
+
+class _Word(str, enum.Enum):  # noqa: UP042 -- see above
+    EXECUTE_TOOL = "execute_tool"
+    CHAT = "chat"
+    CALL_1 = "call-1"
+    UNKNOWN = "unknown"
+
+
+_MAF = "agent_framework"
+
+
+@endings(
+    returned=(RETURNED, SUCCESS),
+    failed=(Ending(status=ERROR, attributes={"error.type": "ValueError"}, flying=ValueError), FAILED),
+    cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
+)
+def test_agent_framework_tells_executors_and_takes_their_tools_for_a_part(ending: Ending, outcome: Outcome) -> None:
+    """An executor is a step, by an id of its own; the workflow, and the tools inside, are none."""
+    framework = Framework(_MAF)
+    workflow = framework.start("workflow.run", {"workflow.id": "workflow-1"})
+    executor = framework.start("executor.process plan", {_Key.EXECUTOR_ID: "plan"}, below=workflow)
+    agent = framework.start("invoke_agent demo", {_Key.OPERATION: "invoke_agent"}, below=executor)
+    call: Attributes = {_Key.OPERATION: _Word.EXECUTE_TOOL, _Key.CALL_ID: _Word.CALL_1}
+    framework.emit("execute_tool weather", call, below=agent, ending=ending)
+    framework.emit("message.send", {"message.type": "text"}, below=executor, ending=ending)
+    for span in (agent, executor, workflow):
+        end(span, ending)
+    assert framework.told == told("executor.process plan", made_id(executor), outcome)
+
+
+@endings(
+    returned=(RETURNED, SUCCESS),
+    failed=(recorded("ValueError", ValueError, attributes={"error.type": "ValueError"}), FAILED),
+    cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
+)
+def test_agent_framework_tells_the_tools_of_an_agent_outside_of_workflows(ending: Ending, outcome: Outcome) -> None:
+    """Without executors the tools are the steps; agents and models are none, and ``unknown`` is no id."""
+    framework = Framework(_MAF)
+    agent = framework.start("invoke_agent demo", {_Key.OPERATION: "invoke_agent"})
+    framework.emit("chat gpt", {_Key.OPERATION: _Word.CHAT}, below=agent, ending=ending)
+    call: Attributes = {_Key.OPERATION: _Word.EXECUTE_TOOL, _Key.CALL_ID: _Word.CALL_1}
+    framework.emit("execute_tool weather", call, below=agent, ending=ending)
+    nameless: Attributes = {_Key.OPERATION: _Word.EXECUTE_TOOL, _Key.CALL_ID: _Word.UNKNOWN}
+    without_id = framework.emit("execute_tool weather", nameless, below=agent, ending=ending)
+    end(agent, ending)
+    assert framework.told == [
+        *told("execute_tool weather", "call-1", outcome),
+        *told("execute_tool weather", made_id(without_id), outcome),
+    ]
+    assert type(framework.told[0].step_id) is str
+
+
+# AutoGen
+
+_RUNTIMES = pytest.mark.parametrize(
+    "scope", ["autogen SingleThreadedAgentRuntime", "autogen GrpcWorkerAgentRuntime", "autogen-core"]
+)
+
+
+@_SDK
+@_RUNTIMES
+def test_autogen_tells_what_its_agents_process(
+    scope: str, raising: type[BaseException] | None, outcome: Outcome
+) -> None:
+    """A message that an agent processes is a step; creating, sending and publishing are none."""
+    autogen = Framework(scope)
+    step = autogen.run("autogen process writer.(default)-A", {"messaging.operation": "process"}, raising)
+    for operation in ("create", "send", "publish", "ack"):
+        autogen.run(f"autogen {operation} writer.(default)-A", {"messaging.operation": operation}, raising)
+    assert autogen.told == told("autogen process writer.(default)-A", made_id(step), outcome)
+
+
+@_RUNTIMES
+def test_autogen_takes_tools_inside_of_a_processing_for_a_part_of_it(scope: str) -> None:
+    """A tool is a step only where no runtime processes the message that needs it."""
+    autogen = Framework("autogen-core")
+    step = autogen.start("autogen process writer.(default)-A", {"messaging.operation": "process"}, scope=scope)
+    agent = autogen.start("invoke_agent writer", {"gen_ai.operation.name": "invoke_agent"}, below=step)
+    autogen.emit("execute_tool weather", _CALL, below=agent)
+    end(agent)
+    end(step)
+    alone = autogen.start("invoke_agent writer", {"gen_ai.operation.name": "invoke_agent"})
+    autogen.emit("execute_tool weather", _CALL, below=alone, ending=recorded("ValueError", ValueError))
+    autogen.emit("execute_tool weather", _CALL, below=alone, ending=in_flight(asyncio.CancelledError))
+    without_id = autogen.emit("execute_tool weather", _TOOL, below=alone)
+    assert autogen.told == [
+        *told("autogen process writer.(default)-A", made_id(step), SUCCESS),
+        *told("execute_tool weather", "call-1", FAILED),
+        *told("execute_tool weather", "call-1", CANCELLED),
+        *told("execute_tool weather", made_id(without_id), SUCCESS),
+    ]
+
+
+# The decorators of traceloop-sdk
+
+_TRACELOOP = "traceloop.tracer"
+_DECORATED = endings(
+    returned=(RETURNED, SUCCESS),
+    failed=(recorded("ValueError", ValueError, description="broke"), FAILED),
+    cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
+)
+
+
+@_DECORATED
+def test_traceloop_tells_tasks_and_takes_their_tools_for_a_part(ending: Ending, outcome: Outcome) -> None:
+    """A task is a step, also inside of another; its tools, and workflows and agents, are none."""
+    app = Framework(_TRACELOOP)
+    workflow = app.start("report.workflow", later={"traceloop.span.kind": "workflow"})
+    agent = app.start("writer.agent", later={"traceloop.span.kind": "agent"}, below=workflow)
+    task = app.start("write.task", later={"traceloop.span.kind": "task"}, below=agent)
+    app.emit("search.tool", later={"traceloop.span.kind": "tool"}, below=task, ending=ending)
+    model = app.start("openai.chat", below=task, scope="opentelemetry.instrumentation.openai.v1")
+    app.emit("search.tool", later={"traceloop.span.kind": "tool"}, below=model, ending=ending)
+    inner = app.emit("review.task", later={"traceloop.span.kind": "task"}, below=task, ending=ending)
+    for span in (model, task, agent, workflow):
+        end(span, ending)
+    assert app.told == [
+        *told("review.task", made_id(inner), outcome),
+        *told("write.task", made_id(task), outcome),
+    ]
+
+
+@_DECORATED
+def test_traceloop_tells_tools_outside_of_tasks(ending: Ending, outcome: Outcome) -> None:
+    """A tool alone, or inside of a workflow or another tool, is a step."""
+    app = Framework(_TRACELOOP)
+    workflow = app.start("report.workflow", later={"traceloop.span.kind": "workflow"})
+    outer = app.start("search.tool", later={"traceloop.span.kind": "tool"}, below=workflow)
+    inner = app.emit("fetch.tool", later={"traceloop.span.kind": "tool"}, below=outer, ending=ending)
+    end(outer, ending)
+    alone = app.emit("search.tool", later={"traceloop.span.kind": "tool"}, ending=ending)
+    end(workflow, IS_OK)
+    assert app.told == [
+        *told("fetch.tool", made_id(inner), outcome),
+        *told("search.tool", made_id(outer), outcome),
+        *told("search.tool", made_id(alone), outcome),
+    ]
