@@ -41,13 +41,14 @@ lint: $(VENV)/ready ## ruff, mypy, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-test-pythons: $(VENV)/ready ## the tests on every other Python from 3.12 to 3.13 that is here
-	@for version in 3.12 3.13; do \
+test-pythons: $(VENV)/ready ## the tests on every other Python from 3.11 to 3.13 that is here
+	@for version in 3.11 3.12 3.13; do \
+	  if $(BIN)/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')"; then continue; fi; \
 	  if ! $(UV) python find --quiet --no-python-downloads $$version >/dev/null 2>&1; then echo "Python $$version is not here"; continue; fi; \
 	  echo "Python $$version:"; \
 	  $(UV) venv --quiet --clear --no-python-downloads --python $$version $(ENVS)/$$version && \
 	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing]' --group test --group frameworks && \
-	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore tests/test_readme.py || exit 1; \
+	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore tests/test_readme.py || exit 1; `# its commands are for $(VENV)` \
 	done
 
 test-live: $(VENV)/ready servers ## the rules for steps against the newest releases of the frameworks, which run here

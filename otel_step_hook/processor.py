@@ -54,6 +54,7 @@ class StepHookProcessor(SpanProcessor):
         self._settings = StepHookSettings() if settings is None else settings
         self._processors: SpanProcessor | None = None  # of the provider met first, as the SDK holds them together
         self._elsewhere: dict[int, tuple[SpanProcessor, object]] = {}  # of the spans of other providers, by span id
+        self._looks_for_loss = True
         self._exit_hook = functools.partial(_shut_down, weakref.ref(self))
         self._worker = None
         for sentence in unknown_variables():
@@ -85,10 +86,29 @@ class StepHookProcessor(SpanProcessor):
         if self._worker is None:
             return
         try:
-            for event in self._reader.end(span, sys.exception):
-                self._submit(span, event, self._worker)
+            events = self._reader.end(span, sys.exception)
+            if events:
+                for event in events:
+                    self._submit(span, event, self._worker)
+            elif self._looks_for_loss:
+                self._look_for_loss(span, self._worker)
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
             self._worker.drop("unreadable", error)
+
+    def _look_for_loss(self, span: ReadableSpan, worker: "Worker") -> None:
+        """Say, once, that a span may have lost the step id that would have made it a step."""
+        try:
+            if not span._attributes.dropped:  # type: ignore[union-attr]  # noqa: SLF001 -- the public way takes a lock
+                return
+        except AttributeError:  # a span made by hand loses nothing
+            return
+        self._looks_for_loss = False
+        scope = span.instrumentation_scope
+        worker.tell_notice(
+            f"a span of {scope.name if scope else 'no scope'} has more attributes than the SDK's limit, and has lost "
+            "some: if a step id was among them, that step is not told; set it when the span starts, or raise "
+            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"
+        )
 
     def _submit(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> None:
         processors, _ = self._elsewhere.get(event.context.span_id, _HERE) if self._elsewhere else _HERE

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -48,7 +47,7 @@ class Activities:
 
 
 @pytest.fixture
-def activities() -> Iterator[Activities]:
+def activities() -> Activities:
     """Activities whose steps are written down."""
     return Activities(Listening())
 

@@ -9,6 +9,7 @@ from itertools import count
 
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
@@ -168,7 +169,7 @@ def _read(spans: list[_Made], rand: random.Random | None = None) -> _Reading:
     reading = _Reading()
     provider = TracerProvider(id_generator=_Counting(), shutdown_on_exit=False)
     provider.add_span_processor(reading)
-    begun = []
+    begun: list[trace.Span] = []
     for made in spans:
         reading.flying = made.flying[0]
         above = begun[made.parent] if made.parent < len(begun) else None
@@ -180,8 +181,8 @@ def _read(spans: list[_Made], rand: random.Random | None = None) -> _Reading:
         for made, span in zip(spans, begun, strict=True):
             if made.order == order:
                 span.set_attributes(_shuffled(made.later, rand))  # type: ignore[arg-type]  # -- see above
-                for name, attributes in made.events:
-                    span.add_event(name, attributes, timestamp=1)  # type: ignore[arg-type]  # -- see above
+                for name, about in made.events:
+                    span.add_event(name, about, timestamp=1)  # type: ignore[arg-type]  # -- see above
                 span.set_status(made.status)
                 reading.flying = made.flying[1]
                 span.end(2)
@@ -237,7 +238,7 @@ _by_hand = st.builds(
     name=_names,
     context=st.just(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1))),
     attributes=st.none() | _attributes,
-    events=_events.map(lambda events: [Event(name, attributes) for name, attributes in events]),  # type: ignore[arg-type]  # -- anything may be in there
+    events=_events.map(lambda events: [Event(name, attributes) for name, attributes in events]),
     status=_statuses,
 )
 

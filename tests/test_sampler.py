@@ -202,11 +202,11 @@ class _Keeping(Sampler):
 def test_the_sampler_below_is_asked_everything_and_its_state_is_kept() -> None:
     """The attributes come back, which samplers leave out of what they drop."""
     root = _Keeping()
-    asked = (Context(), 5, "step", SpanKind.CLIENT, STEP, [], None)
-    result = StepSampler(root).should_sample(*asked)
-    assert root.asked == [asked]
-    assert (result.decision, result.attributes) == (Decision.RECORD_ONLY, STEP)
-    assert result.trace_state.get("mine") == "1"
+    context, links = Context(), list[Link]()
+    result = StepSampler(root).should_sample(context, 5, "step", SpanKind.CLIENT, STEP, links, None)
+    assert root.asked == [(context, 5, "step", SpanKind.CLIENT, STEP, links, None)]
+    assert (result.decision, dict(result.attributes)) == (Decision.RECORD_ONLY, STEP)
+    assert result.trace_state == TraceState([("mine", "1")])
     assert StepSampler(root).get_description() == "StepSampler{Keeping}"
 
 
