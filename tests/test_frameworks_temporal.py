@@ -28,7 +28,10 @@ class Activities:
         self._provider.add_span_processor(listening)
         self._listening = listening
         self.environment = ActivityEnvironment()
-        self.environment.info = dataclasses.replace(self.environment.info, schedule_to_close_timeout=None)
+        # Its times are those of 1970: without limits they do not matter.
+        self.environment.info = dataclasses.replace(
+            self.environment.info, schedule_to_close_timeout=None, start_to_close_timeout=None
+        )
 
     def run(self, error: BaseException | None, **info: object) -> list[str]:
         """Run one that raises *error*, or nothing, with so much changed in its `activity.Info`; how it is told."""
@@ -100,27 +103,54 @@ def test_an_attempt_is_the_last_if_no_other_fits_into_the_time(
     assert activities.run(error, retry_policy=RetryPolicy(), **info) == told
 
 
+_MANY, _LAST = RetryPolicy(), RetryPolicy(maximum_attempts=1)
+
+
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), CancelledError()])
 @pytest.mark.parametrize(
-    ("details", "told"),
+    ("details", "policy", "told"),
     [
-        (None, TOLD_CANCELLED),
-        ({"cancel_requested": True}, TOLD_CANCELLED),
-        ({"not_found": True}, TOLD_CANCELLED),
-        ({"timed_out": True}, NOT_TOLD),
-        ({"worker_shutdown": True}, NOT_TOLD),
-        ({"paused": True}, NOT_TOLD),
-        ({"reset": True}, NOT_TOLD),
-        ({}, TOLD_CANCELLED),
+        (None, _MANY, TOLD_CANCELLED),
+        ({}, _MANY, TOLD_CANCELLED),
+        ({"cancel_requested": True}, _MANY, TOLD_CANCELLED),
+        ({"not_found": True}, _MANY, TOLD_CANCELLED),  # the workflow is over
+        ({"timed_out": True}, _MANY, NOT_TOLD),
+        ({"timed_out": True}, _LAST, TOLD_FAILED),
+        ({"worker_shutdown": True}, _MANY, NOT_TOLD),
+        ({"worker_shutdown": True}, _LAST, TOLD_FAILED),
+        ({"paused": True}, _MANY, NOT_TOLD),
+        ({"paused": True}, _LAST, TOLD_FAILED),
+        ({"reset": True}, _LAST, NOT_TOLD),  # it begins anew
     ],
 )
 def test_a_cancellation_is_told_if_somebody_has_asked_for_it(
-    error: BaseException, details: dict[str, bool] | None, told: list[str], activities: Activities
+    error: BaseException,
+    details: dict[str, bool] | None,
+    policy: RetryPolicy,
+    told: list[str],
+    activities: Activities,
 ) -> None:
-    """Not one by which Temporal only takes the attempt away from this worker: there will be another."""
+    """Not one by which Temporal only takes this attempt away: there will be another, or the activity has failed."""
     if details is not None:
         activities.environment.cancel(activity.ActivityCancellationDetails(**details))
-    assert activities.run(error, attempt=1, retry_policy=RetryPolicy()) == told
+    assert activities.run(error, attempt=1, retry_policy=policy) == told
+
+
+@pytest.mark.parametrize("limit", ["start_to_close_timeout", "schedule_to_close_timeout"])
+@pytest.mark.parametrize(("policy", "told"), [(_MANY, NOT_TOLD), (_LAST, TOLD_FAILED)])
+def test_an_attempt_that_the_server_has_given_up_has_run_out_of_time(
+    limit: str, policy: RetryPolicy, told: list[str], activities: Activities
+) -> None:
+    """Of a server that no longer knows it nothing else is heard; a whole activity that is out of time has failed."""
+    activities.environment.cancel(activity.ActivityCancellationDetails(not_found=True))
+    outcomes = activities.run(asyncio.CancelledError(), attempt=1, retry_policy=policy, **{limit: timedelta(seconds=1)})
+    assert outcomes == (TOLD_FAILED if limit == "schedule_to_close_timeout" else told)
+
+
+def test_an_error_after_a_request_to_cancel_is_not_tried_again(activities: Activities) -> None:
+    """Whatever the policy says."""
+    activities.environment.cancel()
+    assert activities.run(ValueError("no"), attempt=1, retry_policy=_MANY) == TOLD_FAILED
 
 
 def test_outside_of_a_workflow_nothing_is_replayed() -> None:

@@ -1,7 +1,12 @@
 """Profiles that meet: of the user's beside a framework's on the same scope, without a scope, and on hostile spans."""
 
+import gc
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
-from emitting import CANCELLED, SUCCESS, Ending, Framework, end, told
+from emitting import CANCELLED, ERROR, SUCCESS, Ending, Framework, end, in_flight, recorded, told
 from opentelemetry.sdk.trace import SpanLimits
 
 from otel_step_hook import Profile
@@ -146,3 +151,129 @@ def test_without_the_generic_row_an_id_makes_no_step() -> None:
         framework = Framework(scope, some)
         framework.emit("step", {"step_id": "1"})
         assert framework.told == []
+
+
+# LangGraph's spans of one name
+
+
+def _metadata(node: str, namespace: str) -> dict[str, str]:
+    return {"metadata": json.dumps({"langgraph_node": node, "langgraph_checkpoint_ns": namespace})}
+
+
+_GRAPH = "openinference.instrumentation.langchain"
+
+
+def test_a_node_of_a_node_of_its_name_is_a_step_of_its_own() -> None:
+    """A team whose graph has its name, and a node of that name: two nodes; the graph is a part of the first."""
+    framework = Framework(_GRAPH)
+    outer = framework.start("team")
+    graph = framework.start("team", below=outer)
+    sequence = framework.start("RunnableSequence", below=graph)
+    framework.emit("team", later=_metadata("team", "team:1|team:2"), below=sequence)
+    framework.emit("team", later=_metadata("team", "team:1|team:2"), below=graph)
+    assert framework.told == []
+    end(graph, Ending(attributes=_metadata("team", "team:1")))
+    end(outer, Ending(attributes=_metadata("team", "team:1")))
+    assert [step.step_id for step in framework.told] == ["team:1|team:2", "team:1|team:2", "team:1"]
+
+
+def test_a_piece_of_a_node_with_its_name_is_a_part_of_it_however_deep() -> None:
+    """Also where the node only pauses, and its piece has succeeded."""
+    framework = Framework(_GRAPH)
+    for ending in (Ending(), recorded("langgraph.errors.GraphInterrupt")):
+        node = framework.start("search")
+        sequence = framework.start("RunnableSequence", below=node)
+        framework.emit("search", later=_metadata("search", "search:1"), below=sequence)
+        end(sequence)
+        end(node, replace(ending, attributes=_metadata("search", "search:1")))
+    assert framework.told == told("search", "search:1", SUCCESS)
+
+
+def test_what_was_held_for_a_span_that_is_gone_is_told() -> None:
+    """With the next span of which anything was noted."""
+    framework = Framework(_GRAPH)
+    outer = framework.start("team")
+    framework.emit("team", later=_metadata("team", "team:1|team:2"), below=outer)
+    assert framework.told == []
+    del outer
+    gc.collect()
+    framework.emit("LangGraph")
+    assert framework.told == told("team", "team:1|team:2", SUCCESS)
+
+
+def test_a_child_that_outlives_its_namesake_is_told_at_once() -> None:
+    """There is nothing to wait for any more."""
+    framework = Framework(_GRAPH)
+    outer = framework.start("team")
+    inner = framework.start("team", below=outer)
+    end(outer, Ending(attributes=_metadata("team", "team:1")))
+    end(inner, Ending(attributes=_metadata("team", "team:1|team:2")))
+    assert [step.step_id for step in framework.told] == ["team:1", "team:1|team:2"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "later"),
+    [
+        (_GRAPH, "__start__", _metadata("__start__", "__start__:1")),
+        (
+            "opentelemetry.instrumentation.langchain",
+            "execute_task __start__",
+            {
+                "traceloop.span.kind": "task",
+                "traceloop.entity.name": "__start__",
+                "traceloop.association.properties.langgraph_node": "__start__",
+            },
+        ),
+    ],
+)
+def test_langgraphs_own_nodes_are_no_steps(scope: str, name: str, later: dict[str, str]) -> None:
+    """A conditional edge that leads from the start has a span like a node's."""
+    framework = Framework(scope)
+    framework.emit(name, later=later)
+    assert framework.told == []
+
+
+class DBOSWorkflowCancelledError(BaseException):
+    """As DBOS has it."""
+
+
+def test_a_step_that_cancel_workflow_has_interrupted_is_cancelled() -> None:
+    """DBOS's own exception passes through it, and its span says ERROR."""
+    dbos = Framework("dbos-tracer")
+    step = dbos.start("step", later={"operationType": "step"})
+    end(step, in_flight(DBOSWorkflowCancelledError, ERROR))
+    assert [event.outcome for event in dbos.told] == [CANCELLED]
+
+
+# Garbage
+
+
+def test_a_span_that_the_garbage_collector_ends_has_its_note() -> None:
+    """It takes the span's weak references first, and then closes the generator that ends the span."""
+    framework = Framework("app", limits=SpanLimits(max_span_attributes=1))
+
+    def work() -> Iterator[None]:
+        span = framework.start("step", {"step_id": "evicted"}, later={"another": "1"})
+        try:
+            yield
+        finally:
+            span.end()
+
+    generator = work()
+    next(generator)
+    circle: list[object] = [generator]
+    circle.append(circle)
+    del generator, circle
+    assert framework.told == []
+    gc.collect()
+    assert framework.told == told("step", "evicted", SUCCESS)
+
+
+def test_notes_of_spans_that_are_gone_are_few() -> None:
+    """A hundred are kept for a moment, however many spans are begun and forgotten."""
+    framework = Framework("app")
+    for number in range(1000):
+        framework.start("step", {"step_id": str(number)})
+    gc.collect()
+    assert framework.listening.notes == 0
+    assert len(framework.listening._reader._forgotten) == 100

@@ -5,20 +5,26 @@ They are asked only where the application has imported them, and nothing of them
 
 import sys
 from datetime import UTC, datetime, timedelta
-from types import ModuleType
+from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.outcome import is_cancellation
 from otel_step_hook.steps.rules import NOT_TERMINAL, Attributes, Verdict
 
 _LONGEST = 100  # times the initial interval: Temporal's own limit where a policy names none
 
 
+def is_in_workflow() -> bool:
+    """Whether this is the code of a Temporal workflow."""
+    workflow = sys.modules.get("temporalio.workflow")
+    return workflow is not None and workflow.in_workflow()
+
+
 def is_replaying() -> bool:
     """Whether this is Temporal workflow code that runs again what has happened before."""
-    workflow = sys.modules.get("temporalio.workflow")
-    return workflow is not None and workflow.in_workflow() and workflow.unsafe.is_replaying()
+    return is_in_workflow() and sys.modules["temporalio.workflow"].unsafe.is_replaying()
 
 
 def dbos_step() -> object:
@@ -27,26 +33,48 @@ def dbos_step() -> object:
     return getattr(dbos, "step_id", None)
 
 
-def temporal_word(span: ReadableSpan, _: Attributes, exception: BaseException | None) -> Verdict | None:
-    """Not terminal for the attempt of a Temporal activity after which there will be another."""
+def dbos_word(_: ReadableSpan, __: Attributes, exception: BaseException | None) -> Outcome | None:
+    """Cancelled, where ``cancel_workflow`` has interrupted the step with an exception of DBOS's own."""
+    return Outcome.CANCELLED if type(exception).__name__ == "DBOSWorkflowCancelledError" else None
+
+
+def temporal_word(span: ReadableSpan, _: Attributes, exception: BaseException | None) -> Outcome | Verdict | None:
+    """Not terminal for the attempt of a Temporal activity after which there will be another.
+
+    What looks like a cancellation and is none is the end of this attempt alone: it has run out of
+    time, or the worker stops. Without another attempt, the activity has failed.
+    """
     activity = sys.modules.get("temporalio.activity")
     if exception is None or activity is None or not activity.in_activity():
         return None
-    details = activity.cancellation_details() if is_cancellation(exception) else None
-    if details is None:
-        is_retried = not is_cancellation(exception) and _is_retried(activity, exception, span)
-    elif details.cancel_requested or details.not_found:
-        is_retried = False
-    elif details.timed_out:
-        is_retried = _is_retried(activity, exception, span)
-    else:  # the worker stops, or somebody has paused or reset the activity
-        is_retried = bool(details.worker_shutdown or details.paused or details.reset)
-    return NOT_TERMINAL if is_retried else None
+    details, info = activity.cancellation_details(), activity.info()
+    if details is not None and details.cancel_requested:
+        return None  # whatever comes of it, nothing is tried again
+    if not is_cancellation(exception):
+        return NOT_TERMINAL if _is_retried(info, exception, span) else None
+    if details is None or not _is_taken_away(details, info, span):
+        return None
+    return NOT_TERMINAL if details.reset or _is_retried(info, exception, span) else Outcome.FAILED
 
 
-def _is_retried(activity: ModuleType, exception: BaseException, span: ReadableSpan) -> bool:
+def _is_taken_away(details: Any, info: Any, span: ReadableSpan) -> bool:
+    """Whether this attempt alone has been ended, and not the activity."""
+    if details.not_found:
+        return _has_timed_out(info, span)
+    return bool(details.timed_out or details.worker_shutdown or details.paused or details.reset)
+
+
+def _has_timed_out(info: Any, span: ReadableSpan) -> bool:
+    """Whether the server has given this attempt up: it tells no more than that it does not know it any more."""
+    limits = (
+        info.started_time + info.start_to_close_timeout if info.start_to_close_timeout else None,
+        info.scheduled_time + info.schedule_to_close_timeout if info.schedule_to_close_timeout else None,
+    )
+    return any(limit is not None and _end(span) >= limit for limit in limits)
+
+
+def _is_retried(info: Any, exception: BaseException, span: ReadableSpan) -> bool:
     """Whether the server will make another attempt, by the rules of its retry policies."""
-    info = activity.info()
     policy = getattr(info, "retry_policy", None)
     if policy is None or getattr(exception, "non_retryable", False):  # None: an old server or SDK does not tell
         return False
@@ -58,14 +86,14 @@ def _is_retried(activity: ModuleType, exception: BaseException, span: ReadableSp
     if not info.schedule_to_close_timeout:
         return True
     delay = getattr(exception, "next_retry_delay", None) or _interval(policy, info.attempt)
-    ended = datetime.fromtimestamp((span.end_time or 0) / 1e9, UTC)
-    return bool(ended + delay < info.scheduled_time + info.schedule_to_close_timeout)
+    return bool(_end(span) + delay < info.scheduled_time + info.schedule_to_close_timeout)
 
 
-def _interval(policy: object, attempt: int) -> timedelta:
-    initial, coefficient, longest = (
-        getattr(policy, name) for name in ("initial_interval", "backoff_coefficient", "maximum_interval")
-    )
-    limit = (longest or initial * _LONGEST).total_seconds()
-    # In floats, which overflow only after a thousand doublings; an attempt beyond the limit waits no longer anyway.
-    return timedelta(seconds=min(limit, initial.total_seconds() * coefficient ** min(attempt - 1, 100)))
+def _end(span: ReadableSpan) -> datetime:
+    return datetime.fromtimestamp((span.end_time or 0) / 1e9, UTC)
+
+
+def _interval(policy: Any, attempt: int) -> timedelta:
+    limit = (policy.maximum_interval or policy.initial_interval * _LONGEST).total_seconds()
+    growth = policy.backoff_coefficient ** min(attempt - 1, 100)  # more would only overflow: the limit is far below
+    return timedelta(seconds=min(limit, policy.initial_interval.total_seconds() * growth))

@@ -5,6 +5,7 @@ import weakref
 
 from opentelemetry.sdk.trace import Span
 
+from otel_step_hook.steps.event import StepEvent
 from otel_step_hook.steps.rules import Attributes, Profile, never
 
 _MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
@@ -16,15 +17,19 @@ class Note:
 
     __slots__ = (
         "_seen",
+        "above",
         "alive",
         "asked",
         "below",
         "encloses",
         "ender",
+        "has_ended",
+        "held",
         "inside",
+        "is_in_workflow",
         "is_over",
         "name",
-        "namesakes",
+        "namesake",
         "number",
         "open",
         "parent",
@@ -43,7 +48,12 @@ class Note:
         self.encloses: Profiles = ()  # whose tools below it are a part of it
         self.inside: Profiles = ()  # whose steps it is inside of, so that it is no tool of theirs
         self.below: Profiles = ()  # whose steps begin below such a parent
-        self.namesakes: Profiles = ()  # to which it is a part of its parent
+        self.above: Note | None = None  # of the span that it began below, in the same scope
+        self.namesake: Note | None = None  # of the nearest above it with the same name
+        # Steps of spans below it with the same name, which may be parts of it, with the framework's ids.
+        self.held: list[tuple[str, StepEvent]] = []
+        self.has_ended = False
+        self.is_in_workflow = False  # of Temporal's, where it may be the past that runs again
         self.parent: Note | None = None  # with whose span it may end
         self.ender: Profile | None = None  # that says so
         self.open: dict[int, tuple[Span, Note]] = {}  # which may end with it, by span id
@@ -77,10 +87,18 @@ class Note:
         )
         if parent is not None and parent.asked is asked:  # of the same scope
             self.below = tuple(one for one in asked if one.below is not None and one.below(parent.name, attributes))
-            self.namesakes = tuple(one for one in asked if one.has_namesakes and parent.name == name)
+            self.above = parent
+            if any(profile.has_namesakes for profile in asked):
+                self.namesake = self._nearest(name)
             for profile in asked:
                 if profile.ends is not None and profile.ends(parent.name, attributes):
                     self.parent, self.ender = parent, profile
+
+    def _nearest(self, name: str) -> "Note | None":
+        above = self.above
+        while above is not None and above.name != name:
+            above = above.above
+        return above
 
 
 NOTHING = Note()

@@ -12,7 +12,7 @@ from contextlib import suppress
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_step_hook.steps import letta
-from otel_step_hook.steps.engines import dbos_step, temporal_word
+from otel_step_hook.steps.engines import dbos_step, dbos_word, temporal_word
 from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome
 from otel_step_hook.steps.rules import (
     NOT_TERMINAL,
@@ -48,14 +48,19 @@ def _in_metadata(pattern: re.Pattern[str], attributes: Attributes) -> object:
     return None
 
 
+def _is_langgraphs_own(node: object) -> bool:
+    return plain(node).startswith("__")  # such as __start__, where a conditional edge leads from there
+
+
 def _is_node(name: str, attributes: Attributes) -> bool:
     """Not a conditional edge, a model or a piece of a chain: they say, too, in which node they are."""
-    return "metadata" in attributes and _in_metadata(_NODE, attributes) == name
+    return "metadata" in attributes and _in_metadata(_NODE, attributes) == name and not _is_langgraphs_own(name)
 
 
 def _is_traceloop_node(_: str, attributes: Attributes) -> bool:
     node = attributes.get(f"{_TRACELOOP_LANGGRAPH}node")
-    return node is not None and attributes.get("traceloop.entity.name") == node and _TASK("", attributes)
+    is_node = node is not None and attributes.get("traceloop.entity.name") == node and _TASK("", attributes)
+    return is_node and not _is_langgraphs_own(node)
 
 
 def _prefect_word(span: ReadableSpan, _: Attributes, __: BaseException | None) -> Outcome | Verdict | None:
@@ -148,6 +153,7 @@ PROFILES = (
             or joined("dbos.operation.workflow_id", "step_number")(attributes)
         ),
         step_number=dbos_step,
+        word=dbos_word,
     ),
     Profile(
         name="prefect",

@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
-from otel_step_hook.steps.engines import is_replaying
+from otel_step_hook.steps.engines import is_in_workflow, is_replaying
 from otel_step_hook.steps.event import (
     SCOPE,
     STEP_ID_KEYS,
@@ -26,6 +26,7 @@ from otel_step_hook.steps.profiles import GENERIC
 from otel_step_hook.steps.rules import Attributes, Profile, first, never
 
 _REMEMBERED = 10_000  # steps, of those that are told once, and of those that another span tells of; some MB
+_FORGOTTEN = 100  # spans that have gone without an end, of which what was noted is kept for a while
 _LOGFIRE_COPIES = ("pending_span", "log")  # spans that Logfire ends beside the real ones
 _users_id = first(*STEP_ID_KEYS)
 _K = TypeVar("_K")
@@ -55,7 +56,7 @@ class Rows:
             return None
         for profile in self.asked:
             if profile.is_step(name, attributes):
-                if (profile.below is None or profile in note.below) and profile not in note.namesakes:
+                if profile.below is None or profile in note.below:
                     return self.own if profile is GENERIC else profile
             elif profile.is_tool is not never and profile not in note.inside and profile.is_tool(name, attributes):
                 return profile
@@ -91,6 +92,8 @@ class StepReader:
         self._is_step = is_step
         self._rows, self._others = _table(tuple(profiles), is_asked=is_step is not None)
         self._notes: dict[int, Note] = {}  # by span id; only for the spans that need one
+        self._forgotten: OrderedDict[int, Note] = OrderedDict()  # of spans that are gone; the last few
+        self._orphans: deque[StepEvent] = deque()  # held for spans that have been forgotten
         self._has_enclosed = False  # whether any span has begun that encloses tools
         self._told: OrderedDict[tuple[str, Outcome], object] = OrderedDict()
         self._details: OrderedDict[str, Mapping[str, str]] = OrderedDict()
@@ -111,6 +114,9 @@ class StepReader:
         if rows.numbering:
             note = note or Note()
             note.number = rows.numbering[0]()
+        if is_in_workflow():
+            note = note or Note()
+            note.is_in_workflow = True
         profile = rows.found(span.name, attributes, note or NOTHING)
         if profile is not None:
             note = note or Note()
@@ -138,7 +144,7 @@ class StepReader:
         span_id = span.get_span_context().span_id
         self._notes[span_id] = note
         # A span that is never ended takes its note with it.
-        note.alive = weakref.ref(span, functools.partial(_forget, self._notes, span_id))
+        note.alive = weakref.ref(span, functools.partial(_forget, self._notes, self._forgotten, self._orphans, span_id))
         if note.parent is not None and note.ender is not None and note.ender.may_start(note.name, attributes_of(span)):
             note.parent.open[span_id] = span, note
 
@@ -148,13 +154,17 @@ class StepReader:
         *exception* says which one is in flight. Raises ValueError for a step of which nothing can be
         told, when all others have been, and what rules of the user's raise.
         """
-        note = self._notes.pop(span.context.span_id, None) if self._notes else None
+        note = self._taken(span.context.span_id) if self._notes or self._forgotten else None
         rows, attributes = self._rows_of(span), attributes_of(span)
         if note is None and rows.skipped is not None and rows.skipped.isdisjoint(attributes):
             return ()  # most spans, so nothing else is done for them
         note = note or NOTHING
         flying = exception()
         return self._ended(span, rows, attributes, note, None if note.has_seen(flying) else flying)
+
+    def _taken(self, span_id: int) -> Note | None:
+        note = self._notes.pop(span_id, None)
+        return self._forgotten.pop(span_id, None) if note is None else note
 
     def _ended(
         self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note, exception: BaseException | None
@@ -166,16 +176,42 @@ class StepReader:
                 _remember(self._details, *told)
         profile = self._profile_of(span, rows, attributes, note)
         unreadable = None
-        for child, child_note in _taken(note.open):
+        for child, child_note in _drained(note.open):
             try:
                 yield from self._event_below(span, attributes, exception, child, child_note)
             except ValueError as error:
                 unreadable = error
+        if note is not NOTHING:
+            note.has_ended = True
+        own: list[StepEvent] = []
         if profile is not None and not note.is_over:
             outcome = None if _is_copy(attributes) else outcome_of(span, attributes, exception, profile)
-            yield from self._event(span, attributes, note, profile, outcome)
+            own = list(self._event(span, attributes, note, profile, outcome))
+        yield from self._orphans_taken()
+        if note.held or note.namesake is not None:
+            own = self._sorted_out(own, attributes, note, profile)
+        yield from own
         if unreadable is not None:
             raise unreadable
+
+    def _sorted_out(
+        self, own: list[StepEvent], attributes: Attributes, note: Note, profile: Profile | None
+    ) -> list[StepEvent]:
+        """What can be told now of a span's own step and of those held for it: not what is a part of it, or may be."""
+        step_id = "" if profile is None else self._step_id(attributes, profile, note)
+        held = [(known_as, event) for known_as, event in note.held if known_as != step_id]
+        if note.namesake is None or note.namesake.has_ended:
+            return [*(event for _, event in held), *own]
+        if text_of(_users_id(attributes)):  # whoever has given it an id means it as a step
+            note.namesake.held += held
+            return own
+        note.namesake.held += [*held, *((step_id, event) for event in own)]
+        return []
+
+    def _orphans_taken(self) -> Iterator[StepEvent]:
+        while self._orphans:
+            with suppress(IndexError):  # another thread has taken the last
+                yield self._orphans.popleft()
 
     def _profile_of(self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note) -> Profile | None:
         profile = rows.found(span.name, attributes, note) or note.profile
@@ -204,7 +240,7 @@ class StepReader:
         outcome: Outcome | None,
     ) -> Iterator[StepEvent]:
         context = span.context
-        if outcome is None or is_replaying():
+        if outcome is None or is_replaying() or (note.is_in_workflow and not is_in_workflow()):
             return
         if not context.is_valid:
             raise ValueError("a span without ids")  # made by hand; no delivery could be recorded below it
@@ -226,13 +262,20 @@ class StepReader:
         return users_id or text_of(_id_in(attributes, profile, note)) or note.step_id
 
 
-def _forget(notes: dict[int, Note], span_id: int, _: object) -> None:
+def _forget(
+    notes: dict[int, Note], forgotten: OrderedDict[int, Note], orphans: deque[StepEvent], span_id: int, _: object
+) -> None:
     note = notes.pop(span_id, None)
     if note is not None:
+        # The garbage collector comes here first, and then closes the generator that is garbage with
+        # the span, and ends the span.
+        _remember(forgotten, span_id, note, _FORGOTTEN)
+        note.has_ended = True
+        orphans.extend(event for _, event in note.held)
         note.open.clear()  # which would hold spans that nobody is going to tell of any more
 
 
-def _taken(spans: dict[int, tuple[Span, Note]]) -> Iterator[tuple[Span, Note]]:
+def _drained(spans: dict[int, tuple[Span, Note]]) -> Iterator[tuple[Span, Note]]:
     while spans:
         yield spans.popitem()[1]
 
@@ -254,8 +297,8 @@ def _is_new(memory: OrderedDict[_K, object], key: _K) -> bool:
     return is_new
 
 
-def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V, most: int | None = None) -> None:
     memory[key] = value
-    while len(memory) > _REMEMBERED:
+    while len(memory) > (_REMEMBERED if most is None else most):
         with suppress(KeyError):  # another thread has taken the last
             memory.popitem(last=False)

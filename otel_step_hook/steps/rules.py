@@ -56,7 +56,8 @@ class Profile:
     begins, and again when it ends. *is_tool* may name others: each is a step of its own, unless it
     is inside of a span that *encloses* (as it began), which is *is_step* if nothing else is said.
     *below*, if given, is what the name of the parent has to fit, which is of the same profile's
-    scopes. With *has_namesakes*, a span directly below one of the same name is a part of that one.
+    scopes. With *has_namesakes*, a span below one of the same name and with the same step id is a part
+    of that one, which is known when that one ends: until then it is not told.
     *starts*, a regular expression, names the spans that may become steps, or are needed to know one:
     `StepSampler` keeps those that it fits, and those that are steps by what they begin with.
 
