@@ -2,9 +2,18 @@
 
 import sys
 
+_INTERRUPTED = 130  # exit status: 128 and SIGINT's number, as a shell has it
+
 
 def main() -> None:
-    """Run the command line, or say in one sentence what it needs, and exit."""
+    """Run the command line, or say in one sentence what it needs, and exit; quietly after Ctrl-C."""
+    try:
+        _main()
+    except KeyboardInterrupt:  # while modules are imported: typer has an answer of its own after that
+        sys.exit(_INTERRUPTED)
+
+
+def _main() -> None:
     try:
         from otel_step_hook.cli import main as run  # noqa: PLC0415 -- typer and rich are an extra
     except ModuleNotFoundError as error:

@@ -30,6 +30,12 @@ from otel_step_hook.version import __version__
 
 _FAILED, _MISUSED = 1, 2  # exit statuses: the endpoint did not do its part; the settings or the call are wrong
 _EXCERPT = 600  # characters of an answer that are shown
+_VERDICTS = {  # by whether only a proxy was tried, and whether that went well
+    (False, True): "The endpoint answers. To see what it says to a webhook: otel-step-hook send",
+    (False, False): "The endpoint does not answer.",
+    (True, True): "The proxy can be reached. To see what lies behind it: otel-step-hook send",
+    (True, False): "The proxy cannot be reached.",
+}
 _T = TypeVar("_T")
 
 app = typer.Typer(
@@ -107,9 +113,10 @@ def demo(
 
 @app.command()
 def check() -> None:
-    """Show the settings in force, and whether the endpoint can be reached. Sends no webhook.
+    """Show the settings in force, and whether the endpoint answers. Sends no webhook.
 
-    Exit status: 0 if it can, 1 if not, 2 if a setting is wrong.
+    What it sends is a HEAD request, without key or signature; behind a proxy it only connects to the proxy.
+    Exit status: 0 if that goes well, 1 if not, 2 if a setting is wrong.
     """
     console = Console(highlight=False)
     for sentence in unknown_variables():
@@ -126,11 +133,8 @@ def _tell_findings(console: Console, findings: Sequence[Finding]) -> int:
         mark, style = ("ok", "green") if finding.is_ok else ("failed", "red")
         line = Text(f"  {mark:<7}", style=style).append(f"{finding.tried:<8} {finding.told}", style="default")
         console.print(line, soft_wrap=True)
-    if not findings[-1].is_ok:
-        _say(console, "The endpoint cannot be reached.")
-        return _FAILED
-    _say(console, "The endpoint can be reached. To see what it answers: otel-step-hook send")
-    return 0
+    _say(console, _VERDICTS[findings[-1].tried == "proxy", findings[-1].is_ok])
+    return 0 if findings[-1].is_ok else _FAILED
 
 
 @app.command()

@@ -7,14 +7,14 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer, format_trace_id
@@ -87,8 +87,9 @@ def run(console: Console, *, svg: Path | None = None, otlp: str | None = None) -
     """Run the agent against a receiver in this process; show what arrives there, and the trace.
 
     Writes the trace as a picture to *svg*, and sends it to the base URL *otlp*, by OTLP over HTTP. Returns an
-    exit status: 0 when every step was delivered as it should be, whatever became of *otlp*. Raises OSError
-    when *svg* cannot be written. Changes nothing in the process, and leaves nothing behind.
+    exit status: 0 when every step was delivered as it should be, whatever became of *otlp*. Without any span
+    there is neither picture nor export. Raises OSError when *svg* cannot be written. Changes nothing in the
+    process, and leaves nothing behind.
     """
     _say(console, "An agent plans a weekend, and a webhook tells of each step that has ended.")
     _say(console, f"The receiver refuses {_REFUSED} twice before it accepts.\n")
@@ -96,6 +97,9 @@ def run(console: Console, *, svg: Path | None = None, otlp: str | None = None) -
     with _quiet_logs():
         agent_run, spans = _deliver(console)
         console.print()
+        if not spans:
+            _say(console, "No span was recorded: OTEL_SDK_DISABLED may have switched OpenTelemetry's SDK off.")
+            return 1
         console.print(trace_picture(spans, min(console.width, MAX_WIDTH)))
         console.print()
         exit_status = _judge(console, agent_run, spans)
@@ -164,38 +168,73 @@ def _judge(console: Console, agent_run: AgentRun, spans: Sequence[ReadableSpan])
         for attributes in all_attributes
         if attributes.get("step_hook.result") == "delivered"
     }
-    told = {step_id: attributes["step_hook.outcome"] for step_id, attributes in delivered.items()}
+    told = {step_id: str(attributes["step_hook.outcome"]) for step_id, attributes in delivered.items()}
     attempts = {step_id: int(str(attributes["step_hook.attempts"])) for step_id, attributes in delivered.items()}
-    if told != dict(agent_run.outcomes) or attempts[_REFUSED] <= _REFUSALS:
-        _say(console, f"Not as it should be: expected {dict(agent_run.outcomes)}, and delivered was {told}")
+    if complaints := [*_differences(agent_run.outcomes, told), *_too_easy(attempts)]:
+        _say(console, "\n  ".join(["Not as it should be:", *complaints]))
         return 1
     counts = ", ".join(f"{list(told.values()).count(outcome)} {outcome}" for outcome in Outcome)
     _say(console, f"{len(told)} steps: {counts}. All were delivered, in {sum(attempts.values())} attempts.")
     return 0
 
 
+def _differences(expected: Mapping[str, str], told: Mapping[str, str]) -> Iterator[str]:
+    for step_id in dict.fromkeys([*expected, *told]):
+        should, was = expected.get(step_id, "nothing"), told.get(step_id, "nothing")
+        if should != was:
+            yield f"{step_id}: expected {should}, and {was} was delivered"
+
+
+def _too_easy(attempts: Mapping[str, int]) -> Iterator[str]:
+    if attempts.get(_REFUSED, _REFUSALS + 1) <= _REFUSALS:
+        yield f"{_REFUSED}: accepted at attempt {attempts[_REFUSED]}, although {_REFUSALS} were to be refused"
+
+
 def _export(endpoint: str, spans: Sequence[ReadableSpan], trace_id: str) -> str:
     """Send *spans* to *endpoint* and return, within a few seconds, what came of it."""
+    host = _host(endpoint)
+    if not host:
+        return (
+            "The trace was not exported: OTEL_EXPORTER_OTLP_ENDPOINT or --otlp is not a URL; "
+            "expected one such as http://127.0.0.1:4318"
+        )
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 -- an extra
     except ModuleNotFoundError:
         return "The trace was not exported: that needs an extra: pip install 'otel-step-hook[otlp]'"
+    url = f"{endpoint.rstrip('/')}/v1/traces"
+    if not _is_accepted(lambda: OTLPSpanExporter(endpoint=url, timeout=_EXPORT_TIME), spans):
+        return (
+            f"The trace was not exported: nothing at {shown_url(endpoint)} has accepted it by OTLP over HTTP. "
+            "Is the collector running, and is this its HTTP port, usually 4318?"
+        )
+    return f"Exported trace {trace_id}; with Jaeger, look at http://{host}:16686/trace/{trace_id}"
+
+
+def _is_accepted(new_exporter: Callable[[], SpanExporter], spans: Sequence[ReadableSpan]) -> bool:
     results: list[SpanExportResult] = []
 
     def export() -> None:
         with contextlib.suppress(Exception):  # older exporters raise what their HTTP library raises
-            exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=_EXPORT_TIME)
+            exporter = new_exporter()
             results.append(exporter.export(spans))
-            exporter.shutdown()  # type: ignore[no-untyped-call]  # -- without annotations in the exporter
+            exporter.shutdown()
 
     # On a thread of its own, because some exporters retry for a minute, whatever their timeout.
     thread = threading.Thread(target=export, daemon=True)
     thread.start()
     thread.join(_EXPORT_TIME + 1)
-    if results != [SpanExportResult.SUCCESS]:
-        return (
-            f"The trace was not exported: nothing at {shown_url(endpoint)} has accepted it by OTLP over HTTP. "
-            "Is the collector running, and is this its HTTP port, usually 4318?"
-        )
-    host = urlsplit(endpoint).hostname
-    return f"Exported trace {trace_id}; with Jaeger, look at http://{host}:16686/trace/{trace_id}"
+    return results == [SpanExportResult.SUCCESS]
+
+
+def _host(endpoint: str) -> str:
+    """The host of a URL as it is written in one, IPv6 in brackets; empty for what is no URL of HTTP."""
+    try:
+        parts = urlsplit(endpoint)
+        _ = parts.port  # ValueError for one that is none
+    except ValueError:
+        return ""
+    host = parts.hostname or ""
+    if parts.scheme not in {"http", "https"}:
+        return ""
+    return f"[{host}]" if ":" in host else host

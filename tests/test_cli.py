@@ -137,7 +137,7 @@ def test_demo_exports_where_the_environment_says(cli: Cli, closed_port: int, mon
 
 
 def test_check(cli: Cli, step_receiver: ScriptedReceiver) -> None:
-    """Each setting is shown with its value and its source, secrets hidden, and the endpoint is not disturbed."""
+    """Each setting is shown with its value and its source, secrets hidden, and the endpoint hears of no step."""
     url = step_receiver.url.replace("http://", "http://user:pass@")
     status, output, errors = cli(
         "check", WEBHOOK=f"{url}?token=abc123", TIMEOUT="4.5", SIGNING_SECRET=new_secret(), HEADERS="x-a=hidden"
@@ -152,7 +152,8 @@ def test_check(cli: Cli, step_receiver: ScriptedReceiver) -> None:
     assert all(f"STEP_COMPLETE_{name.upper()}" in output for name in StepHookSettings.model_fields)
     assert not re.search("whsec|hidden|abc123|pass@", output)
     assert re.search(r"^  ok     connect  127\.0\.0\.1:\d+ accepts connections", output, re.MULTILINE)
-    assert output.endswith("The endpoint can be reached. To see what it answers: otel-step-hook send\n")
+    assert re.search(r"^  ok     HTTP     answers HEAD with \d{3}, so it speaks HTTP \(\d+ ms\)$", output, re.MULTILINE)
+    assert output.endswith("The endpoint answers. To see what it says to a webhook: otel-step-hook send\n")
     assert step_receiver.received == []
 
 
@@ -165,20 +166,28 @@ def test_check_of_misspelt_names(cli: Cli) -> None:
 
 
 def test_check_of_an_endpoint_that_is_down(cli: Cli, closed_port: int) -> None:
-    """An endpoint that cannot be reached is an exit status of 1, with the reason."""
+    """An endpoint that does not answer is an exit status of 1, with the reason."""
     status, output, _ = cli("check", WEBHOOK=f"http://127.0.0.1:{closed_port}/hook")
     assert status == 1
     assert f"  failed connect  127.0.0.1:{closed_port} refuses connections: nothing listens there\n" in output
-    assert output.endswith("The endpoint cannot be reached.\n")
+    assert output.endswith("The endpoint does not answer.\n")
 
 
 def test_check_of_a_proxy(cli: Cli, step_receiver: ScriptedReceiver) -> None:
-    """A proxy is shown without its password."""
+    """A proxy is shown without its password, and nothing is claimed about what lies behind it."""
     proxy = step_receiver.url.replace("http://", "http://user:pass@")
     status, output, _ = cli("check", WEBHOOK="http://192.0.2.1/", PROXY=proxy)
     assert status == 0
     assert f"{step_receiver.url} " in output
     assert "pass@" not in output
+    assert output.endswith("The proxy can be reached. To see what lies behind it: otel-step-hook send\n")
+
+
+def test_check_of_a_proxy_that_is_down(cli: Cli, closed_port: int) -> None:
+    """A proxy that cannot be reached is an exit status of 1."""
+    status, output, _ = cli("check", WEBHOOK="http://192.0.2.1/", PROXY=f"http://127.0.0.1:{closed_port}")
+    assert status == 1
+    assert output.endswith("The proxy cannot be reached.\n")
 
 
 # send
@@ -356,6 +365,23 @@ def test_without_something_else() -> None:
     done = _python("import sys; sys.modules['httpx'] = None; from otel_step_hook.__main__ import main; main()")
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ModuleNotFoundError: import of httpx halted; None in sys.modules")
+
+
+def test_an_interrupt_before_the_command_line_is_there() -> None:
+    """Ctrl-C while modules are imported ends quietly, with the exit status of an interrupted program."""
+    done = _python("""
+import os, signal, sys
+from otel_step_hook.__main__ import main
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+main()
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_terminal_that_cannot_show_a_tree() -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from support import pipeline
 
 import otel_step_hook.demo
-from otel_step_hook.demo import agent, run
+from otel_step_hook.demo import AgentRun, agent, run
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.testing import HostileReceiver, ScriptedReceiver
 
@@ -74,11 +74,34 @@ def test_what_the_demo_leaves_behind(console: Console) -> None:
     assert trace.get_tracer_provider() is provider
 
 
-def test_a_demo_that_goes_wrong(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing is delivered, here because the SDK is switched off, the exit status is 1."""
+def test_a_demo_without_the_sdk(console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the SDK is switched off the exit status is 1, and one sentence says why."""
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    assert run(console) == 1
-    assert "Not as it should be: " in _output(console)
+    picture = tmp_path / "trace.svg"
+    assert run(console, svg=picture, otlp="http://127.0.0.1:9") == 1
+    told = "No span was recorded: OTEL_SDK_DISABLED may have switched OpenTelemetry's SDK off."
+    assert _output(console).splitlines()[-2:] == ["", told]
+    assert not picture.exists()
+
+
+def test_a_delivery_that_is_not_as_it_should_be(console: Console, step_receiver: ScriptedReceiver) -> None:
+    """Where another outcome than the step's was delivered, or none, or one too easily, each is told in words."""
+    with pipeline(step_receiver.url) as traced:
+        for step_id in ("step-1", "step-2-search_flights", "step-3"):
+            traced.end_step(step_id)
+    outcomes = {
+        "step-1": Outcome.FAILED,
+        "step-2-search_flights": Outcome.SUCCESS,
+        "step-4": Outcome.CANCELLED,
+    }
+    assert otel_step_hook.demo._judge(console, AgentRun("0" * 32, outcomes), traced.spans) == 1
+    assert _output(console).splitlines() == [
+        "Not as it should be:",
+        "  step-1: expected failed, and success was delivered",
+        "  step-4: expected cancelled, and nothing was delivered",
+        "  step-3: expected nothing, and success was delivered",
+        "  step-2-search_flights: accepted at attempt 1, although 2 were to be refused",
+    ]
 
 
 def test_the_agent(step_receiver: ScriptedReceiver) -> None:
@@ -149,10 +172,21 @@ def test_export_to_a_collector_that_hangs(spans: Sequence[ReadableSpan], monkeyp
     assert time.monotonic() - began < 5
 
 
-def test_export_to_no_url(spans: Sequence[ReadableSpan]) -> None:
-    """An endpoint that is no URL is one that nothing answers at."""
-    told = otel_step_hook.demo._export("localhost", spans, "0" * 32)
-    assert told.startswith("The trace was not exported: nothing at localhost ")
+@pytest.mark.parametrize(
+    "endpoint", ["garbage", "localhost:4318", "ftp://localhost", "http://", "http://localhost:http", "http://[::1"]
+)
+def test_export_to_no_url(spans: Sequence[ReadableSpan], endpoint: str) -> None:
+    """Where the endpoint is no URL of HTTP, the demo says what one looks like."""
+    assert otel_step_hook.demo._export(endpoint, spans, "0" * 32) == (
+        "The trace was not exported: OTEL_EXPORTER_OTLP_ENDPOINT or --otlp is not a URL; "
+        "expected one such as http://127.0.0.1:4318"
+    )
+
+
+def test_the_host_to_look_at() -> None:
+    """An IPv6 address has its brackets in the URL to look at, and nobody's password is there."""
+    assert otel_step_hook.demo._host("http://user:pw@[::1]:4318/base") == "[::1]"
+    assert otel_step_hook.demo._host("https://collector.example") == "collector.example"
 
 
 def test_export_without_the_extra(spans: Sequence[ReadableSpan], monkeypatch: pytest.MonkeyPatch) -> None:

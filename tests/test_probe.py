@@ -1,24 +1,31 @@
 import asyncio
+import contextlib
 import json
+import re
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import trustme
 from pytest_httpserver import HTTPServer
+from securing import secured
+from sending import answering
 
-from otel_step_hook import ConfigurationError, StepHookSettings
+from otel_step_hook import ConfigurationError, StepHookSettings, __version__
 from otel_step_hook.delivery.probe import Finding, excerpt_without_secrets, probe, send_one
 from otel_step_hook.delivery.signing import new_secret
 from otel_step_hook.delivery.transport import ANSWER_LIMIT
+from otel_step_hook.listener import Arrival, Listener
 from otel_step_hook.receiver import verify
-from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver
+from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, read_request
 
 
-def _probe(url: str, *, patience: float = 5.0, **settings: str) -> list[Finding]:
+def _probe(url: str, *, patience: float = 5.0, **settings: str | None) -> list[Finding]:
     return asyncio.run(probe(StepHookSettings(webhook=url, **settings), patience=patience))
 
 
@@ -45,12 +52,113 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return leads_to
 
 
-def test_an_open_port(step_receiver: ScriptedReceiver) -> None:
-    """An endpoint that accepts connections can be reached, and has heard nothing."""
-    (finding,) = _probe(step_receiver.url)
-    assert (finding.tried, finding.is_ok) == ("connect", True)
-    assert "127.0.0.1:" in finding.told
-    assert step_receiver.received == []
+def _tried(findings: list[Finding]) -> list[tuple[str, bool]]:
+    return [(finding.tried, finding.is_ok) for finding in findings]
+
+
+def test_a_receiver() -> None:
+    """A receiver of webhooks answers HEAD, and takes it for none."""
+    arrivals: list[Arrival] = []
+    with Listener(on_arrival=arrivals.append) as listener:
+        findings = _probe(listener.url)
+    assert _tried(findings) == [("connect", True), ("HTTP", True)]
+    assert re.fullmatch(r"127\.0\.0\.1:\d+ accepts connections \(\d+ ms\)", findings[0].told)
+    assert re.fullmatch(r"answers HEAD with \d{3}, so it speaks HTTP \(\d+ ms\)", findings[1].told)
+    assert arrivals == []
+
+
+@pytest.mark.parametrize(("user", "key"), [("", "sesame"), ("user:pass@", None)])
+def test_what_is_sent(user: str, key: str | None) -> None:
+    """One HEAD for path and query, over the one connection, without anything that is secret."""
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        requests.append(read_request(connection))
+        connection.sendall(b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\n\r\n")
+        requests.append(connection.recv(1))
+
+    with HostileReceiver(behave) as receiver:
+        url = receiver.url.replace("http://", f"http://{user}") + "/a%20b?token=9#part"
+        assert _probe(url, key=key, signing_secret=new_secret(), headers="x-token=abc")[-1].is_ok
+        host = receiver.url.removeprefix("http://").removesuffix("/hook")
+    head = (
+        f"HEAD /hook/a%20b?token=9 HTTP/1.1\r\nHost: {host}\r\n"
+        f"User-Agent: otel-step-hook/{__version__}\r\nConnection: close\r\n\r\n"
+    )
+    assert requests == [head.encode(), b""]
+    assert receiver.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"HTTP/1.1 204 No Content\r\n", "204"),
+        (b"HTTP/1.0 404\r\n", "404"),
+        (b"HTTP/1.1 503 \n", "503"),
+        (b"HTTP/1.1 999 Request denied\r\n", "999"),
+    ],
+)
+def test_any_status_is_an_answer(line: bytes, status: str) -> None:
+    """Whatever the status, whoever answers with one speaks HTTP; no more than its line is waited for."""
+    with HostileReceiver(answering(line)) as receiver:
+        finding = _probe(receiver.url)[-1]
+    assert (finding.tried, finding.is_ok) == ("HTTP", True)
+    assert finding.told.startswith(f"answers HEAD with {status}, so it speaks HTTP (")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"220 mail.example ESMTP secret\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46",  # an alert of TLS, which has no line
+        b"HTTP/2 200\r\n",
+        b"HTTP/1.1 99 Balloons\r\n",
+        b"HTTP/1.1 200 " + b"x" * 10_000,
+    ],
+)
+def test_an_answer_that_is_no_http(answer: bytes) -> None:
+    """What is no HTTP is told as such at once, and not shown."""
+    with HostileReceiver(answering(answer)) as receiver:
+        assert _probe(receiver.url)[-1] == Finding(
+            "HTTP",
+            is_ok=False,
+            told="answers with something that is no HTTP; does the endpoint speak http, not https?",
+        )
+
+
+def test_a_line_that_comes_in_pieces() -> None:
+    """A status line is put together, and one that breaks off is none."""
+
+    def behave(connection: socket.socket, closing: threading.Event) -> None:
+        read_request(connection)
+        for piece in (b"HT", b"TP/1.1 20", b"0 O"):
+            connection.sendall(piece)
+            closing.wait(0.05)  # so that the pieces arrive as such
+        if whole.is_set():
+            connection.sendall(b"K\r\n")
+
+    whole = threading.Event()
+    with HostileReceiver(behave) as receiver:
+        assert not _probe(receiver.url)[-1].is_ok
+        whole.set()
+        assert _probe(receiver.url)[-1].told.startswith("answers HEAD with 200, ")
+
+
+def _hang_up(connection: socket.socket, _: threading.Event) -> None:
+    read_request(connection)
+
+
+def _reset(connection: socket.socket, _: threading.Event) -> None:
+    read_request(connection)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("behave", [_hang_up, _reset])
+def test_no_answer_at_all(behave: Callable[[socket.socket, threading.Event], None]) -> None:
+    """Whoever takes the request and closes the connection has not answered, politely or not."""
+    with HostileReceiver(behave) as receiver:
+        findings = _probe(receiver.url)
+    assert findings[-1] == Finding("HTTP", is_ok=False, told="closes the connection without an answer")
 
 
 def test_a_closed_port(closed_port: int) -> None:
@@ -78,7 +186,7 @@ def test_a_name(resolver: Callable[..., None], step_receiver: ScriptedReceiver) 
     resolver("127.0.0.2", "127.0.0.1", "127.0.0.3")
     findings = _probe(step_receiver.url.replace("127.0.0.1", "hook.example"))
     assert findings[0] == Finding("name", is_ok=True, told="hook.example is 127.0.0.2, 127.0.0.1, 127.0.0.3")
-    assert [(finding.tried, finding.is_ok) for finding in findings[1:]] == [("connect", False), ("connect", True)]
+    assert _tried(findings[1:]) == [("connect", False), ("connect", True), ("HTTP", True)]
 
 
 def test_a_name_all_of_whose_addresses_refuse(resolver: Callable[..., None], closed_port: int) -> None:
@@ -126,13 +234,50 @@ def tls_server(authority: trustme.CA) -> Iterator[HTTPServer]:
         yield server
 
 
-def test_tls(tls_server: HTTPServer, authority: trustme.CA, tmp_path: Path) -> None:
-    """With a trusted certificate, the version of TLS and the end of the certificate are shown."""
-    trusted = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(trusted))
-    findings = _probe(tls_server.url_for("/"), certificate=str(trusted))
-    assert [(finding.tried, finding.is_ok) for finding in findings] == [("connect", True), ("TLS", True)]
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path) -> str:
+    """The path of a PEM file with *authority*'s certificate."""
+    path = str(tmp_path / "ca.pem")
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+def test_tls(tls_server: HTTPServer, trusted: str) -> None:
+    """With a trusted certificate, the version of TLS and the end of the certificate are shown, and HEAD is sent."""
+    tls_server.expect_request("/hook", method="HEAD", query_string="a=1").respond_with_data(status=405)
+    findings = _probe(tls_server.url_for("/hook?a=1"), certificate=trusted)
+    assert _tried(findings) == [("connect", True), ("TLS", True), ("HTTP", True)]
     assert findings[1].told.startswith("TLSv1.3, certificate valid until ")
+    assert findings[2].told.startswith("answers HEAD with 405, ")
+    assert len(tls_server.log) == 1
+
+
+def test_no_http_inside_of_tls(authority: trustme.CA, trusted: str) -> None:
+    """Where TLS has been agreed on, nobody is asked whether it was meant."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with HostileReceiver(secured(context, answering(b"* OK IMAP4\r\n"))) as receiver:
+        finding = _probe(receiver.url.replace("http://", "https://"), certificate=trusted)[-1]
+    assert finding == Finding("HTTP", is_ok=False, told="answers with something that is no HTTP")
+
+
+def test_a_client_certificate_that_is_missing(authority: trustme.CA, trusted: str) -> None:
+    """An endpoint that wants a client certificate, which TLS 1.3 tells after the handshake, leads to the setting."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    def refuse(connection: socket.socket, closing: threading.Event) -> None:
+        with context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False) as inside:
+            with contextlib.suppress(ssl.SSLError):
+                inside.do_handshake()
+            closing.wait()  # a reset could overtake the reason
+
+    with HostileReceiver(refuse) as receiver:
+        finding = _probe(receiver.url.replace("http://", "https://"), certificate=trusted)[-1]
+    assert (finding.tried, finding.is_ok) == ("HTTP", False)
+    assert finding.told.startswith("refuses our certificate, or that we have none, ")
+    assert finding.told.endswith("; see STEP_COMPLETE_CLIENT_CERTIFICATE")
 
 
 def test_an_untrusted_certificate(tls_server: HTTPServer) -> None:
@@ -154,22 +299,31 @@ def _say_nothing(_: socket.socket, closing: threading.Event) -> None:
     closing.wait()
 
 
-def test_a_server_that_says_nothing() -> None:
-    """Nobody waits longer than the patience for TLS, and no other address is tried after it."""
+@pytest.mark.parametrize(("scheme", "tried"), [("http", "HTTP"), ("https", "TLS")])
+def test_a_server_that_says_nothing(resolver: Callable[..., None], scheme: str, tried: str) -> None:
+    """Nobody waits longer than the patience, and where a connection was made no other address is tried."""
+    resolver("127.0.0.1", "127.0.0.2")
     with HostileReceiver(_say_nothing) as receiver:
-        findings = _probe(receiver.url.replace("http://", "https://"), patience=0.2)
-    assert [finding.is_ok for finding in findings] == [True, False]
-    assert findings[1] == Finding("TLS", is_ok=False, told="gives no answer within 0.2 s")
+        findings = _probe(receiver.url.replace("http://127.0.0.1", f"{scheme}://hook.example"), patience=0.2)
+    assert _tried(findings) == [("name", True), ("connect", True), (tried, False)]
+    assert findings[-1].told == "gives no answer within 0.2 s"
 
 
-def test_a_proxy(step_receiver: ScriptedReceiver, closed_port: int) -> None:
-    """With a proxy only the proxy is tried: the name of the endpoint is the proxy's to look up."""
+def test_a_timeout_shorter_than_the_patience() -> None:
+    """Nobody waits longer than an attempt would."""
+    with HostileReceiver(_say_nothing) as receiver:
+        findings = _probe(receiver.url, timeout="0.2")
+    assert findings[-1] == Finding("HTTP", is_ok=False, told="gives no answer within 0.2 s")
+
+
+def test_a_proxy(closed_port: int) -> None:
+    """With a proxy only the proxy is tried, without a word: the name of the endpoint is the proxy's to look up."""
+    heard: SimpleQueue[bytes] = SimpleQueue()
     url = "http://hook.invalid/"
-    (finding,) = _probe(url, proxy=step_receiver.url)
-    assert (finding.tried, finding.is_ok) == ("proxy", True)
-    (finding,) = _probe(url, proxy=f"http://127.0.0.1:{closed_port}")
-    assert (finding.tried, finding.is_ok) == ("proxy", False)
-    assert step_receiver.received == []
+    with HostileReceiver(lambda connection, _: heard.put(connection.recv(1))) as proxy:
+        assert _tried(_probe(url, proxy=proxy.url)) == [("proxy", True)]
+        assert heard.get(timeout=10) == b""  # the connection may be accepted after it was closed
+    assert _tried(_probe(url, proxy=f"http://127.0.0.1:{closed_port}")) == [("proxy", False)]
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:

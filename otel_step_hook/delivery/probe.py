@@ -1,8 +1,9 @@
-"""An endpoint tried by hand: reach it without sending anything, or send one webhook and look at the answer."""
+"""An endpoint tried by hand: ask whether it answers at all, or send one webhook and look at the answer."""
 
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import ssl
 import time
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from otel_step_hook.delivery.request import Headings, body, webhook_id
+from otel_step_hook.delivery.request import USER_AGENT, Headings, body, webhook_id
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.telemetry import shown_url
 from otel_step_hook.delivery.transport import ANSWER_LIMIT, Endpoint, MetadataAddressRefused, connector
@@ -23,10 +24,14 @@ from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 
 _PATIENCE = 5.0  # seconds for each thing that is tried: somebody sits and waits
 _CLOSE_TIME = 1.0  # seconds for the other side to agree that the connection is over
+_LINE_LIMIT = 4096  # bytes that may come before the first line of an answer ends
+_STATUS_LINE = re.compile(rb"HTTP/1\.\d ([1-9]\d\d)( [^\n]*)?\r?\n")  # RFC 9112, section 4
+_HUNG_UP = "closes the connection without an answer"
 _MEANINGS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (MetadataAddressRefused, "leads to a cloud metadata service, which is refused"),
     ((socket.gaierror, UnicodeError), "cannot be resolved: no such name, or no name server that knows it"),
     (ConnectionRefusedError, "refuses connections: nothing listens there"),
+    ((ConnectionResetError, BrokenPipeError), _HUNG_UP),
 )
 
 
@@ -40,12 +45,14 @@ class Finding:
 
 
 async def probe(settings: StepHookSettings, *, patience: float = _PATIENCE) -> list[Finding]:
-    """Look up the endpoint, connect, agree on TLS where it is https, and hang up: the last finding decides.
+    """Look up the endpoint, connect, agree on TLS where it is https, and ask with HEAD: the last finding decides.
 
-    Sends no request, and behind a proxy goes no further than the proxy. Each thing may take *patience*
-    seconds. Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
+    Sends neither webhook nor key nor signature, and behind a proxy goes no further than the proxy. Each thing
+    may take *patience* seconds, and no longer than an attempt may. Raises `ConfigurationError` for a URL, a
+    certificate or a key file that cannot be used.
     """
     endpoint = Endpoint(settings)
+    patience = min(patience, settings.timeout)
     if settings.proxy is not None:
         parts = urlsplit(settings.proxy)
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -60,7 +67,7 @@ async def probe(settings: StepHookSettings, *, patience: float = _PATIENCE) -> l
         findings.append(Finding("name", is_ok=True, told=f"{endpoint.host} is {', '.join(addresses)}"))
     for address in addresses:
         findings += await _connect("connect", address, endpoint.port, patience, endpoint)
-        if findings[-1].is_ok or findings[-1].tried == "TLS":
+        if findings[-1].tried != "connect":  # which comes last only when it has failed
             break
     return findings
 
@@ -68,17 +75,19 @@ async def probe(settings: StepHookSettings, *, patience: float = _PATIENCE) -> l
 async def _connect(
     tried: str, host: str, port: int, patience: float, endpoint: Endpoint | None = None
 ) -> list[Finding]:
-    """Connect, and agree on TLS with an *endpoint* that is https."""
+    """Connect, and with an *endpoint* go on from there."""
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     began = time.monotonic()
     try:
         async with asyncio.timeout(patience):
-            _, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port)
     except (OSError, UnicodeError) as error:
         return [Finding(tried, is_ok=False, told=f"{where} {_told(error, patience)}")]
     findings = [Finding(tried, is_ok=True, told=f"{where} accepts connections ({_since(began)})")]
     if endpoint is not None and endpoint.url.scheme == "https":
         findings.append(await _secure(writer, endpoint, patience))
+    if endpoint is not None and findings[-1].is_ok:
+        findings.append(await _ask(reader, writer, endpoint, patience))
     writer.close()
     with contextlib.suppress(OSError):
         async with asyncio.timeout(_CLOSE_TIME):
@@ -98,6 +107,40 @@ async def _secure(writer: asyncio.StreamWriter, endpoint: Endpoint, patience: fl
     return Finding("TLS", is_ok=True, told=f"{session.version()}, certificate valid until {until} ({_since(began)})")
 
 
+async def _ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, endpoint: Endpoint, patience: float
+) -> Finding:
+    """Send a HEAD request, which changes nothing at the receiver: whatever its status, it is an answer."""
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(patience):
+            writer.write(_head(endpoint))
+            line = await _first_line(reader)
+    except OSError as error:
+        return Finding("HTTP", is_ok=False, told=_told(error, patience))
+    if status := _STATUS_LINE.match(line):
+        told = f"answers HEAD with {status[1].decode()}, so it speaks HTTP ({_since(began)})"
+        return Finding("HTTP", is_ok=True, told=told)
+    guess = "; does the endpoint speak http, not https?" if endpoint.url.scheme == "http" else ""
+    return Finding("HTTP", is_ok=False, told=f"answers with something that is no HTTP{guess}" if line else _HUNG_UP)
+
+
+def _head(endpoint: Endpoint) -> bytes:
+    headers = f"Host: {endpoint.netloc}\r\nUser-Agent: {USER_AGENT}\r\nConnection: close\r\n"
+    return b"HEAD %b HTTP/1.1\r\n%b\r\n" % (endpoint.url.raw_path, headers.encode("ascii"))
+
+
+async def _first_line(reader: asyncio.StreamReader) -> bytes:
+    """What comes first, to the end of its line, or as far as it takes to see that it is no HTTP."""
+    seen = b""
+    while b"\n" not in seen and len(seen) < _LINE_LIMIT and b"HTTP/".startswith(seen[:5]):
+        more = await reader.read(_LINE_LIMIT - len(seen))
+        if not more:
+            break
+        seen += more
+    return seen
+
+
 def _since(began: float) -> str:
     return f"{(time.monotonic() - began) * 1000:.0f} ms"
 
@@ -108,6 +151,8 @@ def _told(error: Exception, patience: float) -> str:
         return f"gives no answer within {patience:g} s"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not trusted, {error.verify_message}; see STEP_COMPLETE_CERTIFICATE"
+    if isinstance(error, ssl.SSLError) and "CERTIFICATE" in (error.reason or ""):
+        return f"refuses our certificate, or that we have none, {error.reason}; see STEP_COMPLETE_CLIENT_CERTIFICATE"
     if isinstance(error, ssl.SSLError):
         return f"fails, {error.reason}; does the endpoint speak https, not http?"
     for kinds, words in _MEANINGS:

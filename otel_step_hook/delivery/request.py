@@ -17,6 +17,7 @@ from otel_step_hook.version import __version__
 
 Headers = list[tuple[str, str]]
 
+USER_AGENT = f"otel-step-hook/{__version__}"
 _LAST_MOMENT = 253_402_300_799_999_999_999  # unix nanoseconds: the end of the year 9999, where ISO 8601 ends
 
 
@@ -69,7 +70,7 @@ class Headings:
         """The headers that *settings* ask for, user information of the URL included."""
         fixed: Headers = [
             ("content-type", "application/json"),
-            ("user-agent", f"otel-step-hook/{__version__}"),
+            ("user-agent", USER_AGENT),
             ("accept", "*/*"),
             ("accept-encoding", "identity"),
         ]
