@@ -155,9 +155,10 @@ class StepReader:
         told, when all others have been, and what rules of the user's raise.
         """
         note = self._taken(span.context.span_id) if self._notes or self._forgotten else None
-        rows, attributes = self._rows_of(span), attributes_of(span)
+        scope, attributes = span.instrumentation_scope, attributes_of(span)
+        rows = self._others if scope is None else self._rows.get(scope.name, self._others)
         if note is None and rows.skipped is not None and rows.skipped.isdisjoint(attributes):
-            return ()  # most spans, so nothing else is done for them
+            return ()  # most spans, so nothing else is done for them, and no other function called
         note = note or NOTHING
         flying = exception()
         return self._ended(span, rows, attributes, note, None if note.has_seen(flying) else flying)
@@ -178,15 +179,19 @@ class StepReader:
         unreadable = None
         for child, child_note in _drained(note.open):
             try:
-                yield from self._event_below(span, attributes, exception, child, child_note)
+                event = self._event_below(span, attributes, exception, child, child_note)
             except ValueError as error:
                 unreadable = error
+            else:
+                if event is not None:
+                    yield event
         if note is not NOTHING:
             note.has_ended = True
         own: list[StepEvent] = []
         if profile is not None and not note.is_over:
             outcome = None if _is_copy(attributes) else outcome_of(span, attributes, exception, profile)
-            own = list(self._event(span, attributes, note, profile, outcome))
+            event = self._event(span, attributes, note, profile, outcome)
+            own = [] if event is None else [event]
         yield from self._orphans_taken()
         if note.held or note.namesake is not None:
             own = self._sorted_out(own, attributes, note, profile)
@@ -221,15 +226,15 @@ class StepReader:
 
     def _event_below(
         self, parent: ReadableSpan, said: Attributes, exception: BaseException | None, span: Span, note: Note
-    ) -> Iterator[StepEvent]:
+    ) -> StepEvent | None:
         """The step of *span*, which has no end of its own, and has ended with *parent*, which has *said* how."""
         profile, attributes = note.ender, attributes_of(span)
         if profile is None or not profile.is_step(span.name, attributes):
-            return
+            return None
         note.is_over = True
         outcome = users_outcome(attributes) or outcome_of(parent, said, exception, profile)
-        for event in self._event(span, attributes, note, profile, outcome):
-            yield replace(event, end_time=parent.end_time or 0)
+        event = self._event(span, attributes, note, profile, outcome)
+        return event and replace(event, end_time=parent.end_time or 0)
 
     def _event(
         self,
@@ -238,16 +243,16 @@ class StepReader:
         note: Note,
         profile: Profile,
         outcome: Outcome | None,
-    ) -> Iterator[StepEvent]:
+    ) -> StepEvent | None:
         context = span.context
         if outcome is None or is_replaying() or (note.is_in_workflow and not is_in_workflow()):
-            return
+            return None
         if not context.is_valid:
             raise ValueError("a span without ids")  # made by hand; no delivery could be recorded below it
         step_id = self._step_id(attributes, profile, note) or generated_step_id(context)
         if profile.is_once and not _is_new(self._told, (step_id, outcome)):
-            return
-        yield StepEvent(
+            return None
+        return StepEvent(
             step_id=step_id,
             outcome=outcome,
             name=span.name,
