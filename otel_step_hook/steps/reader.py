@@ -176,15 +176,8 @@ class StepReader:
             if told := tells(span.name, attributes):
                 _remember(self._details, *told)
         profile = self._profile_of(span, rows, attributes, note)
-        unreadable = None
-        for child, child_note in _drained(note.open):
-            try:
-                event = self._event_below(span, attributes, exception, child, child_note)
-            except ValueError as error:
-                unreadable = error
-            else:
-                if event is not None:
-                    yield event
+        below, unreadable = self._ended_below(span, attributes, note, exception) if note.open else ([], None)
+        yield from below
         if note is not NOTHING:
             note.has_ended = True
         own: list[StepEvent] = []
@@ -217,6 +210,20 @@ class StepReader:
         while self._orphans:
             with suppress(IndexError):  # another thread has taken the last
                 yield self._orphans.popleft()
+
+    def _ended_below(
+        self, parent: ReadableSpan, said: Attributes, note: Note, exception: BaseException | None
+    ) -> tuple[list[StepEvent], ValueError | None]:
+        """The steps below *parent* that have no end of their own, and why the last that cannot be told is none."""
+        events, unreadable = list[StepEvent](), None
+        for child, child_note in _drained(note.open):
+            try:
+                event = self._event_below(parent, said, exception, child, child_note)
+            except ValueError as error:
+                unreadable = error
+            else:
+                events += [] if event is None else [event]
+        return events, unreadable
 
     def _profile_of(self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note) -> Profile | None:
         profile = rows.found(span.name, attributes, note) or note.profile
