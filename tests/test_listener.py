@@ -59,15 +59,15 @@ def test_a_genuine_webhook() -> None:
 
 def test_one_connection_for_many() -> None:
     """A connection is kept, after a refusal too, and needs no pause between answers."""
-    with Listener(Plan(refusals=25)) as listener, _connection(listener) as connection:
+    with Listener(Plan(refusals=100)) as listener, _connection(listener) as connection:
         began = time.monotonic()
         connection.connect()
         kept = connection.sock
-        for number in range(50):
+        for number in range(200):
             connection.request("POST", "/", _BODY, {"webhook-id": str(number)})
             assert connection.getresponse().read() is not None
         assert connection.sock is kept
-        assert time.monotonic() - began < 1  # 25 refusals at 40 ms each, were it not for TCP_NODELAY
+        assert time.monotonic() - began < 4  # 100 refusals at 40 ms each, were it not for TCP_NODELAY
 
 
 def test_a_wrong_key() -> None:
