@@ -37,6 +37,8 @@ def register(**options: object) -> StepHookProcessor | None:
         )
         return None
     if provider in _registered:
+        if options:
+            _log.warning("otel-step-hook is registered already: the settings %s are ignored", ", ".join(options))
         return _registered[provider]
     try:
         settings = StepHookSettings(**options)

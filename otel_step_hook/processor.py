@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import itertools
 import logging
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_step_hook.delivery.memory import Submission
@@ -54,6 +56,7 @@ class StepHookProcessor(SpanProcessor):
         self._settings = StepHookSettings() if settings is None else settings
         self._processors: SpanProcessor | None = None  # of the provider met first, as the SDK holds them together
         self._elsewhere: dict[int, tuple[SpanProcessor, object]] = {}  # of the spans of other providers, by span id
+        self._resource = Resource.get_empty()  # of the spans of that provider
         self._looks_for_loss = True
         self._exit_hook = functools.partial(_shut_down, weakref.ref(self))
         self._worker = None
@@ -86,11 +89,11 @@ class StepHookProcessor(SpanProcessor):
         if self._worker is None:
             return
         try:
-            events = self._reader.end(span, sys.exception)
-            if events:
-                for event in events:
-                    self._submit(span, event, self._worker)
-            elif self._looks_for_loss:
+            is_told = False
+            for event in self._reader.end(span, sys.exception):
+                is_told = True
+                self._submit(span, event, self._worker)
+            if self._looks_for_loss and not is_told:
                 self._look_for_loss(span, self._worker)
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
             self._worker.drop("unreadable", error)
@@ -111,10 +114,12 @@ class StepHookProcessor(SpanProcessor):
         )
 
     def _submit(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> None:
-        processors, _ = self._elsewhere.get(event.context.span_id, _HERE) if self._elsewhere else _HERE
         if event.outcome in self._settings.outcomes and self._is_first(span, event):
-            pipeline = Pipeline(processors or self._processors, span.resource)
-            worker.submit(Submission(event, pipeline, time.monotonic()))
+            worker.submit(self._submission(event, span.resource))
+
+    def _submission(self, event: StepEvent, resource: Resource) -> Submission:
+        processors, _ = self._elsewhere.get(event.context.span_id, _HERE) if self._elsewhere else _HERE
+        return Submission(event, Pipeline(processors or self._processors, resource), time.monotonic())
 
     def _is_first(self, span: ReadableSpan, event: StepEvent) -> bool:
         """Whether no other processor of this provider has told the same webhook: registered twice means once."""
@@ -127,7 +132,7 @@ class StepHookProcessor(SpanProcessor):
         if processors is None:  # the SDK does not show it
             return
         if self._processors is None:
-            self._processors = processors
+            self._processors, self._resource = processors, span.resource
             # Registered now, at the first span, it runs before the provider's own exit handler,
             # which was registered when the provider was made.
             atexit.register(self._exit_hook)
@@ -141,6 +146,9 @@ class StepHookProcessor(SpanProcessor):
         """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""
         # The exit hook stays: a step may end after this, and has to be told of as dropped.
         if self._worker is not None:
+            for event in self._reader.rest():
+                if event.outcome in self._settings.outcomes:
+                    self._worker.submit(self._submission(event, self._resource))
             self._worker.shutdown(self._settings.shutdown_timeout)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -166,8 +174,12 @@ def _move_to_front(processor: SpanProcessor, processors: SpanProcessor) -> None:
     """
     registered = getattr(processors, "_span_processors", None)
     lock = getattr(processors, "_lock", None)
-    # Not among them: it is part of another one, which passes on what it is told.
-    if not isinstance(registered, tuple) or lock is None or processor not in registered[1:]:
+    if not isinstance(registered, tuple) or lock is None:
+        return
+    # Not among the others: it comes first, or is part of another one, which passes on what it is told.
+    # Behind nothing but other hooks it stays: two would change places for ever.
+    others = tuple(itertools.dropwhile(lambda one: isinstance(one, StepHookProcessor), registered))
+    if processor not in others and registered.count(processor) < 2:  # noqa: PLR2004 -- registered twice
         return
     # Only tried: a signal handler may have interrupted its own thread in add_span_processor().
     if lock.acquire(blocking=False):

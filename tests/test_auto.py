@@ -112,7 +112,9 @@ def _registered(provider: TracerProvider) -> int:
     return len(provider._active_span_processor._span_processors)
 
 
-def test_registered_twice_means_once(provider: TracerProvider, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_twice_means_once(
+    provider: TracerProvider, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The entry points run one after the other, in any order and any number of times."""
     monkeypatch.setenv("STEP_COMPLETE_WEBHOOK", ledger.url)
     auto.pre_instrument()
@@ -122,6 +124,7 @@ def test_registered_twice_means_once(provider: TracerProvider, ledger: Ledger, m
     assert _registered(provider) == 1
     _end_step(provider)
     assert ledger.steps == ["step-1"]
+    assert "otel-step-hook is registered already: the settings webhook are ignored" in caplog.messages
 
 
 def test_registered_by_hand_as_well_means_once(provider: TracerProvider, ledger: Ledger) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from accuracy import Listening
@@ -150,6 +150,14 @@ def test_an_attempt_that_the_server_has_given_up_has_run_out_of_time(
 def test_an_error_after_a_request_to_cancel_is_not_tried_again(activities: Activities) -> None:
     """Whatever the policy says."""
     activities.environment.cancel()
+    assert activities.run(ValueError("no"), attempt=1, retry_policy=_MANY) == TOLD_FAILED
+
+
+def test_modules_that_are_being_imported_say_nothing(activities: Activities, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may be in the middle of it: nothing is asked of what is not there yet."""
+    # In the place of an import that hangs in the middle.
+    for name in ("temporalio.workflow", "temporalio.activity"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
     assert activities.run(ValueError("no"), attempt=1, retry_policy=_MANY) == TOLD_FAILED
 
 

@@ -151,6 +151,20 @@ def test_an_id_that_came_late_and_was_evicted_is_told_of(step_receiver: Scripted
     assert [webhook.step_id for webhook in step_receiver.received] == ["next"]
 
 
+@pytest.mark.parametrize("scope", ["gcp.vertex.agent", "agent_framework"])
+def test_an_evicted_id_is_told_of_in_every_scope(scope: str, step_receiver: ScriptedReceiver) -> None:
+    """Also where something is noted of each span."""
+    hook = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5))
+    provider = TracerProvider(span_limits=SpanLimits(max_span_attributes=1), shutdown_on_exit=False)
+    provider.add_span_processor(hook)
+    with Lines() as lines:
+        span = provider.get_tracer(scope).start_span("step")
+        span.set_attributes({"step_id": "late", "another": "1"})
+        span.end()
+        lines.wait_for(f"a span of {scope} has more attributes than the SDK's limit, and has lost some")
+    provider.shutdown()
+
+
 @pytest.mark.parametrize("limits", [SpanLimits(), SpanLimits(max_span_attributes=1)])
 @pytest.mark.parametrize("is_step", [None, lambda _: True])
 def test_an_id_that_the_sdk_evicts_is_remembered(

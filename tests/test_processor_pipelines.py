@@ -132,6 +132,25 @@ def test_a_hook_inside_another_processor_tells_once(hook: StepHookProcessor, ste
     assert _names(exporter) == _WHOLE
 
 
+def test_two_hooks_do_not_change_places_for_ever(step_receiver: ScriptedReceiver) -> None:
+    """Both come before the exporter; of two with the same webhook it is always the same that tells."""
+    hooks = [
+        StepHookProcessor(StepHookSettings(webhook=step_receiver.url, payload=payload, shutdown_timeout=5))
+        for payload in ("full", "step_id")
+    ]
+    batch = BatchSpanProcessor(InMemorySpanExporter())
+    provider = _provider(batch, *hooks)
+    for number in range(6):
+        _end_step(provider, f"step-{number}")
+    processors = provider._active_span_processor
+    assert isinstance(processors, SynchronousMultiSpanProcessor)
+    assert {*processors._span_processors[:2]} == {*hooks}
+    provider.shutdown()
+    bodies = [webhook.body for webhook in step_receiver.received]
+    assert len(bodies) == 6
+    assert len({b"outcome" in body for body in bodies}) == 1
+
+
 def test_the_order_is_left_alone_while_somebody_changes_it(
     hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:

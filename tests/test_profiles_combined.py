@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from emitting import CANCELLED, ERROR, SUCCESS, Ending, Framework, end, in_flight, recorded, told
-from opentelemetry.sdk.trace import SpanLimits
+from emitting import CANCELLED, ERROR, FAILED, SUCCESS, Ending, Framework, end, in_flight, recorded, told
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.trace import StatusCode, set_span_in_context
 
-from otel_step_hook import Profile
+from otel_step_hook import ConfigurationError, Outcome, Profile, StepHookProcessor, StepHookSettings
 from otel_step_hook.steps.event import MAX_STEP_ID
 from otel_step_hook.steps.profiles import GENERIC, PROFILES
-from otel_step_hook.steps.rules import has, named
+from otel_step_hook.steps.rules import first, has, named
+from otel_step_hook.testing import ScriptedReceiver
 
 _STRANDS = "strands.telemetry.tracer"
 _CANCELLED_AGENT = Ending(attributes={"strands.cancellation.type": "CancelledError"})
@@ -68,14 +70,25 @@ def test_a_profile_without_a_scope_knows_parents() -> None:
 
 def test_a_profile_without_a_scope_knows_tools_and_namesakes() -> None:
     """A tool inside of a step, and a span below one of its name, are parts."""
-    mine = Profile(name="mine", is_step=named("step .*"), is_tool=named("tool .*"), has_namesakes=True)
+    mine = Profile(
+        name="mine", is_step=named("step .*"), is_tool=named("tool .*"), has_namesakes=True, step_id=first("my.id")
+    )
     own = Framework("app", (mine, *PROFILES))
-    step = own.start("step 1")
+    step = own.start("step 1", {"my.id": "1"})
     own.emit("tool 1", below=step)
-    own.emit("step 1", below=step)
+    own.emit("step 1", {"my.id": "1"}, below=step)
     end(step)
     own.emit("tool 2")
     assert [span.name for span in own.told] == ["step 1", "tool 2"]
+
+
+def test_namesakes_without_an_id_are_told_each() -> None:
+    """Nothing says that one is a part of the other."""
+    framework = Framework("openinference.instrumentation.langchain")
+    outer = framework.start("plan")
+    framework.emit("plan", later={"metadata": '{"langgraph_node": "plan", "langgraph_ch'}, below=outer)
+    end(outer, Ending(attributes={"metadata": '{"langgraph_node": "plan"}'}))
+    assert [span.name for span in framework.told] == ["plan", "plan"]
 
 
 # What the user says on a framework's spans
@@ -199,6 +212,129 @@ def test_what_was_held_for_a_span_that_is_gone_is_told() -> None:
     gc.collect()
     framework.emit("LangGraph")
     assert framework.told == told("team", "team:1|team:2", SUCCESS)
+
+
+def test_a_loop_inside_of_a_node_of_its_name_waits_for_it_only_so_long() -> None:
+    """Of very many the oldest are told before the node around them ends, and none is lost; then the rest are."""
+    framework = Framework(_GRAPH)
+    outer = framework.start("team")
+    for number in range(250):
+        framework.emit("team", later=_metadata("team", f"team:1|team:{number}"), below=outer)
+    assert len(framework.told) == 150
+    end(outer, Ending(attributes=_metadata("team", "team:1")))
+    assert [step.step_id for step in framework.told] == [*(f"team:1|team:{number}" for number in range(250)), "team:1"]
+
+
+def test_what_is_held_is_told_although_the_span_around_it_cannot_be() -> None:
+    """An id that is too long costs the step whose it is, and no other."""
+    framework = Framework(_GRAPH)
+    outer = framework.start("team")
+    framework.emit("team", later=_metadata("team", "team:1|team:2"), below=outer)
+    with pytest.raises(ValueError, match="a step id has"):
+        end(outer, Ending(attributes={"step_id": "x" * (MAX_STEP_ID + 1)}))
+    assert framework.told == told("team", "team:1|team:2", SUCCESS)
+
+
+def test_what_is_held_is_told_at_shutdown(step_receiver: ScriptedReceiver) -> None:
+    """Nobody knows any more whether it is a part of something."""
+    hook = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, outcomes="success", shutdown_timeout=5))
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(hook)
+    tracer = provider.get_tracer(_GRAPH)
+    outer = tracer.start_span("team")
+    for number, status in enumerate([StatusCode.OK, StatusCode.ERROR]):
+        inner = tracer.start_span("team", set_span_in_context(outer))
+        inner.set_attributes(_metadata("team", f"team:1|team:{number}"))
+        inner.set_status(status)
+        inner.end()
+    assert provider.force_flush()
+    assert step_receiver.received == []
+    provider.shutdown()
+    assert [webhook.step_id for webhook in step_receiver.received] == ["team:1|team:0"]
+
+
+def test_spans_that_are_handed_on_leave_no_line_behind() -> None:
+    """Each begins below the one before it, which then ends: only the last is remembered."""
+    framework = Framework(_GRAPH)
+    span = framework.start("one")
+    for _ in range(1000):
+        after = framework.start("one", below=span)
+        end(span)
+        span = after
+    (note,) = framework.listening._reader._notes.values()
+    assert note.above is not None
+    assert note.above.above is None
+
+
+@pytest.mark.parametrize("taken", ["first", "last"])
+def test_an_open_cycle_is_told_by_whoever_takes_it(taken: str) -> None:
+    """By its own end or by its agent's, also where both come at the same moment."""
+    strands = Framework(_STRANDS)
+    agent = strands.start("invoke_agent x")
+    cycle = strands.start("execute_event_loop_cycle", later={"event_loop.cycle_id": "cycle-1"}, below=agent)
+    ends = [(cycle, Ending()), (agent, _CANCELLED_AGENT)]
+    for span, ending in ends if taken == "first" else reversed(ends):
+        end(span, ending)
+    assert strands.told == told("execute_event_loop_cycle", "cycle-1", SUCCESS if taken == "first" else CANCELLED)
+
+
+def test_a_cycle_that_outlives_its_agent_is_told_by_its_own_end() -> None:
+    """Where the agent's span is gone without an end."""
+    strands = Framework(_STRANDS)
+    agent = strands.start("invoke_agent x")
+    cycle = strands.start("execute_event_loop_cycle", later={"event_loop.cycle_id": "cycle-1"}, below=agent)
+    del agent
+    gc.collect()
+    end(cycle)
+    assert strands.told == told("execute_event_loop_cycle", "cycle-1", SUCCESS)
+
+
+# Profiles that cannot be meant
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"scopes": "my.scope"}, "scopes of profile 'mine' is 'my.scope'; expected a tuple of names"),
+        ({"marks": ("key", 5)}, "marks of profile 'mine' is "),
+        ({"starts": "(unit"}, "starts of profile 'mine' is '\\(unit' .*; expected a regular expression for names"),
+        ({"starts": None}, "starts of profile 'mine' is None .*; expected a regular expression for names"),
+    ],
+)
+def test_a_profile_that_could_never_fit_is_refused(fields: dict[str, object], said: str) -> None:
+    """When it is made, with what was expected."""
+    with pytest.raises(ConfigurationError, match=said):
+        Profile(name="mine", **fields)  # type: ignore[arg-type]  # -- on purpose
+
+
+def test_a_word_that_is_no_outcome_is_no_silence() -> None:
+    """It is raised, so that the step is counted as dropped and the log says so; an outcome's own word is one."""
+    for word, is_one in (("failed", True), ("done", False)):
+        mine = Profile(name="mine", is_step=named("unit"), word=lambda *_, word=word: word)
+        own = Framework("app", (mine, *PROFILES))
+        if is_one:
+            own.emit("unit")
+        else:
+            with pytest.raises(ValueError, match="'done' is not a valid Outcome"):
+                own.emit("unit")
+        assert [str(step.outcome) for step in own.told] == (["failed"] if is_one else [])
+
+
+@pytest.mark.parametrize(
+    ("description", "outcome"),
+    [
+        ("Cancelled: by somebody", CANCELLED),
+        ("CancelledError()Traceback", CANCELLED),
+        ("CancelledError", CANCELLED),
+        ("Cancelled order cannot be refunded", FAILED),
+        ("ApprovalRequired by a manager", FAILED),
+    ],
+)
+def test_a_sentence_is_no_type_of_an_exception(description: str, outcome: Outcome) -> None:
+    """A description names a type where nothing, a colon or a bracket follows."""
+    own = Framework("app")
+    own.emit("step", {"step_id": "1"}, ending=Ending(status=ERROR, description=description))
+    assert own.told == told("step", "1", outcome)
 
 
 def test_a_child_that_outlives_its_namesake_is_told_at_once() -> None:

@@ -18,8 +18,9 @@ _LONGEST = 100  # times the initial interval: Temporal's own limit where a polic
 
 def is_in_workflow() -> bool:
     """Whether this is the code of a Temporal workflow."""
-    workflow = sys.modules.get("temporalio.workflow")
-    return workflow is not None and workflow.in_workflow()
+    # By getattr: another thread may be in the middle of its import.
+    in_workflow = getattr(sys.modules.get("temporalio.workflow"), "in_workflow", None)
+    return in_workflow is not None and in_workflow()
 
 
 def is_replaying() -> bool:
@@ -45,7 +46,7 @@ def temporal_word(span: ReadableSpan, _: Attributes, exception: BaseException | 
     time, or the worker stops. Without another attempt, the activity has failed.
     """
     activity = sys.modules.get("temporalio.activity")
-    if exception is None or activity is None or not activity.in_activity():
+    if exception is None or activity is None or not getattr(activity, "in_activity", bool)():
         return None
     details, info = activity.cancellation_details(), activity.info()
     if details is not None and details.cancel_requested:

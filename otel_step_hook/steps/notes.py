@@ -2,6 +2,7 @@
 
 import uuid
 import weakref
+from collections import deque
 
 from opentelemetry.sdk.trace import Span
 
@@ -27,6 +28,7 @@ class Note:
         "held",
         "inside",
         "is_in_workflow",
+        "is_open",
         "is_over",
         "name",
         "namesake",
@@ -51,11 +53,12 @@ class Note:
         self.above: Note | None = None  # of the span that it began below, in the same scope
         self.namesake: Note | None = None  # of the nearest above it with the same name
         # Steps of spans below it with the same name, which may be parts of it, with the framework's ids.
-        self.held: list[tuple[str, StepEvent]] = []
+        self.held: deque[tuple[str, StepEvent]] = deque()
         self.has_ended = False
         self.is_in_workflow = False  # of Temporal's, where it may be the past that runs again
         self.parent: Note | None = None  # with whose span it may end
         self.ender: Profile | None = None  # that says so
+        self.is_open = False  # it is among those of its parent, which tells it, if it takes it out first
         self.open: dict[int, tuple[Span, Note]] = {}  # which may end with it, by span id
         self.is_over = False  # it has been told with the end of its parent
         self.alive: weakref.ref[Span] | None = None  # whose callback removes this note
@@ -87,6 +90,8 @@ class Note:
         )
         if parent is not None and parent.asked is asked:  # of the same scope
             self.below = tuple(one for one in asked if one.below is not None and one.below(parent.name, attributes))
+            while parent.above is not None and parent.above.has_ended:
+                parent.above = parent.above.above  # where spans are handed on, the line would have no end
             self.above = parent
             if any(profile.has_namesakes for profile in asked):
                 self.namesake = self._nearest(name)
@@ -96,7 +101,7 @@ class Note:
 
     def _nearest(self, name: str) -> "Note | None":
         above = self.above
-        while above is not None and above.name != name:
+        while above is not None and (above.name != name or above.has_ended):
             above = above.above
         return above
 

@@ -28,7 +28,7 @@ _USERS_WORDS = {
     "canceled": Outcome.CANCELLED,
     "cancellation": Outcome.CANCELLED,
 }
-_LEADING_NAME = re.compile(r"[A-Za-z_][\w.]*")
+_LEADING_NAME = re.compile(r"[A-Za-z_][\w.]*(?=\s*(?:[:(]|$))")  # not a sentence that begins so
 
 
 def users_outcome(attributes: Attributes) -> Outcome | None:
@@ -47,7 +47,7 @@ def outcome_of(
     """
     said = users_outcome(attributes) or profile.word(span, attributes, exception)
     if said is not None:
-        return None if isinstance(said, Verdict) else said
+        return None if isinstance(said, Verdict) else Outcome(said)
     flying = _kind(exception)
     status = span.status.status_code
     if status is StatusCode.ERROR:
@@ -127,6 +127,6 @@ def last_part(name: str) -> str:
 
 
 def _leading_name(description: str | None) -> str:
-    """``CancelledError`` of ``CancelledError: stopped`` and of ``CancelledError()Traceback…``."""
+    """``CancelledError`` of ``CancelledError: stopped`` and of ``CancelledError()Traceback…``; ``?`` of a sentence."""
     found = _LEADING_NAME.match(description or "")
-    return found.group() if found else ""
+    return found.group() if found else "?" * bool(description)

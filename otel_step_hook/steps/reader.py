@@ -25,7 +25,8 @@ from otel_step_hook.steps.outcome import outcome_of, users_outcome
 from otel_step_hook.steps.profiles import GENERIC
 from otel_step_hook.steps.rules import Attributes, Profile, first, never
 
-_REMEMBERED = 10_000  # steps, of those that are told once, and of those that another span tells of; some MB
+_REMEMBERED = 10_000  # steps, of those that are told once, and of those that another span tells of; 5 MB with UUIDs
+_HELD = 100  # steps that wait for the end of one span around them, before the oldest are told
 _FORGOTTEN = 100  # spans that have gone without an end, of which what was noted is kept for a while
 _LOGFIRE_COPIES = ("pending_span", "log")  # spans that Logfire ends beside the real ones
 _users_id = first(*STEP_ID_KEYS)
@@ -42,7 +43,8 @@ class Rows:
         self.asked = asked
         self.own = own  # what the framework's spans say of the outcome, whoever says that one is a step
         self.is_asked = is_asked  # whether a rule of the user's is
-        self.placing = tuple(profile for profile in asked if profile.needs_places)
+        # A rule of the user's asks nobody what is a part of what.
+        self.placing = () if is_asked else tuple(profile for profile in asked if profile.needs_places)
         self.telling = tuple(profile.tells for profile in asked if profile.tells is not None)
         self.numbering = tuple(profile.step_number for profile in asked if profile.step_number is not None)
         # Spans without any of these attributes are no steps; None: all spans may be.
@@ -146,6 +148,7 @@ class StepReader:
         # A span that is never ended takes its note with it.
         note.alive = weakref.ref(span, functools.partial(_forget, self._notes, self._forgotten, self._orphans, span_id))
         if note.parent is not None and note.ender is not None and note.ender.may_start(note.name, attributes_of(span)):
+            note.is_open = True
             note.parent.open[span_id] = span, note
 
     def end(self, span: ReadableSpan, exception: Callable[[], BaseException | None]) -> Iterable[StepEvent]:
@@ -154,7 +157,8 @@ class StepReader:
         *exception* says which one is in flight. Raises ValueError for a step of which nothing can be
         told, when all others have been, and what rules of the user's raise.
         """
-        note = self._taken(span.context.span_id) if self._notes or self._forgotten else None
+        context = span.context
+        note = self._taken(context.span_id) if context and (self._notes or self._forgotten) else None
         scope, attributes = span.instrumentation_scope, attributes_of(span)
         rows = self._others if scope is None else self._rows.get(scope.name, self._others)
         if note is None and rows.skipped is not None and rows.skipped.isdisjoint(attributes):
@@ -170,56 +174,72 @@ class StepReader:
     def _ended(
         self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note, exception: BaseException | None
     ) -> Iterator[StepEvent]:
-        if note.parent is not None:
-            note.parent.open.pop(span.context.span_id, None)
+        if note is not NOTHING:
+            note.has_ended = True
+        if note.is_open and note.parent is not None:
+            # Whoever takes it out tells it: its parent may be ending at this moment, in another thread.
+            note.is_over = note.parent.open.pop(span.context.span_id, None) is None
         for tells in rows.telling:
             if told := tells(span.name, attributes):
                 _remember(self._details, *told)
-        profile = self._profile_of(span, rows, attributes, note)
         below, unreadable = self._ended_below(span, attributes, note, exception) if note.open else ([], None)
         yield from below
-        if note is not NOTHING:
-            note.has_ended = True
-        own: list[StepEvent] = []
-        if profile is not None and not note.is_over:
-            outcome = None if _is_copy(attributes) else outcome_of(span, attributes, exception, profile)
-            event = self._event(span, attributes, note, profile, outcome)
-            own = [] if event is None else [event]
-        yield from self._orphans_taken()
-        if note.held or note.namesake is not None:
-            own = self._sorted_out(own, attributes, note, profile)
-        yield from own
+        own, known_as = None, ""
+        try:
+            profile = self._profile_of(span, rows, attributes, note)
+            if profile is not None and not note.is_over:
+                outcome = None if _is_copy(attributes) else outcome_of(span, attributes, exception, profile)
+                own = self._event(span, attributes, note, profile, outcome)
+                known_as = text_of(_id_in(attributes, profile, note)) or note.step_id
+        except Exception as error:  # noqa: BLE001 -- raised again, when the steps of other spans have been told
+            unreadable = error
+        yield from self._sorted_out(own, known_as, attributes, note)
         if unreadable is not None:
             raise unreadable
 
     def _sorted_out(
-        self, own: list[StepEvent], attributes: Attributes, note: Note, profile: Profile | None
-    ) -> list[StepEvent]:
-        """What can be told now of a span's own step and of those held for it: not what is a part of it, or may be."""
-        step_id = "" if profile is None else self._step_id(attributes, profile, note)
-        held = [(known_as, event) for known_as, event in note.held if known_as != step_id]
-        if note.namesake is None or note.namesake.has_ended:
-            return [*(event for _, event in held), *own]
-        if text_of(_users_id(attributes)):  # whoever has given it an id means it as a step
-            note.namesake.held += held
-            return own
-        note.namesake.held += [*held, *((step_id, event) for event in own)]
-        return []
+        self, own: StepEvent | None, known_as: str, attributes: Attributes, note: Note
+    ) -> Iterator[StepEvent]:
+        """What can be told now of a span's own step and of those held for it: not what is a part of it, or may be.
 
-    def _orphans_taken(self) -> Iterator[StepEvent]:
+        *known_as* is what the framework calls the span's step, whether it has ended or only pauses.
+        """
+        held = [(name, event) for name, event in _drained(note.held) if not name or name != known_as]
+        namesake = note.namesake
+        if own is not None and namesake is not None and known_as and not text_of(_users_id(attributes)):
+            # It may be somebody's part. Not where the user has given it an id: that means a step.
+            held.append((known_as, own))
+            own = None
+        if namesake is not None and not namesake.has_ended:
+            namesake.held.extend(held)
+            # Those that are too many are told, and all if that one has ended just now.
+            held = list(_drained(namesake.held, but=0 if namesake.has_ended else _HELD))
+        for _, event in held:
+            yield event
+        if own is not None:
+            yield own
         while self._orphans:
             with suppress(IndexError):  # another thread has taken the last
                 yield self._orphans.popleft()
 
+    def rest(self) -> Iterator[StepEvent]:
+        """The steps that are still held for spans that have not ended; nothing is going to be told after this."""
+        for note in self._notes.copy().values():
+            self._orphans.extend(event for _, event in _drained(note.held))
+        while self._orphans:
+            yield self._orphans.popleft()
+
     def _ended_below(
         self, parent: ReadableSpan, said: Attributes, note: Note, exception: BaseException | None
-    ) -> tuple[list[StepEvent], ValueError | None]:
+    ) -> tuple[list[StepEvent], Exception | None]:
         """The steps below *parent* that have no end of their own, and why the last that cannot be told is none."""
-        events, unreadable = list[StepEvent](), None
-        for child, child_note in _drained(note.open):
+        events: list[StepEvent] = []
+        unreadable: Exception | None = None
+        while note.open:
+            child, child_note = note.open.popitem()[1]
             try:
                 event = self._event_below(parent, said, exception, child, child_note)
-            except ValueError as error:
+            except Exception as error:  # noqa: BLE001 -- raised again, when all have been asked
                 unreadable = error
             else:
                 events += [] if event is None else [event]
@@ -283,13 +303,17 @@ def _forget(
         # the span, and ends the span.
         _remember(forgotten, span_id, note, _FORGOTTEN)
         note.has_ended = True
-        orphans.extend(event for _, event in note.held)
+        orphans.extend(event for _, event in _drained(note.held))
+        for _, child in note.open.values():
+            child.is_open = False
         note.open.clear()  # which would hold spans that nobody is going to tell of any more
 
 
-def _drained(spans: dict[int, tuple[Span, Note]]) -> Iterator[tuple[Span, Note]]:
-    while spans:
-        yield spans.popitem()[1]
+def _drained(held: deque[tuple[str, StepEvent]], but: int = 0) -> Iterator[tuple[str, StepEvent]]:
+    """All of *held* but the last so many, the oldest first."""
+    while len(held) > but:
+        with suppress(IndexError):  # another thread has taken the last
+            yield held.popleft()
 
 
 def _is_copy(attributes: Attributes) -> bool:

@@ -11,6 +11,7 @@ from enum import Enum
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.steps.event import Outcome, text_of
 
 Attributes = Mapping[str, object]
@@ -59,7 +60,7 @@ class Profile:
     scopes. With *has_namesakes*, a span below one of the same name and with the same step id is a part
     of that one, which is known when that one ends: until then it is not told.
     *starts*, a regular expression, names the spans that may become steps, or are needed to know one:
-    `StepSampler` keeps those that it fits, and those that are steps by what they begin with.
+    `StepSampler` keeps those that it fits, and those that are steps by what they begin with, marks included.
 
     *step_id* is where the step id comes from; without one it is made from trace id and span id.
     *step_number* is asked when the span begins, and takes part in an id as attribute ``step_number``.
@@ -71,6 +72,9 @@ class Profile:
     *tells* reads a span that is no step and knows more about one: its step id, and names with their
     values, which ``STEP_COMPLETE_PAYLOAD=full`` sends. With *is_strict*, an attribute ``step_id`` alone
     makes no step of the spans of *scopes*.
+
+    Raises `ConfigurationError` for scopes or marks that are no names, and for *starts* that is no
+    regular expression.
     """
 
     name: str
@@ -90,6 +94,18 @@ class Profile:
     ends: Rule | None = None
     tells: Callable[[str, Attributes], tuple[str, Mapping[str, str]] | None] | None = None
     is_strict: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("scopes", "marks"):
+            names = getattr(self, field)
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise ConfigurationError(f"{field} of profile {self.name!r} is {names!r}; expected a tuple of names")
+        try:
+            re.compile(self.starts)
+        except (re.error, TypeError) as error:
+            raise ConfigurationError(
+                f"starts of profile {self.name!r} is {self.starts!r} ({error}); expected a regular expression for names"
+            ) from None
 
     @property
     def needs_places(self) -> bool:
