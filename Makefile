@@ -48,7 +48,7 @@ test-pythons: $(VENV)/ready ## the tests on every other Python from 3.11 to 3.13
 	  echo "Python $$version:"; \
 	  $(UV) venv --quiet --clear --no-python-downloads --python $$version $(ENVS)/$$version && \
 	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing]' --group test --group frameworks && \
-	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore tests/test_readme.py || exit 1; `# its commands are for $(VENV)` \
+	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore tests/test_readme.py || exit 1; \
 	done
 
 test-live: $(VENV)/ready servers ## the rules for steps against the newest releases of the frameworks, which run here

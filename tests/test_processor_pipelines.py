@@ -294,3 +294,30 @@ def test_a_span_of_our_own_scope_is_never_a_step(hook: StepHookProcessor, step_r
         assert hooked.provider.force_flush()
         assert len(hooked.spans) == 3
     assert len(step_receiver.received) == 1
+
+
+def test_a_hook_that_is_all_there_is_has_no_place_among_others(
+    hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """A provider may have it in the place where the SDK keeps all processors together."""
+    provider = TracerProvider(active_span_processor=hook, shutdown_on_exit=False)  # type: ignore[arg-type]  # -- it works
+    _end_step(provider)
+    provider.shutdown()
+    assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
+
+
+def test_a_span_that_does_not_show_its_processors_goes_the_way_of_the_first(
+    hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """Its step is told, and its delivery is recorded by the processors that are known."""
+    exporter = InMemorySpanExporter()
+    provider = _provider(hook, SimpleSpanProcessor(exporter))
+    _end_step(provider)
+    span = provider.get_tracer("tests").start_span("step")
+    vars(span)["_span_processor"] = None
+    hook.on_start(span)  # type: ignore[arg-type]  # -- a span of the SDK's
+    hook.on_end(ReadableSpan("step", context=span.get_span_context(), attributes={"step_id": "step-2"}))
+    assert hook.force_flush()
+    provider.shutdown()
+    assert sorted(webhook.step_id for webhook in step_receiver.received) == ["step-1", "step-2"]
+    assert _names(exporter).count("step_hook.deliver") == 2
