@@ -220,6 +220,9 @@ class _Handler(BaseHTTPRequestHandler):
         text = "This is otel-step-hook's listener: it receives step webhooks, sent with POST.\n"
         self._send(Answer(HTTPStatus.METHOD_NOT_ALLOWED, text), connection="close", allow="POST")
 
+    def do_HEAD(self) -> None:
+        self._send(Answer(HTTPStatus.METHOD_NOT_ALLOWED, ""), connection="close", allow="POST")
+
     def _length(self) -> int | Answer:
         text = self.headers.get("content-length")
         if text is None or "transfer-encoding" in self.headers:

@@ -178,6 +178,18 @@ def test_get() -> None:
     assert b"receives step webhooks" in answer
 
 
+def test_head() -> None:
+    """Whoever asks whether somebody answers, as `check` does, hears so, without a body; no webhook is counted."""
+    arrivals: list[Arrival] = []
+    with Listener(on_arrival=arrivals.append) as listener:
+        answer = _raw(listener, b"HEAD / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert arrivals == []
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 405 ")
+    assert b"allow: POST" in head
+    assert body == b""
+
+
 @pytest.mark.parametrize(
     ("head", "status"),
     [
