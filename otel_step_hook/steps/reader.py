@@ -12,7 +12,6 @@ from opentelemetry.sdk.trace import ReadableSpan, Span
 
 from otel_step_hook.steps.engines import is_in_workflow, is_replaying
 from otel_step_hook.steps.event import (
-    SCOPE,
     STEP_ID_KEYS,
     Outcome,
     StepEvent,
@@ -20,10 +19,10 @@ from otel_step_hook.steps.event import (
     generated_step_id,
     text_of,
 )
-from otel_step_hook.steps.notes import NOTHING, Note, Profiles
+from otel_step_hook.steps.notes import NOTHING, Note
 from otel_step_hook.steps.outcome import outcome_of, users_outcome
-from otel_step_hook.steps.profiles import GENERIC
-from otel_step_hook.steps.rules import Attributes, Profile, first, never
+from otel_step_hook.steps.rules import Attributes, Profile, first
+from otel_step_hook.steps.table import Rows, table
 
 _REMEMBERED = 10_000  # steps, of those that are told once, and of those that another span tells of; 5 MB with UUIDs
 _HELD = 100  # steps that wait for the end of one span around them, before the oldest are told
@@ -32,54 +31,6 @@ _LOGFIRE_COPIES = ("pending_span", "log")  # spans that Logfire ends beside the 
 _users_id = first(*STEP_ID_KEYS)
 _K = TypeVar("_K")
 _V = TypeVar("_V")
-
-
-class Rows:
-    """What is asked about the spans of one scope."""
-
-    __slots__ = ("asked", "is_asked", "marks", "numbering", "own", "placing", "skipped", "telling")
-
-    def __init__(self, asked: Profiles, own: Profile = GENERIC, *, is_asked: bool = False) -> None:
-        self.asked = asked
-        self.own = own  # what the framework's spans say of the outcome, whoever says that one is a step
-        self.is_asked = is_asked  # whether a rule of the user's is
-        # A rule of the user's asks nobody what is a part of what.
-        self.placing = () if is_asked else tuple(profile for profile in asked if profile.needs_places)
-        self.telling = tuple(profile.tells for profile in asked if profile.tells is not None)
-        self.numbering = tuple(profile.step_number for profile in asked if profile.step_number is not None)
-        # Spans without any of these attributes are no steps; None: all spans may be.
-        is_cheap = all(profile.marks for profile in asked)
-        self.marks = frozenset(mark for profile in asked for mark in profile.marks) if is_cheap else None
-        self.skipped = None if is_asked or self.telling else self.marks
-
-    def found(self, name: str, attributes: Attributes, note: Note) -> Profile | None:
-        """The profile by which this span is a step."""
-        if self.marks is not None and self.marks.isdisjoint(attributes):
-            return None
-        for profile in self.asked:
-            if profile.is_step(name, attributes):
-                if profile.below is None or profile in note.below:
-                    return self.own if profile is GENERIC else profile
-            elif profile.is_tool is not never and profile not in note.inside and profile.is_tool(name, attributes):
-                return profile
-        return None
-
-
-def _table(profiles: Profiles, *, is_asked: bool) -> tuple[dict[str, Rows], Rows]:
-    """The rows of each scope, and those of all other scopes."""
-    by_scope: dict[str, list[Profile]] = {}
-    for profile in profiles:
-        for scope in profile.scopes:
-            by_scope.setdefault(scope, []).append(profile)
-    generic = tuple(profile for profile in profiles if profile is GENERIC)
-    rows = {
-        scope: Rows(
-            tuple(own) if any(profile.is_strict for profile in own) else (*own, *generic), own[0], is_asked=is_asked
-        )
-        for scope, own in by_scope.items()
-    }
-    rows[SCOPE] = Rows(())
-    return rows, Rows(tuple(profile for profile in profiles if not profile.scopes), is_asked=is_asked)
 
 
 class StepReader:
@@ -92,7 +43,7 @@ class StepReader:
 
     def __init__(self, profiles: Iterable[Profile], is_step: Callable[[ReadableSpan], bool] | None = None) -> None:
         self._is_step = is_step
-        self._rows, self._others = _table(tuple(profiles), is_asked=is_step is not None)
+        self._rows, self._others = table(tuple(profiles), is_asked=is_step is not None)
         self._notes: dict[int, Note] = {}  # by span id; only for the spans that need one
         self._forgotten: OrderedDict[int, Note] = OrderedDict()  # of spans that are gone; the last few
         self._orphans: deque[StepEvent] = deque()  # held for spans that have been forgotten
