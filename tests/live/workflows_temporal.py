@@ -114,7 +114,7 @@ def waits_in_thread() -> None:
     _begin()
     while True:
         activity.heartbeat()
-        time.sleep(_BEAT)
+        time.sleep(_BEAT)  # synchronous code hears of a cancellation between two heartbeats, and has nothing to wait on
 
 
 @activity.defn
