@@ -1,7 +1,9 @@
 """What all tests share."""
 
 import os
+import runpy
 import signal
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -12,6 +14,9 @@ for _name in [name for name in os.environ if name.startswith(("STEP_COMPLETE_", 
 
 # Whoever runs the tests in the background has them ignore Ctrl-C, and every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests interrupt their own process, too.
+runpy.run_path(str(Path(__file__).parent / "programs" / "interruptible.py"))
 
 # A machine that is busy makes no test fail.
 hypothesis.settings.register_profile("unhurried", deadline=None)

@@ -2,6 +2,7 @@
 
 import os
 
+import interruptible  # noqa: F401 -- for what it does
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_step_hook import StepHookProcessor
