@@ -7,7 +7,9 @@ import logging
 import sys
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
@@ -56,6 +58,7 @@ class StepHookProcessor(SpanProcessor):
         self._settings = StepHookSettings() if settings is None else settings
         self._processors: SpanProcessor | None = None  # of the provider met first, as the SDK holds them together
         self._elsewhere: dict[int, tuple[SpanProcessor, object]] = {}  # of the spans of other providers, by span id
+        self._gone: deque[weakref.KeyedRef[int, Span]] = deque()  # of those spans, whose entries are to be taken out
         self._resource = Resource.get_empty()  # of the spans of that provider
         self._looks_for_loss = True
         self._exit_hook = functools.partial(_shut_down, weakref.ref(self))
@@ -138,9 +141,14 @@ class StepHookProcessor(SpanProcessor):
             atexit.register(self._exit_hook)
         _move_to_front(self, processors)
         if processors is not self._processors:
-            span_id, elsewhere = span.get_span_context().span_id, self._elsewhere
-            # A span takes its entry with it, whether it has ended or not.
-            elsewhere[span_id] = processors, weakref.ref(span, lambda _: elsewhere.pop(span_id, None))
+            span_id = span.get_span_context().span_id
+            # A span takes its entry with it, whether it has ended or not. Not at once: the garbage collector calls
+            # back before the span's owner ends it; and what a signal handler raises in a callback reaches nobody,
+            # for which `append` leaves no time.
+            self._elsewhere[span_id] = processors, weakref.KeyedRef(span, self._gone.append, span_id)
+            while self._gone:
+                with suppress(IndexError):  # another thread has taken the last
+                    self._elsewhere.pop(self._gone.popleft().key, None)
 
     def shutdown(self) -> None:
         """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""

@@ -1,5 +1,6 @@
 """The processor among other processors, in one provider or several, under each kind of sampling."""
 
+import gc
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -197,6 +198,42 @@ def test_one_hook_serves_two_providers(hook: StepHookProcessor, step_receiver: S
     assert len(step_receiver.received) == 6
     for provider in providers:
         provider.shutdown()
+
+
+def _begin_forgotten_step(provider: TracerProvider, step_id: str) -> None:
+    """A step that only the garbage collector ends, with the generator that has begun it."""
+
+    def work() -> Iterator[None]:
+        span = provider.get_tracer("tests").start_span("step", attributes={"step_id": step_id})
+        try:
+            yield
+        finally:
+            span.end()
+
+    held: list[object] = [working := work()]
+    held.append(held)
+    next(working)
+
+
+def test_the_garbage_collector_ends_a_step_of_a_second_provider(
+    hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """Its delivery is recorded with its own provider, and the next span takes out what was kept of those before."""
+    exporters = InMemorySpanExporter(), InMemorySpanExporter()
+    one, two = (_provider(hook, SimpleSpanProcessor(exporter)) for exporter in exporters)
+    _end_step(one)
+    for number in range(3):
+        _begin_forgotten_step(two, f"forgotten-{number}")
+        gc.collect()
+    assert two.force_flush()
+    assert [_names(exporter) for exporter in exporters] == [_WHOLE, sorted(_WHOLE * 3)]
+    gc.collect()
+    span = two.get_tracer("tests").start_span("no step")
+    assert list(hook._elsewhere) == [span.get_span_context().span_id]
+    span.end()
+    for provider in (one, two):
+        provider.shutdown()
+    assert len(step_receiver.received) == 4
 
 
 def test_two_hooks_serve_a_provider_each(step_receiver: ScriptedReceiver) -> None:

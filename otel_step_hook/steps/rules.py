@@ -150,8 +150,11 @@ def first(*keys: str, but_not: str = "") -> Source:
     """The first of these attributes that says anything, unless that is *but_not*, a framework's word for nothing."""
 
     def source(attributes: Attributes) -> object:
-        found = next((text for key in keys if (text := text_of(attributes.get(key)))), None)
-        return None if found == but_not else found
+        # No generator: what a signal handler raises while one is closed reaches nobody.
+        for key in keys:
+            if text := text_of(attributes.get(key)):
+                return None if text == but_not else text
+        return None
 
     return source
 
