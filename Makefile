@@ -41,34 +41,41 @@ lint: $(VENV)/ready ## ruff, mypy, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-test-pythons: $(VENV)/ready ## the tests on every other Python from 3.11 to 3.13 that is here
-	@for version in 3.11 3.12 3.13; do \
-	  if $(BIN)/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')"; then continue; fi; \
-	  if ! $(UV) python find --quiet --no-python-downloads $$version >/dev/null 2>&1; then echo "Python $$version is not here"; continue; fi; \
-	  echo "Python $$version:"; \
-	  $(UV) venv --quiet --clear --no-python-downloads --python $$version $(ENVS)/$$version && \
+# The other Pythons from 3.11 to 3.13 that are here; without any, everything runs on the one of $(VENV).
+# $(shell) sees no exported variables before make 4.4.
+OTHERS = $(shell export PYENV_VERSION='$(PYENV_VERSION)'; for version in 3.11 3.12 3.13; do \
+  if $(BIN)/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] == '$$version')" \
+  && $(UV) python find --quiet --no-python-downloads $$version >/dev/null 2>&1; then echo $$version; fi; done)
+LOWEST_PYTHON = $(firstword $(OTHERS) $(BIN)/python)
+WHEEL_PYTHON = $(lastword $(BIN)/python $(OTHERS))
+MAKE_ENV = $(UV) venv --quiet --clear --no-python-downloads --python
+
+test-pythons: $(VENV)/ready ## the tests on the Pythons that test-lowest and test-wheel leave out
+	@for version in $(filter-out $(LOWEST_PYTHON) $(WHEEL_PYTHON),$(OTHERS)); do \
+	  echo "Python $$version:" && \
+	  $(MAKE_ENV) $$version $(ENVS)/$$version && \
 	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing]' --group test --group frameworks && \
 	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore tests/test_readme.py || exit 1; \
 	done
 
 test-live: $(VENV)/ready servers ## the rules for steps against the newest releases of the frameworks, which run here
-	@$(UV) venv --quiet --clear --python $(BIN)/python $(ENVS)/live
+	@$(MAKE_ENV) $(BIN)/python $(ENVS)/live
 	@$(UV) pip install --quiet --python $(ENVS)/live/bin/python --upgrade --editable '.[cli,otlp,testing]' --group test --group frameworks --group live
 	@$(ENVS)/live/bin/python -m pytest -q tests/live
 
 accuracy: $(VENV)/ready ## how often recorded steps are told right, and how often their status alone would be
 	@$(BIN)/python tests/accuracy.py
 
-test-lowest: $(VENV)/ready ## the tests with the oldest versions of everything that pyproject.toml allows
-	@$(UV) venv --quiet --clear --python $(BIN)/python $(ENVS)/lowest
+test-lowest: $(VENV)/ready ## the tests with the oldest versions that pyproject.toml allows, on the oldest other Python
+	@$(MAKE_ENV) $(LOWEST_PYTHON) $(ENVS)/lowest
 	@$(UV) pip install --quiet --python $(ENVS)/lowest/bin/python --resolution lowest-direct --editable '.[cli,otlp,testing]' --group test
 	@# the frameworks ask for newer versions than these
 	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore-glob 'tests/test_frameworks*' --ignore tests/test_readme.py
 
-test-wheel: $(VENV)/ready ## the tests against the built wheel, in an environment and a folder without the source
-	@rm -rf dist $(ENVS)/wheel
+test-wheel: $(VENV)/ready ## the tests against the built wheel, without the source, on the newest other Python
+	@rm -rf dist
 	@$(UV) build --quiet --wheel --out-dir dist
-	@$(UV) venv --quiet --python $(BIN)/python $(ENVS)/wheel
+	@$(MAKE_ENV) $(WHEEL_PYTHON) $(ENVS)/wheel
 	@$(UV) pip install --quiet --python $(ENVS)/wheel/bin/python "$$(ls dist/*.whl)[cli,otlp,testing]" --group test --group frameworks
 	@mkdir $(ENVS)/wheel/elsewhere && cp -r tests pyproject.toml $(ENVS)/wheel/elsewhere/
 	@# README and the benchmarks are not in a wheel
