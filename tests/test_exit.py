@@ -14,7 +14,7 @@ from processes import Ledger, Program, run
 from otel_step_hook import StepHookProcessor, StepHookSettings
 from otel_step_hook.testing import HostileReceiver, read_request
 
-START = 8.0  # seconds that starting Python and ending it may take beside the shutdown timeout, on a busy machine
+START = 20.0  # seconds that starting Python and ending it may take beside the shutdown timeout, on a busy machine
 STEPS = ["step-0", "step-1", "step-2"]
 ORDERS = ["added first", "added last", "made first"]  # made before the provider, and added last
 
@@ -145,7 +145,7 @@ def test_in_exit_handler(ledger: Ledger, host: str) -> None:
 def test_flush_in_exit_handler(ledger: Ledger) -> None:
     """Where no thread can be started, force_flush() does not wait for one; shutdown() does the work."""
     ended = run("exits", "flushed_in_exit_handler", url=ledger.url)
-    assert (ended.code, ended.err, ended.out) == (3, "", ["a look at the clock: 0"])
+    assert (ended.code, ended.err, ended.out) == (3, "", ["at once"])
     assert ledger.steps == STEPS
 
 
@@ -162,7 +162,7 @@ def test_after_shutdown(ledger: Ledger) -> None:
 def test_many_shutdowns(ledger: Ledger) -> None:
     """Shutting down in several threads delivers once; shutting down again returns at once."""
     ended = run("exits", "by_many_shutdowns", url=ledger.url)
-    assert (ended.code, ended.err, ended.out) == (0, "", ["a look at the clock: 0"])
+    assert (ended.code, ended.err, ended.out) == (0, "", ["at once"])
     assert ledger.steps == sorted(f"step-{number}" for number in range(20))
 
 
@@ -170,7 +170,7 @@ def test_shutdowns_share_their_limit(ledger: Ledger) -> None:
     """However many exit handlers shut down one after the other, a receiver that hangs costs the limit once."""
     ledger.gate.clear()
     ended = run("exits", "by_many_shutdowns", url=ledger.url, shutdown_timeout=1)
-    assert (ended.code, ended.noise, ended.out) == (0, [], ["a look at the clock: 0"])
+    assert (ended.code, ended.noise, ended.out) == (0, [], ["at once"])
     assert ended.seconds < 1 + START
 
 

@@ -18,17 +18,17 @@ _BODY = b'{"step_id": "step-1"}'
 
 
 @contextmanager
-def _connection(listener: Listener) -> Iterator[http.client.HTTPConnection]:
+def _connection(listener: Listener, patience: float = 10) -> Iterator[http.client.HTTPConnection]:
     port = int(listener.url.rpartition(":")[2].strip("/"))
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=patience)) as connection:
         yield connection
 
 
 def _post(
-    listener: Listener, body: bytes = _BODY, headers: Mapping[str, str] | None = None
+    listener: Listener, body: bytes = _BODY, headers: Mapping[str, str] | None = None, patience: float = 10
 ) -> tuple[int, str, Mapping[str, str]]:
     """Status, body and headers of the answer."""
-    with _connection(listener) as connection:
+    with _connection(listener, patience) as connection:
         connection.request("POST", "/", body, dict(headers or {}))
         answer = connection.getresponse()
         return answer.status, answer.read().decode(), dict(answer.getheaders())
@@ -59,15 +59,15 @@ def test_a_genuine_webhook() -> None:
 
 def test_one_connection_for_many() -> None:
     """A connection is kept, after a refusal too, and needs no pause between answers."""
-    with Listener(Plan(refusals=100)) as listener, _connection(listener) as connection:
+    with Listener(Plan(refusals=300)) as listener, _connection(listener) as connection:
         began = time.monotonic()
         connection.connect()
         kept = connection.sock
-        for number in range(200):
+        for number in range(400):
             connection.request("POST", "/", _BODY, {"webhook-id": str(number)})
             assert connection.getresponse().read() is not None
         assert connection.sock is kept
-        assert time.monotonic() - began < 4  # 100 refusals at 40 ms each, were it not for TCP_NODELAY
+        assert time.monotonic() - began < 10  # 300 refusals at 40 ms each, were it not for TCP_NODELAY
 
 
 def test_a_wrong_key() -> None:
@@ -129,14 +129,16 @@ def test_a_refusal_below_400() -> None:
     assert (status, text, headers["content-length"]) == (302, "", "0")
 
 
-@pytest.mark.parametrize(("plan", "slow"), [(Plan(delay=0.4), [0, 1]), (Plan(refusals=1, delay=0.4), [0])])
+@pytest.mark.parametrize(("plan", "slow"), [(Plan(delay=60), [0, 1]), (Plan(refusals=1, delay=60), [0])])
 def test_delays(plan: Plan, slow: list[int]) -> None:
     """Each refusal is delayed, or each answer where nothing is refused."""
     with Listener(plan) as listener:
         for attempt in range(2):
-            began = time.monotonic()
-            _post(listener, headers={"webhook-id": "a"})
-            assert (time.monotonic() - began >= 0.4) == (attempt in slow)
+            if attempt in slow:
+                with pytest.raises(TimeoutError):
+                    _post(listener, headers={"webhook-id": "a"}, patience=1)
+            else:
+                assert _post(listener, headers={"webhook-id": "a"})[0] == 204
 
 
 @contextmanager

@@ -233,7 +233,7 @@ def test_tasks_that_do_not_end(caplog: pytest.LogCaptureFixture) -> None:
     with working(receiver) as worker:
         worker.submit(submission())
         assert worker.flush(WAIT)
-        assert seconds(lambda: worker.shutdown(WAIT)) < 2
+        assert seconds(lambda: worker.shutdown(WAIT)) < AT_ONCE
     kept.clear()
     gc.collect()
     assert lines(caplog, logging.ERROR) == ["a fault of otel-step-hook: Task was destroyed but it is pending!"]

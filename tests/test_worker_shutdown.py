@@ -58,7 +58,7 @@ def test_shutdown_keeps_its_limit_when_the_thread_is_stuck(caplog: pytest.LogCap
         worker.submit(submission())
         _acquire(receiver.arrived, 1)
         assert 0.2 <= seconds(lambda: worker.shutdown(0.2)) < 0.2 + AT_ONCE
-        assert seconds(lambda: worker.shutdown(5)) < AT_ONCE
+        assert seconds(lambda: worker.shutdown(WAIT)) < AT_ONCE
         assert lines(caplog) == ["shutdown took its 0.2 s; 2 steps have no last word"]
         released.set()
 

@@ -22,7 +22,7 @@ from otel_step_hook.delivery.telemetry import Pipeline
 from otel_step_hook.delivery.worker import Worker, _Generation
 
 THREAD = "otel-step-hook"  # the name of the sender's thread
-AT_ONCE = 2.0  # seconds; what returns at once has returned within these, on a machine however busy
+AT_ONCE = 8.0  # seconds; what returns at once has returned within these, on a busy machine; less than half of WAIT
 _numbers = itertools.count()
 
 
