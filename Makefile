@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 ENVS := .venvs
-PYTEST := -m pytest -q -m "not servers"
+PYTEST := -m pytest -q -m "not servers" --hypothesis-profile brief
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # pyenv hides all versions but one; this makes each of them a python3.x on the path.
 ifneq ($(shell command -v pyenv),)

@@ -20,6 +20,7 @@ runpy.run_path(str(Path(__file__).parent / "programs" / "interruptible.py"))
 
 # A machine that is busy makes no test fail.
 hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.register_profile("brief", deadline=None, max_examples=20)  # where it is not the only run
 hypothesis.settings.load_profile("unhurried")
 
 
