@@ -11,11 +11,13 @@ ifneq ($(shell command -v pyenv),)
 export PYENV_VERSION := $(shell pyenv versions --bare | grep -E '^3\.1[1-9]\.[0-9]+$$' | paste -sd:)
 endif
 
-.PHONY: help demo test lint test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean
+.PHONY: help demo test lint test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+environment: $(VENV)/ready ## what the targets need, in .venv
 
 # The stamp is newer than pyproject.toml when the environment is up to date.
 $(VENV)/ready: pyproject.toml
