@@ -4,6 +4,7 @@ Nothing here raises: an exception would keep all other instrumentations from bei
 """
 
 import logging
+import os
 import weakref
 
 from opentelemetry.trace import get_tracer_provider
@@ -13,12 +14,19 @@ from otel_step_hook.processor import StepHookProcessor
 from otel_step_hook.settings import StepHookSettings, has_webhook
 
 _log = logging.getLogger("otel_step_hook")
-_registered: "weakref.WeakKeyDictionary[object, StepHookProcessor]" = weakref.WeakKeyDictionary()  # by provider
+# Pairs, not a dict: a provider may have no hash.
+_registered: "list[tuple[weakref.ref[object], StepHookProcessor]]" = []
+_told: set[str] = set()  # what has been logged of settings, which are read once by each of the two entry points
 
 
 def pre_instrument() -> None:
-    """Register with the global provider, if ``STEP_COMPLETE_WEBHOOK`` is set (``opentelemetry_pre_instrument``)."""
-    if has_webhook():
+    """Register with the global provider, if ``STEP_COMPLETE_WEBHOOK`` is set (``opentelemetry_pre_instrument``).
+
+    Not where ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names ``step_hook``, of which OpenTelemetry asks
+    the instrumentors alone.
+    """
+    disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
+    if has_webhook() and "step_hook" not in map(str.strip, disabled):
         register()
 
 
@@ -36,20 +44,23 @@ def register(**options: object) -> StepHookProcessor | None:
             type(provider).__name__,
         )
         return None
-    if provider in _registered:
+    registered = next((hook for known, hook in _registered if known() is provider), None)
+    if registered is not None:
         if options:
             _log.warning("otel-step-hook is registered already: the settings %s are ignored", ", ".join(options))
-        return _registered[provider]
+        return registered
     try:
         settings = StepHookSettings(**options)
         hook = StepHookProcessor(settings)
     except ConfigurationError as error:
-        _log.error("otel-step-hook is not registered: %s", error)
+        if str(error) not in _told:
+            _told.add(str(error))
+            _log.error("otel-step-hook is not registered: %s", error)
         return None
     if settings.webhook is None:
         return None
     provider.add_span_processor(hook)
-    _registered[provider] = hook
+    _registered[:] = [*((known, other) for known, other in _registered if known()), (weakref.ref(provider), hook)]
     return hook
 
 

@@ -37,7 +37,7 @@ def _loaded(point: EntryPoint) -> list[Profile]:
     try:
         found = point.load()
         profiles = [found] if isinstance(found, Profile) else list(found)
-    except Exception as error:  # noqa: BLE001 -- somebody else's module, in the application's start-up
+    except (Exception, SystemExit) as error:  # noqa: BLE001 -- somebody else's module, in the application's start-up
         _tell(point, f"{type(error).__name__}: {error}")
         return []
     if not all(isinstance(profile, Profile) for profile in profiles):

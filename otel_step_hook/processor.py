@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("otel_step_hook")
 _TOLD = "_otel_step_hook_told"  # attribute of an ended span: which webhooks were told of which steps
 _HERE = (None, None)
+_FLUSH = 30_000  # milliseconds
 
 
 class StepHookProcessor(SpanProcessor):
@@ -71,8 +72,11 @@ class StepHookProcessor(SpanProcessor):
         # Not at the top: without a webhook nobody pays for the HTTP client.
         from otel_step_hook.delivery.worker import Worker  # noqa: PLC0415 -- see above
 
-        self._reader = StepReader((*profiles, *selected_profiles(self._settings.profiles)), is_step)
-        self._worker = Worker(self._settings)
+        chosen = (*profiles, *selected_profiles(self._settings.profiles))
+        self._reader = StepReader(chosen, is_step, self._tell_fault)
+        self._worker = Worker(self._settings, let_go=self._reader.let_go)
+        # Now, not at the first span: what the application registers from now on runs before it, and may end steps.
+        atexit.register(self._exit_hook)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 -- the SDK's signature
         """Note what `on_end` cannot see any more; for most spans there is nothing to note."""
@@ -101,6 +105,10 @@ class StepHookProcessor(SpanProcessor):
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
             self._worker.drop("unreadable", error)
 
+    def _tell_fault(self, error: Exception) -> None:
+        if self._worker is not None:
+            self._worker.tell_fault(error)
+
     def _look_for_loss(self, span: ReadableSpan, worker: "Worker") -> None:
         """Say, once, that a span may have lost the step id that would have made it a step."""
         try:
@@ -117,18 +125,21 @@ class StepHookProcessor(SpanProcessor):
         )
 
     def _submit(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> None:
-        if event.outcome in self._settings.outcomes and self._is_first(span, event):
+        if event.outcome in self._settings.outcomes and self._is_first(span, event, is_closed=worker.is_closed()):
             worker.submit(self._submission(event, span.resource))
 
     def _submission(self, event: StepEvent, resource: Resource) -> Submission:
         processors, _ = self._elsewhere.get(event.context.span_id, _HERE) if self._elsewhere else _HERE
         return Submission(event, Pipeline(processors or self._processors, resource), time.monotonic())
 
-    def _is_first(self, span: ReadableSpan, event: StepEvent) -> bool:
-        """Whether no other processor of this provider has told the same webhook: registered twice means once."""
+    def _is_first(self, span: ReadableSpan, event: StepEvent, *, is_closed: bool) -> bool:
+        """Whether no other processor of this provider has told the same webhook: registered twice means once.
+
+        One that has been shut down counts among its like: another may have taken its place.
+        """
         # The SDK hands the same object to all of them, and to nobody after them.
         told, token = vars(span).setdefault(_TOLD, {}), object()
-        return told.setdefault((self._settings.webhook, event.context.span_id), token) is token
+        return told.setdefault((self._settings.webhook, is_closed, event.context.span_id), token) is token
 
     def _meet(self, span: Span, processors: SpanProcessor | None) -> None:
         """Note the way that the spans of another provider than the first one's go."""
@@ -136,9 +147,6 @@ class StepHookProcessor(SpanProcessor):
             return
         if self._processors is None:
             self._processors, self._resource = processors, span.resource
-            # Registered now, at the first span, it runs before the provider's own exit handler,
-            # which was registered when the provider was made.
-            atexit.register(self._exit_hook)
         _move_to_front(self, processors)
         if processors is not self._processors:
             span_id = span.get_span_context().span_id
@@ -154,18 +162,24 @@ class StepHookProcessor(SpanProcessor):
         """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""
         # The exit hook stays: a step may end after this, and has to be told of as dropped.
         if self._worker is not None:
-            for event in self._reader.rest():
-                if event.outcome in self._settings.outcomes:
-                    self._worker.submit(self._submission(event, self._resource))
+            self._tell_held(self._reader.rest(), self._worker)
             self._worker.shutdown(self._settings.shutdown_timeout)
 
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+    def force_flush(self, timeout_millis: int | None = _FLUSH) -> bool:
         """Whether everything submitted before is delivered or discarded now.
 
         Waits for at most half of *timeout_millis*: the SDK skips the next processor, which exports
         the delivery spans, when the time is used up.
         """
-        return self._worker is None or self._worker.flush(timeout_millis / 2000)
+        if self._worker is None:
+            return True
+        self._tell_held(self._reader.orphans(), self._worker)
+        return self._worker.flush((_FLUSH if timeout_millis is None else timeout_millis) / 2000)
+
+    def _tell_held(self, events: Iterable[StepEvent], worker: "Worker") -> None:
+        for event in events:
+            if event.outcome in self._settings.outcomes:
+                worker.submit(self._submission(event, self._resource))
 
 
 def _shut_down(processor: "weakref.ref[StepHookProcessor]") -> None:

@@ -1,6 +1,7 @@
 """The sampler that keeps steps: a span that a sampler drops is seen by no processor, and no webhook is sent for it."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from opentelemetry.context import Context
@@ -10,6 +11,7 @@ from opentelemetry.util.types import Attributes
 
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.installed import AUTO, selected_profiles
+from otel_step_hook.steps.profiles import PROFILES
 from otel_step_hook.steps.rules import Profile, named
 
 _log = logging.getLogger("otel_step_hook")
@@ -39,7 +41,10 @@ class StepSampler(Sampler):
         self._profiles = (*profiles, *selected_profiles([AUTO]))
         # Most spans are told apart by these two alone.
         self._marks = frozenset(mark for profile in self._profiles for mark in profile.marks)
-        self._starts = named("|".join(f"(?:{profile.starts})" for profile in self._profiles if profile.starts))
+        starting = [profile for profile in self._profiles if profile.starts]
+        # Those of the table as one, which is quicker. Those of others might not go together: flags, names of groups.
+        whole = "|".join(f"(?:{profile.starts})" for profile in starting if profile in PROFILES)
+        self._starts = [named(starts) for starts in (whole, *(one.starts for one in starting if one not in PROFILES))]
         self._is_cheap = is_step is None and all(profile.marks for profile in self._profiles)
 
     def should_sample(  # noqa: PLR0917 -- the SDK's signature
@@ -61,7 +66,7 @@ class StepSampler(Sampler):
 
     def _keeps(self, name: str, attributes: Mapping[str, object]) -> bool:
         try:
-            if self._record_all or self._starts(name, attributes):
+            if self._record_all or any(starts(name, attributes) for starts in self._starts):
                 return True
             if self._is_cheap and self._marks.isdisjoint(attributes):
                 return False
@@ -80,11 +85,11 @@ class StepSampler(Sampler):
 def from_argument(argument: str | float | None) -> StepSampler:
     """The sampler of ``OTEL_TRACES_SAMPLER=step_hook``; *argument* is what ``OTEL_TRACES_SAMPLER_ARG`` holds.
 
-    A ratio, of traces that are exported, 1 without one: `ParentBased` and by trace id, as
+    A ratio, of traces that are exported, 1 without one or where it is empty: `ParentBased` and by trace id, as
     ``parentbased_traceidratio`` has it. After a comma, ``all`` records every span. Raises
     `ConfigurationError` for anything else, upon which OpenTelemetry says so and samples as by default.
     """
-    text, _, word = str(1 if argument is None else argument).partition(",")
+    text, _, word = str(1 if argument in {None, ""} else argument).partition(",")
     try:
         root = ParentBased(TraceIdRatioBased(float(text)))
     except ValueError:
@@ -92,3 +97,11 @@ def from_argument(argument: str | float | None) -> StepSampler:
     if word.strip() not in {"", "all"}:
         raise ConfigurationError(f"{_EXPECTED}, and is {argument!r}")
     return StepSampler(root, record_all=word.strip() == "all")
+
+
+def from_environment() -> StepSampler:
+    """The sampler ``step_hook`` of a file of the declarative configuration, which passes nothing on (``{}``).
+
+    Its argument is ``OTEL_TRACES_SAMPLER_ARG``, as for `from_argument`.
+    """
+    return from_argument(os.environ.get("OTEL_TRACES_SAMPLER_ARG"))

@@ -17,6 +17,15 @@ from temporalio.testing import ActivityEnvironment
 
 from otel_step_hook.steps.engines import is_replaying
 
+
+class _Foreign(Exception):  # noqa: N818 -- whatever a client library raises
+    """Has attributes that Temporal's own error has, too, and that mean something else here."""
+
+    type = "server_error"
+    non_retryable = True
+    next_retry_delay = timedelta(hours=1)
+
+
 TOLD_FAILED, TOLD_CANCELLED, NOT_TOLD = ["failed"], ["cancelled"], list[str]()
 
 
@@ -72,6 +81,10 @@ def test_an_activity_that_succeeds_is_told(activities: Activities) -> None:
         (ApplicationError("no"), RetryPolicy(), NOT_TOLD),
         (ApplicationError("no", non_retryable=True), RetryPolicy(), TOLD_FAILED),
         (ApplicationError("no", type="Odd"), RetryPolicy(non_retryable_error_types=["Odd"]), TOLD_FAILED),
+        (ApplicationError("no"), RetryPolicy(non_retryable_error_types=["ApplicationError"]), NOT_TOLD),
+        (_Foreign("no"), RetryPolicy(), NOT_TOLD),
+        (_Foreign("no"), RetryPolicy(non_retryable_error_types=["_Foreign"]), TOLD_FAILED),
+        (_Foreign("no"), RetryPolicy(non_retryable_error_types=["server_error"]), NOT_TOLD),
         (ValueError("no"), None, TOLD_FAILED),
     ],
 )
@@ -159,6 +172,23 @@ def test_modules_that_are_being_imported_say_nothing(activities: Activities, mon
     for name in ("temporalio.workflow", "temporalio.activity"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     assert activities.run(ValueError("no"), attempt=1, retry_policy=_MANY) == TOLD_FAILED
+
+
+def _raise(*_: object) -> object:
+    raise RuntimeError("no running event loop")
+
+
+def test_what_an_old_release_cannot_answer_is_not_known(
+    activities: Activities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises where no event loop runs, and tells nothing of cancellations: every failed attempt is told."""
+    # In the place of temporalio 1.11, which does not go together with the release that is installed here.
+    old = SimpleNamespace(in_activity=lambda: True, info=activity.info)
+    monkeypatch.setitem(sys.modules, "temporalio.workflow", SimpleNamespace(in_workflow=_raise))
+    monkeypatch.setitem(sys.modules, "temporalio.activity", old)
+    assert activities.run(ValueError("no"), attempt=1, retry_policy=None) == TOLD_FAILED
+    old.info = _raise
+    assert activities.run(ValueError("no"), attempt=1) == [*TOLD_FAILED] * 2
 
 
 def test_outside_of_a_workflow_nothing_is_replayed() -> None:

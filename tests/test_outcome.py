@@ -18,8 +18,14 @@ _SUCCESS, _FAILED, _CANCELLED = Outcome
 _UNSET, _OK, _ERROR = StatusCode
 
 
+class ApprovalRequired(Exception):  # noqa: N818 -- the name is the point
+    """The application's own; pydantic-ai has one of that name."""
+
+
 class GraphInterrupt(Exception):  # noqa: N818 -- LangGraph's own name
     """A pause."""
+
+    __module__ = "langgraph.errors"
 
 
 class _NodeInterrupt(GraphInterrupt):
@@ -156,6 +162,17 @@ def test_an_error_named_as_a_pause_is_no_end() -> None:
     """Under ERROR the description and ``error.type`` tell of a pause as well."""
     assert _outcome(_ERROR, "GraphInterrupt(())") is None
     assert _outcome(_ERROR, attributes={"error.type": "NodeInterrupt"}) is None
+
+
+@pytest.mark.parametrize(("code", "outcome"), [(_ERROR, _FAILED), (_UNSET, _SUCCESS), (_OK, _SUCCESS)])
+def test_an_exception_that_shares_a_pauses_name_is_none(code: StatusCode, outcome: Outcome) -> None:
+    """It is the application's own, and means what other exceptions mean; a name alone does not overrule it."""
+    raised = [_raised("app.ApprovalRequired")]
+    assert _outcome(code, events=raised) is outcome
+    assert _outcome(_ERROR, "ApprovalRequired: by two", events=raised) is _FAILED
+    assert _outcome(_ERROR, "ApprovalRequired: by two", flying=ApprovalRequired("by two")) is _FAILED
+    assert _outcome(events=[_raised("ApprovalRequired")], flying=ApprovalRequired("by two")) is _FAILED
+    assert _outcome(_ERROR, attributes={"error.type": "app.NodeInterrupt"}) is _FAILED
 
 
 def test_a_generator_closed_early_has_succeeded() -> None:

@@ -232,7 +232,17 @@ def test_haystack_tells_what_the_sdk_ends() -> None:
     assert [step.outcome for step in haystack.told] == [FAILED, CANCELLED]
 
 
+def test_haystack_tells_no_breakpoint() -> None:
+    """A snapshot has been made, from which the pipeline goes on."""
+    haystack = Framework("haystack")
+    broken = recorded("haystack.core.errors.BreakpointException", description="BreakpointException: Breaking at …")
+    haystack.emit("haystack.component.run", later={"haystack.component.name": "llm"}, ending=broken)
+    assert haystack.told == []
+
+
 # CrewAI, by itself and by two instrumentations
+
+_ORPHANED = "Span orphaned — execution ended before completion event"  # what its session says when it closes
 
 
 @endings(
@@ -242,6 +252,8 @@ def test_haystack_tells_what_the_sdk_ends() -> None:
     paused=(Ending(attributes={"crewai.event_name": "method_execution_paused"}), None),
     paused_with_error=(Ending(status=ERROR, attributes={"crewai.event_name": "method_execution_paused"}), None),
     finished=(Ending(status=OK, attributes={"crewai.event_name": "method_execution_finished"}), SUCCESS),
+    left=(Ending(status=ERROR, description=_ORPHANED), CANCELLED),
+    left_by_a_timeout=(Ending(status=ERROR, description=_ORPHANED, flying=TimeoutError), CANCELLED),
 )
 def test_crewai_tells_tasks_and_methods(ending: Ending, outcome: Outcome | None) -> None:
     """Tasks and methods of flows are steps, by the id of their event; crews, agents, models and tools are none."""
@@ -264,7 +276,7 @@ def test_crewai_tells_tasks_and_methods(ending: Ending, outcome: Outcome | None)
 
 _INSTRUMENTED = endings(
     returned=(IS_OK, SUCCESS),
-    failed=(recorded("ValueError", ValueError), FAILED),
+    failed=(recorded("ValueError", ValueError, description="ValueError: no"), FAILED),
     cancelled=(in_flight(KeyboardInterrupt, UNSET), CANCELLED),
 )
 
@@ -285,6 +297,27 @@ def test_crewai_with_openinference_tells_tasks_and_nodes(scope: str, ending: End
         *told("Researcher._execute_core", made_id(task), outcome),
         *told("plan.execute", made_id(node), outcome),
     ]
+
+
+def test_crewai_with_openinference_tells_no_pause() -> None:
+    """A method that waits for somebody's word has not ended; nor has what a listener leaves when it is taken away."""
+    flow = Framework("openinference.instrumentation.crewai")
+    pending = recorded("crewai.flow.async_feedback.types.HumanFeedbackPending", description="")
+    flow.emit("Flow_1.ask", later={"flow.node.name": "ask"}, ending=pending)
+    listener = Framework("openinference.instrumentation.crewai._event_listener")
+    listener.emit("Flow_1.ask", {"flow.node.name": "ask"}, ending=Ending(status=ERROR))
+    assert [*flow.told, *listener.told] == []
+
+
+@_INSTRUMENTED
+def test_crewai_with_traceloop_tells_tasks_in_threads(ending: Ending, outcome: Outcome) -> None:
+    """Such a task has no span: its agent's stands for it, and not that of another agent which helps."""
+    crew = Framework("opentelemetry.instrumentation.crewai.instrumentation")
+    workflow = crew.start("crewai.workflow", {"traceloop.span.kind": "workflow"})
+    agent = crew.start("Researcher.agent", {"traceloop.span.kind": "agent"}, below=workflow)
+    crew.emit("Writer.agent", {"traceloop.span.kind": "agent"}, below=agent, ending=ending)
+    end(agent, ending)
+    assert crew.told == told("Researcher.agent", made_id(agent), outcome)
 
 
 @_INSTRUMENTED

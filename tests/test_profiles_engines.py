@@ -143,6 +143,21 @@ def test_dbos_tells_a_step_without_workflow_or_number_by_its_span(
     assert app.told == told("charge", made_id(step), SUCCESS)
 
 
+class _OldDbos:
+    @property
+    def step_id(self) -> int:
+        raise RuntimeError("not initialized")
+
+
+@_DBOS_WORDS
+def test_dbos_that_does_not_answer_tells_steps_by_their_spans(dbos: _Dbos, kind: str, workflow_id: str) -> None:
+    """A number that cannot be had costs the id, and not the step."""
+    dbos.DBOS = _OldDbos()  # type: ignore[assignment]  # -- in the place of the whole module
+    app = Framework("dbos-tracer")
+    step = app.emit("charge", later={kind: "step", workflow_id: "wf-1"})
+    assert app.told == told("charge", made_id(step), SUCCESS)
+
+
 @_DBOS_WORDS
 def test_dbos_that_has_not_been_imported_tells_steps_by_their_spans(kind: str, workflow_id: str) -> None:
     """Spans of another process, or of an older version, say no number."""

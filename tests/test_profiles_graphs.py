@@ -251,6 +251,24 @@ def test_llama_index_tells_the_steps_of_a_workflow_inside_of_a_step(scope: str) 
 
 
 @_ROWS
+def test_llama_index_tells_a_function_that_is_a_step(scope: str) -> None:
+    """``@step(workflow=…)`` makes a step of it, without a class in its name."""
+    attributes, _ = _LLAMA_INDEX[scope]
+    flow = Framework(scope)
+    run = flow.start("MyFlow.run", later=_KIND)
+    step = flow.emit("plan", later=attributes, below=run)
+    assert flow.told == told("plan", made_id(step), SUCCESS)
+
+
+def test_llama_index_takes_the_parts_of_an_ingestion_for_none() -> None:
+    """Its pipeline runs as a workflow does, and calls what it consists of."""
+    pipeline = Framework("openinference.instrumentation.llama_index")
+    run = pipeline.start("IngestionPipeline.run", later=_KIND)
+    pipeline.emit("SentenceSplitter.__call__", later=_KIND, below=run)
+    assert pipeline.told == []
+
+
+@_ROWS
 def test_llama_index_tells_nothing_outside_of_a_run(scope: str) -> None:
     """Without a parent, or below one of another scope, no name makes a step."""
     attributes, _ = _LLAMA_INDEX[scope]

@@ -182,8 +182,10 @@ def test_agent_framework_tells_the_tools_of_an_agent_outside_of_workflows(ending
 
 # AutoGen
 
+_SENT, _PUBLISHED = '{"sender": "x", "is_rpc": true}', '{"sender": "x", "is_rpc": false}'
+
 _RUNTIMES = pytest.mark.parametrize(
-    "scope", ["autogen SingleThreadedAgentRuntime", "autogen GrpcWorkerAgentRuntime", "autogen-core"]
+    "scope", ["autogen SingleThreadedAgentRuntime", "autogen Worker Runtime", "autogen-core"]
 )
 
 
@@ -198,6 +200,42 @@ def test_autogen_tells_what_its_agents_process(
     for operation in ("create", "send", "publish", "ack"):
         autogen.run(f"autogen {operation} writer.(default)-A", {"messaging.operation": operation}, raising)
     assert autogen.told == told("autogen process writer.(default)-A", made_id(step), outcome)
+
+
+@_RUNTIMES
+@pytest.mark.parametrize(
+    ("kind", "message", "context", "times"),
+    [
+        ("ChatAgentContainer", "{}", _PUBLISHED, 1),
+        ("ChatAgentContainer", "{}", _SENT, 0),  # a reset or a pause
+        ("ChatAgentContainer", '{"agent_response": 1}', _PUBLISHED, 0),  # what others have said
+        ("RoundRobinGroupChatManager", '{"messages": []}', _PUBLISHED, 0),
+        ("MagenticOneOrchestrator", "{}", _PUBLISHED, 0),
+        ("Writer", "{}", _SENT, 1),
+        ("Writer", '{"text": "hello"}', _PUBLISHED, 1),
+    ],
+)
+def test_autogen_tells_the_turns_of_a_team(scope: str, kind: str, message: str, context: str, times: int) -> None:
+    """Not what a team says to itself; the agents of the application's own are told whatever they hear."""
+    autogen = Framework(scope)
+    attributes = {
+        "messaging.operation": "process",
+        "recipient_agent_class": kind,
+        "message": message,
+        "message_context": context,
+    }
+    turn = autogen.emit("autogen process writer.(default)-A", attributes)
+    assert autogen.told == told("autogen process writer.(default)-A", made_id(turn), SUCCESS) * times
+
+
+def test_autogen_takes_tools_inside_of_what_a_team_says_to_itself_for_a_part_of_it() -> None:
+    """Whatever is processed encloses its tools, told or not."""
+    autogen = Framework("autogen-core")
+    manager = {"messaging.operation": "process", "recipient_agent_class": "SelectorGroupChatManager"}
+    step = autogen.start("autogen process m.(default)-A", manager, scope="autogen SingleThreadedAgentRuntime")
+    autogen.emit("execute_tool weather", _CALL, below=step)
+    end(step)
+    assert autogen.told == []
 
 
 @_RUNTIMES

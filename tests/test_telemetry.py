@@ -107,7 +107,7 @@ async def test_a_discarded_delivery_is_an_error_with_a_reason() -> None:
     assert "network.peer.address" not in attributes_of(attempt)
 
 
-def test_the_span_of_a_delivery_is_found_by_its_webhook_id() -> None:
+def test_the_span_of_a_delivery_is_found_by_its_webhook_id_and_endpoint() -> None:
     """Any process derives the same span id: an attempt made after a restart has the same parent."""
     exporter = InMemorySpanExporter()
     processor = SimpleSpanProcessor(exporter)
@@ -119,7 +119,9 @@ def test_the_span_of_a_delivery_is_found_by_its_webhook_id() -> None:
     each.end_delivery(again, None)
     *attempts, span = exporter.get_finished_spans()
     assert {attempt.parent and attempt.parent.span_id for attempt in attempts} == {span.context.span_id}
-    assert span.context.span_id == span_id_of(first.id) == int(hashlib.sha256(first.id.encode()).hexdigest()[:16], 16)
+    named = f"{first.id}\0{URL}".encode()
+    assert span.context.span_id == span_id_of(first.id, URL) == int(hashlib.sha256(named).hexdigest()[:16], 16)
+    assert span_id_of(first.id, f"{URL}/other") != span.context.span_id
     assert len({span.context.span_id for span in exporter.get_finished_spans()}) == 3
 
 

@@ -110,9 +110,13 @@ class _Ids(RandomIdGenerator):
         return super().generate_span_id() if known is None else known
 
 
-def span_id_of(message_id: str) -> int:
-    """The id of the ``step_hook.deliver`` span: made from the webhook id, so that any process finds it."""
-    return int.from_bytes(hashlib.sha256(message_id.encode("ascii")).digest()[:8], "big") or 1
+def span_id_of(message_id: str, endpoint: str) -> int:
+    """The id of the ``step_hook.deliver`` span: made from webhook id and endpoint, so that any process finds it.
+
+    Two hooks may tell two endpoints of one step: these are two deliveries.
+    """
+    named = f"{message_id}\0{endpoint}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(named).digest()[:8], "big") or 1
 
 
 class Instruments(NamedTuple):
@@ -165,6 +169,7 @@ class Telemetry:
 
     def __init__(self, url: str, trouble: Trouble) -> None:
         parts = urlsplit(url)
+        self._endpoint = url
         self._recording = _Recording(trouble)
         self.instruments = Instruments.of_this_process()
         self._attributes: dict[str, str | int] = {
@@ -237,7 +242,7 @@ class Telemetry:
         if delivery.span is None:
             event, known = delivery.event, self._of(delivery.pipeline)
             if known.ids is not None:
-                known.ids.next_span_id = span_id_of(delivery.id)
+                known.ids.next_span_id = span_id_of(delivery.id, self._endpoint)
             delivery.span = known.tracer.start_span(
                 "step_hook.deliver",
                 # An empty context: nothing of whatever runs here may leak into the application's trace.

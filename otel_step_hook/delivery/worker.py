@@ -52,20 +52,22 @@ class Worker:
 
     `submit`, `drop`, `tell_fault` and `tell_notice` may be called from any thread, from a signal handler and by the
     garbage collector at any moment: they take no lock that their own thread could hold already.
-    *connect* is called once, and returns what makes senders. Raises `ConfigurationError` for settings
-    that cannot be used.
+    *connect* is called once, and returns what makes senders. *let_go* is called in a forked child.
+    Raises `ConfigurationError` for settings that cannot be used.
     """
 
     def __init__(
         self,
         settings: StepHookSettings,
         connect: Callable[[StepHookSettings], Callable[[], Sender]] = connector,
+        let_go: Callable[[], None] = lambda: None,
     ) -> None:
         # Now, not in the thread: what cannot be used is told at start-up, and what takes locks of its
         # own, once, is not left locked in a child that is forked at that moment.
         self._connect = connect(settings)
         Instruments.of_this_process()
         self._settings = settings
+        self._let_go = let_go
         self._limit = _Limit(math.inf)
         self._parents: list[Turn] = []  # kept in a forked child: what is in them is the parent's to end
         self._own = _Generation(settings.max_queue_size)
@@ -73,7 +75,7 @@ class Worker:
 
     def submit(self, submission: Submission) -> None:
         """Take *submission* for delivery, or drop it, counted and told, when shut down or full."""
-        if self._is_closed():
+        if self.is_closed():
             self.drop("shutdown")
         elif self._own.inbox.store.put(submission):
             self._wake()
@@ -100,7 +102,7 @@ class Worker:
 
     def _wake_for_news(self) -> None:
         own, now = self._own, time.monotonic()
-        if not self._is_closed():
+        if not self.is_closed():
             self._wake()
         elif now - own.late_at >= _LATE:
             own.late_at = now
@@ -153,7 +155,8 @@ class Worker:
     def _stop_by(self) -> float:
         return self._limit.deadline
 
-    def _is_closed(self) -> bool:
+    def is_closed(self) -> bool:
+        """Whether what is submitted now is dropped."""
         return self._limit.deadline < math.inf
 
     def _wake(self) -> bool:
@@ -232,6 +235,7 @@ class Worker:
 
     def after_fork(self) -> None:
         """In a forked child: an empty queue, no thread, no connections. What the parent queued is the parent's."""
+        self._let_go()
         turn = self._own.turn
         self._own = _Generation(self._settings.max_queue_size)
         if turn is not None:

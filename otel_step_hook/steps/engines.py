@@ -1,6 +1,7 @@
 """What the workflow engines in this process say of the code that is running now.
 
-They are asked only where the application has imported them, and nothing of them is imported here.
+They are asked only where the application has imported them, and nothing of them is imported here. What
+an older or newer release cannot answer, it says nothing about.
 """
 
 import sys
@@ -20,18 +21,24 @@ def is_in_workflow() -> bool:
     """Whether this is the code of a Temporal workflow."""
     # By getattr: another thread may be in the middle of its import.
     in_workflow = getattr(sys.modules.get("temporalio.workflow"), "in_workflow", None)
-    return in_workflow is not None and in_workflow()
+    try:
+        return in_workflow is not None and bool(in_workflow())
+    except Exception:  # noqa: BLE001 -- an old release raises where no event loop runs, and there is no workflow there
+        return False
 
 
 def is_replaying() -> bool:
     """Whether this is Temporal workflow code that runs again what has happened before."""
-    return is_in_workflow() and sys.modules["temporalio.workflow"].unsafe.is_replaying()
+    return is_in_workflow() and bool(sys.modules["temporalio.workflow"].unsafe.is_replaying())
 
 
 def dbos_step() -> object:
     """The number of the DBOS step that is beginning, in its workflow; None outside of one."""
     dbos = getattr(sys.modules.get("dbos"), "DBOS", None)
-    return getattr(dbos, "step_id", None)
+    try:
+        return getattr(dbos, "step_id", None)
+    except Exception:  # noqa: BLE001 -- a property, of a release that was never tried
+        return None
 
 
 def dbos_word(_: ReadableSpan, __: Attributes, exception: BaseException | None) -> Outcome | None:
@@ -45,10 +52,17 @@ def temporal_word(span: ReadableSpan, _: Attributes, exception: BaseException | 
     What looks like a cancellation and is none is the end of this attempt alone: it has run out of
     time, or the worker stops. Without another attempt, the activity has failed.
     """
+    try:
+        return _temporal_word(span, exception)
+    except Exception:  # noqa: BLE001 -- of a release that was never tried; the general rules decide
+        return None
+
+
+def _temporal_word(span: ReadableSpan, exception: BaseException | None) -> Outcome | Verdict | None:
     activity = sys.modules.get("temporalio.activity")
     if exception is None or activity is None or not getattr(activity, "in_activity", bool)():
         return None
-    details, info = activity.cancellation_details(), activity.info()
+    details, info = getattr(activity, "cancellation_details", lambda: None)(), activity.info()
     if details is not None and details.cancel_requested:
         return None  # whatever comes of it, nothing is tried again
     if not is_cancellation(exception):
@@ -77,16 +91,18 @@ def _has_timed_out(info: Any, span: ReadableSpan) -> bool:
 def _is_retried(info: Any, exception: BaseException, span: ReadableSpan) -> bool:
     """Whether the server will make another attempt, by the rules of its retry policies."""
     policy = getattr(info, "retry_policy", None)
-    if policy is None or getattr(exception, "non_retryable", False):  # None: an old server or SDK does not tell
+    # Exceptions of others may have attributes of these names, which Temporal does not look at.
+    temporals = exception if isinstance(exception, sys.modules["temporalio.exceptions"].ApplicationError) else None
+    if policy is None or (temporals and temporals.non_retryable):  # None: an old server or SDK does not tell
         return False
-    kind = getattr(exception, "type", None) or type(exception).__name__
+    kind = temporals.type if temporals else type(exception).__name__
     if kind in (policy.non_retryable_error_types or ()):
         return False
     if policy.maximum_attempts and info.attempt >= policy.maximum_attempts:
         return False
     if not info.schedule_to_close_timeout:
         return True
-    delay = getattr(exception, "next_retry_delay", None) or _interval(policy, info.attempt)
+    delay = (temporals and temporals.next_retry_delay) or _interval(policy, info.attempt)
     return bool(_end(span) + delay < info.scheduled_time + info.schedule_to_close_timeout)
 
 

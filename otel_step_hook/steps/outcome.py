@@ -11,7 +11,19 @@ from otel_step_hook.steps.rules import Attributes, Profile, Verdict, plain
 # Compared by the last dotted part: asyncio.exceptions.CancelledError, trio.Cancelled, a bare CancelledError, …
 CANCELLATIONS = frozenset({"CancelledError", "Cancelled", "KeyboardInterrupt", "SystemExit", "GreenletExit"})
 # A step that pauses, or hands its end over to somebody else, has not ended: nothing is sent.
-PAUSES = frozenset({"GraphInterrupt", "NodeInterrupt", "CallDeferred", "ApprovalRequired", "_CompleteAsyncError"})
+PAUSES = frozenset(
+    {
+        "GraphInterrupt",
+        "NodeInterrupt",
+        "CallDeferred",
+        "ApprovalRequired",
+        "_CompleteAsyncError",
+        "BreakpointException",
+        "HumanFeedbackPending",
+    }
+)
+# Whose they are: an exception of the same name from elsewhere is one like any other.
+_PAUSING = frozenset({"langgraph", "pydantic_ai", "temporalio", "haystack", "crewai"})
 # In flight without meaning a failure: how generators end.
 CONTROL_FLOW = frozenset({"GeneratorExit", "StopIteration", "StopAsyncIteration"})
 
@@ -62,14 +74,12 @@ def outcome_of(
 
 
 def _of_error(span: ReadableSpan, attributes: Attributes, flying: str) -> Outcome | None:
-    names = (
-        _last_exception(span),
-        last_part(plain(attributes.get("error.type"))),
-        last_part(_leading_name(span.status.description)),
-    )
+    told = (_last_exception(span), plain(attributes.get("error.type")), _leading_name(span.status.description))
+    names = tuple(map(last_part, told))
     if flying == "cancellation" or not CANCELLATIONS.isdisjoint(names):
         return Outcome.CANCELLED
-    if flying == "pause" or not PAUSES.isdisjoint(names):
+    # The object itself, if there is one, knows better than a name.
+    if flying == "pause" or (flying != "exception" and _is_pause(*told)):
         return None
     # A generator that its consumer closed early has done what was asked of it, unless something else is told.
     return Outcome.SUCCESS if {name for name in names if name} == {"GeneratorExit"} else Outcome.FAILED
@@ -78,14 +88,14 @@ def _of_error(span: ReadableSpan, attributes: Attributes, flying: str) -> Outcom
 def _of_ok(span: ReadableSpan, flying: str, profile: Profile) -> Outcome | None:
     if flying == "exception" and profile.hides_failures:
         return Outcome.FAILED
-    return None if _last_exception(span) in PAUSES else Outcome.SUCCESS
+    return None if _is_pause(_last_exception(span)) else Outcome.SUCCESS
 
 
 def _of_unset(span: ReadableSpan, flying: str) -> Outcome | None:
     last = _last_exception(span)
-    if last in CANCELLATIONS:
+    if last_part(last) in CANCELLATIONS:
         return Outcome.CANCELLED
-    if last in PAUSES:
+    if flying != "exception" and _is_pause(last):
         return None
     return Outcome.FAILED if flying == "exception" else Outcome.SUCCESS
 
@@ -105,19 +115,33 @@ def _kind(exception: BaseException | None) -> str:
     if isinstance(exception, BaseExceptionGroup):
         kinds = {_kind(inner) for inner in exception.exceptions} - {""}
         return kinds.pop() if len(kinds) == 1 else "exception" if kinds else ""
-    names = {base.__name__ for base in type(exception).__mro__}
+    bases = type(exception).__mro__
+    names = {base.__name__ for base in bases}
     if names & CANCELLATIONS:
         return "cancellation"
-    if names & PAUSES:
+    if names & PAUSES and any(base.__name__ in PAUSES and _is_pausing(base.__module__) for base in bases):
         return "pause"
     return "" if names & CONTROL_FLOW else "exception"
 
 
+def _is_pause(*names: str) -> bool:
+    """Whether the first of these names that could be a pause's is one: it does not say whose it is, or says so."""
+    for name in names:
+        module, _, last = name.rpartition(".")
+        if last in PAUSES:
+            return not module or _is_pausing(module)
+    return False
+
+
+def _is_pausing(module: object) -> bool:
+    return plain(module).partition(".")[0] in _PAUSING
+
+
 def _last_exception(span: ReadableSpan) -> str:
-    """The last part of the type of the last exception event; empty without one."""
+    """The type of the last exception event; empty without one."""
     for event in reversed(span.events):
         if event.name == "exception":
-            return last_part(plain((event.attributes or {}).get("exception.type")))
+            return plain((event.attributes or {}).get("exception.type"))
     return ""
 
 

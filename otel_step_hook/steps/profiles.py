@@ -10,6 +10,7 @@ import re
 from contextlib import suppress
 
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps import letta
 from otel_step_hook.steps.engines import dbos_step, dbos_word, temporal_word
@@ -80,6 +81,37 @@ def _strands_word(_: ReadableSpan, attributes: Attributes, __: BaseException | N
     return _SUCCESS if stopped_by == "GeneratorExit" else _CANCELLED
 
 
+def _crewai_word(span: ReadableSpan, attributes: Attributes, _: BaseException | None) -> Outcome | Verdict | None:
+    """Cancelled, where its session has to end a span when it closes: CrewAI says nothing of what is cancelled."""
+    if attributes.get("crewai.event_name") == "method_execution_paused":
+        return NOT_TERMINAL
+    return _CANCELLED if plain(span.status.description).startswith("Span orphaned") else None
+
+
+def _crewai_listeners_word(span: ReadableSpan, _: Attributes, __: BaseException | None) -> Verdict | None:
+    """Not terminal, where the listener ends what is still open when it is taken away: an error without a word."""
+    is_mute = not span.status.description and not span.events
+    return NOT_TERMINAL if is_mute and span.status.status_code is StatusCode.ERROR else None
+
+
+def _is_autogen_turn(_: str, attributes: Attributes) -> bool:
+    """Not what a team says to itself: of its messages only the request to speak is work."""
+    kind = attributes.get("recipient_agent_class")
+    if kind == "ChatAgentContainer":
+        asked = attributes.get("message") == "{}"  # the others carry something
+        return asked and '"is_rpc": false' in plain(attributes.get("message_context"))  # and it is no reset or pause
+    return kind not in _AUTOGEN_MANAGERS
+
+
+_AUTOGEN_MANAGERS = (
+    "RoundRobinGroupChatManager",
+    "SelectorGroupChatManager",
+    "SwarmGroupChatManager",
+    "GraphFlowManager",
+    "MagenticOneOrchestrator",
+)
+_AUTOGEN_PROCESS = named("autogen process .*")
+_CREWAI_STEP = either(has("task_id"), has("flow.node.name"))
 _TASK = says("traceloop.span.kind", "task")
 _PREFECT: dict[str, Outcome | Verdict] = {
     "COMPLETED": _SUCCESS,
@@ -201,7 +233,8 @@ PROFILES = (
         name="llama-index",
         scopes=("openinference.instrumentation.llama_index",),
         marks=("openinference.span.kind",),
-        is_step=named(r"(?!.*\.run$).+\.[^.]+"),
+        # A function may be a step; the parts of a pipeline are called.
+        is_step=both(has("openinference.span.kind"), named(r"(?!.*\.(run|__call__)$).+")),
         below=named(r".*\.run"),
         word=event_named("span.cancelled", _CANCELLED),
     ),
@@ -241,20 +274,30 @@ PROFILES = (
         is_step=says("gen_ai.operation.name", "execute_task", "execute_method"),
         starts="execute task|call method",
         step_id=first("event_id", "crewai.task.id"),  # the second is the same for all runs of a task
-        word=word_in("crewai.event_name", {"method_execution_paused": NOT_TERMINAL}),
+        word=_crewai_word,
     ),
     Profile(
         name="crewai",
-        scopes=("openinference.instrumentation.crewai", "openinference.instrumentation.crewai._event_listener"),
+        scopes=("openinference.instrumentation.crewai",),
         marks=("task_id", "flow.node.name"),
-        is_step=either(has("task_id"), has("flow.node.name")),
+        is_step=_CREWAI_STEP,
         starts=r".*\._execute_core|.*\.execute",
+    ),
+    Profile(
+        name="crewai",
+        scopes=("openinference.instrumentation.crewai._event_listener",),
+        marks=("task_id", "flow.node.name"),
+        is_step=_CREWAI_STEP,
+        starts=r".*\._execute_core|.*\.execute",
+        word=_crewai_listeners_word,
     ),
     Profile(
         name="crewai",
         scopes=("opentelemetry.instrumentation.crewai.instrumentation",),
         marks=("traceloop.span.kind",),
         is_step=_TASK,
+        is_tool=says("traceloop.span.kind", "agent"),  # of a task in a thread of its own, which has no span
+        encloses=says("traceloop.span.kind", "task", "agent"),
     ),
     Profile(
         name="haystack",
@@ -264,10 +307,12 @@ PROFILES = (
     ),
     Profile(
         name="autogen",
-        scopes=("autogen SingleThreadedAgentRuntime", "autogen GrpcWorkerAgentRuntime", "autogen-core"),
+        scopes=("autogen SingleThreadedAgentRuntime", "autogen Worker Runtime", "autogen-core"),
         marks=("messaging.operation", "gen_ai.operation.name"),
-        is_step=named("autogen process .*"),
+        is_step=both(_AUTOGEN_PROCESS, _is_autogen_turn),
         is_tool=_TOOL_CALL,
+        encloses=_AUTOGEN_PROCESS,
+        starts="autogen process .*|invoke_agent .*",
         step_id=_TOOL_CALL_ID,
     ),
     Profile(
@@ -277,15 +322,18 @@ PROFILES = (
         is_step=_TASK,
         is_tool=says("traceloop.span.kind", "tool"),
         encloses=named(r".*\.task"),
-        starts=r".*\.(task|tool)",
+        starts=r".*\.(task|tool|workflow|agent)",
     ),
     Profile(
         name="util-genai",
         scopes=(
             "opentelemetry.util.genai.handler",
+            "opentelemetry.instrumentation.genai.agno",
+            "opentelemetry.instrumentation.genai.dspy",
             "opentelemetry.instrumentation.genai.langchain",
             "opentelemetry.instrumentation.genai.llama_index",
             "opentelemetry.instrumentation.genai.openai_agents",
+            "opentelemetry.instrumentation.genai.qwen_agent",
             "opentelemetry.instrumentation.genai.smolagents",
         ),
         marks=("gen_ai.operation.name",),

@@ -37,12 +37,18 @@ class StepReader:
     """Says of each span that ends which step has ended with it, and how.
 
     *profiles* are asked in their order. *is_step*, if given, replaces their rules for which spans are
-    steps. May be called from any thread, from a signal handler and by the garbage collector at any
-    moment: it takes no lock.
+    steps. *on_fault* is told what rules raise that cost no step. May be called from any thread, from a
+    signal handler and by the garbage collector at any moment: it takes no lock.
     """
 
-    def __init__(self, profiles: Iterable[Profile], is_step: Callable[[ReadableSpan], bool] | None = None) -> None:
+    def __init__(
+        self,
+        profiles: Iterable[Profile],
+        is_step: Callable[[ReadableSpan], bool] | None = None,
+        on_fault: Callable[[Exception], object] = lambda _: None,
+    ) -> None:
         self._is_step = is_step
+        self._on_fault = on_fault
         self._rows, self._others = table(tuple(profiles), is_asked=is_step is not None)
         self._notes: dict[int, Note] = {}  # by span id; only for the spans that need one
         self._forgotten: OrderedDict[int, Note] = OrderedDict()  # of spans that are gone; the last few
@@ -63,18 +69,21 @@ class StepReader:
         rows, attributes = self._rows_of(span), attributes_of(span)
         note = None if exception is None else Note(exception)
         if rows.placing or self._has_enclosed:
-            note = self._placed(note, rows, span, attributes)
+            try:
+                note = self._placed(note, rows, span, attributes)
+            except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost what else is noted
+                self._on_fault(error)
         if rows.numbering:
             note = note or Note()
             note.number = rows.numbering[0]()
         if is_in_workflow():
             note = note or Note()
             note.is_in_workflow = True
-        profile = rows.found(span.name, attributes, note or NOTHING)
+        profile = rows.found(span.name, attributes, note or NOTHING, self._on_fault)
         if profile is not None:
             note = note or Note()
             note.profile = profile
-            with suppress(ValueError):  # an id is too long, which is told when the span ends
+            with suppress(Exception):  # an id is too long, or its source raises: told when the span ends
                 note.users_id = text_of(_users_id(attributes))
                 note.step_id = text_of(_id_in(attributes, profile, note))
         if note is None:
@@ -131,8 +140,11 @@ class StepReader:
             # Whoever takes it out tells it: its parent may be ending at this moment, in another thread.
             note.is_over = note.parent.open.pop(span.context.span_id, None) is None
         for tells in rows.telling:
-            if told := tells(span.name, attributes):
-                _remember(self._details, *told)
+            try:
+                if told := tells(span.name, attributes):
+                    _remember(self._details, *told)
+            except Exception as error:  # noqa: BLE001 -- as above: it costs a detail, and no step
+                self._on_fault(error)
         below, unreadable = self._ended_below(span, attributes, note, exception) if note.open else ([], None)
         yield from below
         own, known_as = None, ""
@@ -169,16 +181,25 @@ class StepReader:
             yield event
         if own is not None:
             yield own
-        while self._orphans:
-            with suppress(IndexError):  # another thread has taken the last
-                yield self._orphans.popleft()
+        yield from self.orphans()
 
     def rest(self) -> Iterator[StepEvent]:
         """The steps that are still held for spans that have not ended; nothing is going to be told after this."""
         for note in self._notes.copy().values():
             self._orphans.extend(event for _, event in _drained(note.held))
+        yield from self.orphans()
+
+    def let_go(self) -> None:
+        """In a forked child: what is held for spans of the parent is the parent's to tell."""
+        for note in self._notes.copy().values():
+            note.held.clear()
+        self._orphans.clear()
+
+    def orphans(self) -> Iterator[StepEvent]:
+        """The steps that were held for spans that are gone: nobody else will tell them."""
         while self._orphans:
-            yield self._orphans.popleft()
+            with suppress(IndexError):  # another thread has taken the last
+                yield self._orphans.popleft()
 
     def _ended_below(
         self, parent: ReadableSpan, said: Attributes, note: Note, exception: BaseException | None
@@ -197,10 +218,15 @@ class StepReader:
         return events, unreadable
 
     def _profile_of(self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note) -> Profile | None:
-        profile = rows.found(span.name, attributes, note) or note.profile
-        if self._is_step is None:
-            return profile
-        return (profile or rows.own) if rows.is_asked and self._is_step(span) else None
+        faults: list[Exception] = []
+        profile = rows.found(span.name, attributes, note, faults.append) or note.profile
+        if self._is_step is not None:
+            profile = (profile or rows.own) if rows.is_asked and self._is_step(span) else None
+        elif profile is None and faults:
+            raise faults[-1]  # it may have been a step, which is lost
+        for fault in faults:
+            self._on_fault(fault)
+        return profile
 
     def _event_below(
         self, parent: ReadableSpan, said: Attributes, exception: BaseException | None, span: Span, note: Note

@@ -1,5 +1,7 @@
 """Which profiles are asked about the spans of which scope: found by one look-up."""
 
+from collections.abc import Callable
+
 from otel_step_hook.steps.event import SCOPE
 from otel_step_hook.steps.notes import Note, Profiles
 from otel_step_hook.steps.profiles import GENERIC
@@ -24,16 +26,21 @@ class Rows:
         self.marks = frozenset(mark for profile in asked for mark in profile.marks) if is_cheap else None
         self.skipped = None if is_asked or self.telling else self.marks
 
-    def found(self, name: str, attributes: Attributes, note: Note) -> Profile | None:
-        """The profile by which this span is a step."""
+    def found(
+        self, name: str, attributes: Attributes, note: Note, on_fault: Callable[[Exception], object]
+    ) -> Profile | None:
+        """The profile by which this span is a step. One whose rules raise is passed over, and *on_fault* told of it."""
         if self.marks is not None and self.marks.isdisjoint(attributes):
             return None
         for profile in self.asked:
-            if profile.is_step(name, attributes):
-                if profile.below is None or profile in note.below:
-                    return self.own if profile is GENERIC else profile
-            elif profile.is_tool is not never and profile not in note.inside and profile.is_tool(name, attributes):
-                return profile
+            try:
+                if profile.is_step(name, attributes):
+                    if profile.below is None or profile in note.below:
+                        return self.own if profile is GENERIC else profile
+                elif profile.is_tool is not never and profile not in note.inside and profile.is_tool(name, attributes):
+                    return profile
+            except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost the steps of others
+                on_fault(error)
         return None
 
 
@@ -46,7 +53,10 @@ def table(profiles: Profiles, *, is_asked: bool) -> tuple[dict[str, Rows], Rows]
     generic = tuple(profile for profile in profiles if profile is GENERIC)
     rows = {
         scope: Rows(
-            tuple(own) if any(profile.is_strict for profile in own) else (*own, *generic), own[0], is_asked=is_asked
+            tuple(own) if any(profile.is_strict for profile in own) else (*own, *generic),
+            # What a strict one says of the outcome is about its own steps alone.
+            next((profile for profile in own if not profile.is_strict), GENERIC),
+            is_asked=is_asked,
         )
         for scope, own in by_scope.items()
     }
