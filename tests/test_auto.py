@@ -75,7 +75,14 @@ def test_a_setting_that_cannot_be_used_is_told_and_harms_nothing_else(ledger: Le
     assert (
         "otel-step-hook is not registered: STEP_COMPLETE_TIMEOUT is 'soon'; expected a number of seconds" in ended.err
     )
+    assert ended.err.count("otel-step-hook is not registered") == 1
     assert "Traceback" not in ended.err
+
+
+def test_it_can_be_switched_off_as_an_instrumentation(ledger: Ledger) -> None:
+    """By the variable that switches off any other."""
+    ended = run(STEP_COMPLETE_WEBHOOK=ledger.url, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="httpx, step_hook")
+    assert (ended.code, ended.err, ended.exported, ledger.steps) == (0, "", ["run", "step"], [])
 
 
 def test_it_can_be_switched_off_with_the_sdk(ledger: Ledger) -> None:
@@ -125,6 +132,24 @@ def test_registered_twice_means_once(
     _end_step(provider)
     assert ledger.steps == ["step-1"]
     assert "otel-step-hook is registered already: the settings webhook are ignored" in caplog.messages
+
+
+class _Unhashable(TracerProvider):
+    """A provider that compares by value, as a dataclass does."""
+
+    __hash__ = None  # type: ignore[assignment]  # -- which is how Python marks it
+
+
+def test_a_provider_needs_no_hash(monkeypatch: pytest.MonkeyPatch, ledger: Ledger) -> None:
+    """It is known again by what it is."""
+    provider = _Unhashable(shutdown_on_exit=False)
+    monkeypatch.setattr(auto, "get_tracer_provider", lambda: provider)
+    first = auto.register(webhook=ledger.url)
+    assert first is not None
+    assert auto.register() is first
+    _end_step(provider)
+    assert ledger.steps == ["step-1"]
+    provider.shutdown()
 
 
 def test_registered_by_hand_as_well_means_once(provider: TracerProvider, ledger: Ledger) -> None:

@@ -142,6 +142,12 @@ def test_in_exit_handler(ledger: Ledger, host: str) -> None:
     assert (ended.code, ended.err, ledger.steps) == (3, "", STEPS)
 
 
+def test_in_earlier_exit_handler(ledger: Ledger) -> None:
+    """Whatever the application registers once it has its hook runs before the hook's own."""
+    ended = run("exits", "in_earlier_exit_handler", url=ledger.url)
+    assert (ended.code, ended.err, ledger.steps) == (3, "", STEPS)
+
+
 def test_flush_in_exit_handler(ledger: Ledger) -> None:
     """Where no thread can be started, force_flush() does not wait for one; shutdown() does the work."""
     ended = run("exits", "flushed_in_exit_handler", url=ledger.url)

@@ -105,6 +105,13 @@ def test_while_connecting() -> None:
     assert len([step for step in closed if step.startswith(b"parent")]) == 3
 
 
+def test_held_steps(ledger: Ledger) -> None:
+    """What waits for a span of the parent's is the parent's to tell, once."""
+    ended = run("forks", "held", url=ledger.url)
+    assert (ended.code, ended.out, ended.err) == (0, ["3"], "")
+    assert ledger.steps == ["child-0", "child-1", "parent-plan"]
+
+
 def test_grandchildren(ledger: Ledger) -> None:
     """Each of three generations delivers its own steps over its own connections."""
     ended = run("forks", "generations", url=ledger.url)

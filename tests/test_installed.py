@@ -35,6 +35,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     def install(entry_points: str) -> None:
         (tmp_path / "their_agent_profiles.py").write_text(_MODULE)
+        (tmp_path / "their_agent_exits.py").write_text("raise SystemExit('no license')")
         metadata = tmp_path / "their_agent-1.0.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-agent\nVersion: 1.0\n")
@@ -93,6 +94,7 @@ def test_names_select_profiles(names: str, told: list[str], install: Install, st
         ("their_agent_profiles:MISSING", "AttributeError: "),
         ("not_there:ONE", "ModuleNotFoundError: No module named 'not_there'"),
         ("builtins:None", "TypeError: 'NoneType' object is not iterable"),
+        ("their_agent_exits:ONE", "SystemExit: no license"),
     ],
 )
 def test_a_profile_that_cannot_be_loaded_is_told_and_costs_no_other(

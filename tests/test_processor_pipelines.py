@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.sampling import (
     SamplingResult,
     TraceIdRatioBased,
 )
+from opentelemetry.trace import set_span_in_context
 from support import pipeline
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
@@ -245,6 +246,66 @@ def test_two_hooks_serve_a_provider_each(step_receiver: ScriptedReceiver) -> Non
         assert [len(hooked.spans) for hooked in (one, two)] == [3, 3]
         assert one.named("step")[0].context.trace_id == one.named("POST")[0].context.trace_id
     assert sorted(webhook.step_id for webhook in step_receiver.received) == ["one", "two"]
+
+
+def test_two_endpoints_of_one_step_are_two_deliveries(step_receiver: ScriptedReceiver) -> None:
+    """Each has a span of its own, with its own attempts below it."""
+    exporter = InMemorySpanExporter()
+    with ScriptedReceiver() as other:
+        settings = [StepHookSettings(webhook=url, shutdown_timeout=5) for url in (step_receiver.url, other.url)]
+        provider = _provider(SimpleSpanProcessor(exporter), *map(StepHookProcessor, settings))
+        _end_step(provider)
+        provider.shutdown()
+    deliveries = {span.context.span_id for span in exporter.get_finished_spans() if span.name == "step_hook.deliver"}
+    attempts = [span for span in exporter.get_finished_spans() if span.name == "POST"]
+    assert {attempt.parent and attempt.parent.span_id for attempt in attempts} == deliveries
+    assert len(deliveries) == 2
+
+
+def test_a_hook_may_take_the_place_of_one_that_was_shut_down(
+    hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """It has the same webhook, and tells what the other does not any more."""
+    other = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5))
+    provider = _provider(hook)
+    hook.shutdown()
+    provider.add_span_processor(other)
+    _end_step(provider)
+    provider.shutdown()
+    assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
+
+
+def test_a_late_step_is_dropped_once(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """However many hooks with the same webhook have been shut down."""
+    other = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5))
+    provider = _provider(hook, other)
+    with Lines() as lines:
+        provider.shutdown()
+        _end_step(provider)
+        lines.wait_for("dropped a step (shutdown)")
+        for one in (hook, other):  # all that is to be said has been said then
+            one.shutdown()
+    assert [line.getMessage() for line in lines.records if "dropped" in line.getMessage()] == [
+        "dropped a step (shutdown): the step ended after shutdown()"
+    ]
+
+
+def test_a_flush_tells_what_was_held_for_a_span_that_is_gone(
+    hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """A step that may be a part of another one waits for that one's end, which never comes."""
+    provider = _provider(hook)
+    tracer = provider.get_tracer("openinference.instrumentation.langchain")
+    attributes = {"metadata": '{"langgraph_node": "plan", "langgraph_checkpoint_ns": "plan:1"}'}
+    outer = tracer.start_span("plan", attributes=attributes)
+    tracer.start_span("plan", set_span_in_context(outer), attributes=attributes).end()
+    assert provider.force_flush()
+    assert step_receiver.received == []
+    del outer
+    gc.collect()
+    assert hook.force_flush(None)
+    assert [webhook.step_id for webhook in step_receiver.received] == ["plan:1"]
+    provider.shutdown()
 
 
 # Sampling

@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
+from accuracy import Listening
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -33,7 +34,7 @@ from opentelemetry.util.types import Attributes
 from support import Pipeline
 
 from otel_step_hook import ConfigurationError, Profile, StepHookProcessor, StepHookSettings, StepSampler
-from otel_step_hook.sampler import from_argument
+from otel_step_hook.sampler import from_argument, from_environment
 from otel_step_hook.testing import ScriptedReceiver
 
 STEP = {"step_id": "step-1"}
@@ -167,6 +168,33 @@ def test_a_profile_of_the_users(marks: Sequence[str]) -> None:
     assert decision(sampler, "any") is Decision.DROP
 
 
+def test_the_names_that_profiles_start_with_do_not_meet() -> None:
+    """Each is a regular expression of its own, with its own flags and groups."""
+    own = [
+        Profile(name="loud", starts="(?i)my step.*"),
+        Profile(name="named", starts=r"(?P<kind>a)-(?P=kind)"),
+        Profile(name="named again", starts=r"(?P<kind>b)-\1"),
+    ]
+    sampler = StepSampler(ALWAYS_OFF, profiles=own)
+    for name in ("MY STEP 1", "a-a", "b-b"):
+        assert decision(sampler, name) is Decision.RECORD_ONLY
+    for name in ("step", "A-A", "b-a"):
+        assert decision(sampler, name) is Decision.DROP
+
+
+def test_what_encloses_a_tool_is_kept() -> None:
+    """Or the tool would be told beside the task that it is a part of."""
+    listening = Listening()
+    provider = TracerProvider(StepSampler(ALWAYS_OFF), shutdown_on_exit=False)
+    provider.add_span_processor(listening)
+    tracer = provider.get_tracer("traceloop.tracer")
+    with ExitStack() as ending:
+        for kind in ("task", "agent", "workflow", "tool"):
+            span = ending.enter_context(tracer.start_as_current_span(f"work.{kind}"))
+            span.set_attribute("traceloop.span.kind", kind)
+    assert [event.name for event in listening.events] == ["work.task"]
+
+
 def test_a_rule_that_fails_keeps_the_span() -> None:
     """A fault of a rule neither reaches the application nor loses a step."""
 
@@ -229,6 +257,7 @@ def test_below_a_remote_parent_that_is_not_sampled_a_step_is_told(step_receiver:
         ("0.1", "StepSampler{ParentBased{root:TraceIdRatioBased{0.1}"),
         ("0.1, all", "StepSampler{ParentBased{root:TraceIdRatioBased{0.1}"),
         (None, "StepSampler{ParentBased{root:TraceIdRatioBased{1"),
+        ("", "StepSampler{ParentBased{root:TraceIdRatioBased{1"),
         (0.5, "StepSampler{ParentBased{root:TraceIdRatioBased{0.5}"),
     ],
 )
@@ -241,6 +270,13 @@ def test_the_argument_may_ask_for_all_spans() -> None:
     """``0,all`` records what the ratio drops."""
     assert decision(from_argument("0,all")) is Decision.RECORD_ONLY
     assert decision(from_argument("0")) is Decision.DROP
+
+
+def test_a_file_takes_the_argument_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The declarative configuration passes nothing on."""
+    assert "TraceIdRatioBased{1" in from_environment().get_description()
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.1")
+    assert "TraceIdRatioBased{0.1}" in from_environment().get_description()
 
 
 @pytest.mark.parametrize("argument", ["lots", "2", "-0.1", "nan", "0.1,some", "all"])

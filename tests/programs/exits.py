@@ -58,6 +58,13 @@ def in_exit_handler() -> None:
     sys.exit(3)
 
 
+def in_earlier_exit_handler() -> None:
+    """A handler that the application has registered before its first step ends the last one."""
+    atexit.register(end_step, "step-2")
+    end_steps("step", 2)
+    sys.exit(3)
+
+
 def flushed_in_exit_handler() -> None:
     """As above, and somebody wants to wait for it."""
 

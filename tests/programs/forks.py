@@ -10,6 +10,7 @@ from types import FrameType
 
 from application import end_step, end_steps, provider, wait_to_be_told
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import set_span_in_context
 
 from otel_step_hook import StepHookProcessor
 
@@ -151,6 +152,16 @@ def cut_off() -> None:
         os._exit(5)
     _print_exit_code(pid)
     end_step("parent-1")
+
+
+def held() -> None:
+    """A step waits, as a part of another one may, for the end of that one when the process forks."""
+    node = {"metadata": '{"langgraph_node": "plan", "langgraph_checkpoint_ns": "parent-plan"}'}
+    tracer = provider.get_tracer("openinference.instrumentation.langchain")
+    outer = tracer.start_span("plan", attributes=node)
+    tracer.start_span("plan", set_span_in_context(outer), attributes=node).end()
+    _print_exit_code(_forked(3))
+    outer.end()
 
 
 def in_subprocess() -> None:
