@@ -26,6 +26,7 @@ from otel_step_hook.display import ARRIVAL_HEADING, arrival_line, harmless, sett
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.listener import Arrival, Listener, Plan
 from otel_step_hook.settings import StepHookSettings, unknown_variables
+from otel_step_hook.steps.event import text_of
 from otel_step_hook.version import __version__
 
 _FAILED, _MISUSED = 1, 2  # exit statuses: the endpoint did not do its part; the settings or the call are wrong
@@ -147,6 +148,10 @@ def send(
     """
     console = Console(highlight=False)
     settings = StepHookSettings()
+    try:
+        step_id = text_of(step_id) or None
+    except ValueError as error:
+        _complain(f"--step-id: {error}", _MISUSED)
     _say(console, f"POST {_with_webhook(settings)}")
     raise typer.Exit(_tell_trial(console, settings, _run(send_one(settings, step_id))))
 
@@ -178,9 +183,9 @@ def listen(
         str | None, typer.Option(help="Secret to check; by default STEP_COMPLETE_SIGNING_SECRET.")
     ] = None,
     fail: Annotated[int, typer.Option(min=0, help="Refuse the first N webhooks.")] = 0,
-    status: Annotated[int, typer.Option(min=200, max=599, help="Status to refuse with.")] = 503,
+    status: Annotated[int, typer.Option(min=300, max=599, help="Status to refuse with.")] = 503,
     delay: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait before an answer; with --fail, before a refusal.")
+        float, typer.Option(min=0, max=3600, help="Seconds to wait before an answer; with --fail, before a refusal.")
     ] = 0.0,
     retry_after: Annotated[int | None, typer.Option(min=0, help="Retry-After to refuse with, in seconds.")] = None,
 ) -> None:

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_step_hook.delivery.memory import Submission
 from otel_step_hook.delivery.telemetry import Pipeline
+from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.installed import selected_profiles
 from otel_step_hook.settings import StepHookSettings, unknown_variables
 from otel_step_hook.steps.event import StepEvent
@@ -43,7 +44,7 @@ class StepHookProcessor(SpanProcessor):
     *profiles* are asked before those that the settings select. *is_step* replaces all of their rules for
     which spans are steps: it gets the ended span, on the thread that ends it.
 
-    Raises `ConfigurationError` for settings that cannot be used; from then on nothing is raised, and
+    Raises `ConfigurationError` for settings or profiles that cannot be used; from then on nothing is raised, and
     nothing blocks but `shutdown` and `force_flush`, within their limits.
     """
 
@@ -57,6 +58,7 @@ class StepHookProcessor(SpanProcessor):
         is_step: Callable[[ReadableSpan], bool] | None = None,
     ) -> None:
         self._settings = StepHookSettings() if settings is None else settings
+        own = _checked(profiles)
         self._processors: SpanProcessor | None = None  # of the provider met first, as the SDK holds them together
         self._elsewhere: dict[int, tuple[SpanProcessor, object]] = {}  # of the spans of other providers, by span id
         self._gone: deque[weakref.KeyedRef[int, Span]] = deque()  # of those spans, whose entries are to be taken out
@@ -72,7 +74,7 @@ class StepHookProcessor(SpanProcessor):
         # Not at the top: without a webhook nobody pays for the HTTP client.
         from otel_step_hook.delivery.worker import Worker  # noqa: PLC0415 -- see above
 
-        chosen = (*profiles, *selected_profiles(self._settings.profiles))
+        chosen = (*own, *selected_profiles(self._settings.profiles))
         self._reader = StepReader(chosen, is_step, self._tell_fault)
         self._worker = Worker(self._settings, let_go=self._reader.let_go)
         # Now, not at the first span: what the application registers from now on runs before it, and may end steps.
@@ -180,6 +182,19 @@ class StepHookProcessor(SpanProcessor):
         for event in events:
             if event.outcome in self._settings.outcomes:
                 worker.submit(self._submission(event, self._resource))
+
+
+def _checked(profiles: Iterable[Profile]) -> tuple[Profile, ...]:
+    try:
+        given = tuple(profiles)
+    except TypeError:
+        given = (profiles,)  # type: ignore[assignment]  # -- refused below
+    for one in given:
+        if not isinstance(one, Profile):
+            raise ConfigurationError(
+                f"profiles holds {one!r}; expected Profile values; names of profiles go into STEP_COMPLETE_PROFILES"
+            )
+    return given
 
 
 def _shut_down(processor: "weakref.ref[StepHookProcessor]") -> None:

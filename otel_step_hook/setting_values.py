@@ -43,7 +43,7 @@ def read_url(value: object) -> str | None:
         raise ValueError("holds a space, a backslash or a control character")
     try:
         parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError("has a host or a port that cannot be read") from None
     if not parts.scheme or "://" not in url:
@@ -52,6 +52,8 @@ def read_url(value: object) -> str | None:
         raise ValueError("has a scheme that is neither https nor http")
     if not host:
         raise ValueError("has no host")
+    if port == 0:
+        raise ValueError("has port 0, on which nothing can be reached")
     if is_metadata_host(host):
         raise ValueError("points to a cloud metadata service, which is refused")
     return url
@@ -97,8 +99,8 @@ def read_words(value: object) -> object:
 
 
 def check_profiles(names: tuple[str, ...]) -> tuple[str, ...]:
-    """*names*, if there is a profile for each."""
-    known = profile_names()
+    """*names* in lower case, if there is a profile for each."""
+    known, names = profile_names(), tuple(name.lower() for name in names)
     for name in names:
         if name not in known:
             raise ValueError(f"names {name!r}, which is no profile")

@@ -208,6 +208,13 @@ def test_send(cli: Cli) -> None:
     assert re.fullmatch(r"204 No Content from 127\.0\.0\.1 port \d+, after \d+ ms", lines[4])
 
 
+def test_send_with_an_id_that_is_too_long(cli: Cli, step_receiver: ScriptedReceiver) -> None:
+    """The hook itself would not send it either."""
+    status, _, errors = cli("send", "--step-id", "x" * 20_000, WEBHOOK=step_receiver.url)
+    assert (status, errors) == (2, "--step-id: a step id has 20000 characters; at most 16384 are sent\n")
+    assert step_receiver.received == []
+
+
 def test_send_that_is_refused(cli: Cli) -> None:
     """A refusal is an exit status of 1, and shown with the time the receiver asks for."""
     with Listener(Plan(refusals=1, retry_after=7)) as listener:

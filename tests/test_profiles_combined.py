@@ -297,6 +297,10 @@ def test_a_cycle_that_outlives_its_agent_is_told_by_its_own_end() -> None:
     [
         ({"scopes": "my.scope"}, "scopes of profile 'mine' is 'my.scope'; expected a tuple of names"),
         ({"marks": ("key", 5)}, "marks of profile 'mine' is "),
+        ({"is_step": True}, "is_step of profile 'mine' is True; expected a function"),
+        ({"step_id": "unit.id"}, "step_id of profile 'mine' is 'unit.id'; expected a function"),
+        ({"below": "run"}, "below of profile 'mine' is 'run'; expected a function"),
+        ({"word": None}, "word of profile 'mine' is None; expected a function"),
         ({"starts": "(unit"}, "starts of profile 'mine' is '\\(unit' .*; expected a regular expression for names"),
         ({"starts": None}, "starts of profile 'mine' is None .*; expected a regular expression for names"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from lines import Lines
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_step_hook import Profile, StepHookProcessor, StepHookSettings
+from otel_step_hook import ConfigurationError, Profile, StepHookProcessor, StepHookSettings
 from otel_step_hook.testing import ScriptedReceiver
 
 _FAULT = "a fault of otel-step-hook: LookupError"
@@ -71,6 +71,15 @@ def test_a_profile_without_scopes_that_raises_costs_no_step_that_has_an_id(step_
         lines.wait_for(_FAULT)
         assert provider.force_flush()
         assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
+
+
+@pytest.mark.parametrize("given", ["pydantic-ai", [int], [None], None, 5])
+def test_what_is_no_profile_is_refused_at_the_start(given: Any) -> None:
+    """With what was expected, and where names go."""
+    with pytest.raises(
+        ConfigurationError, match=r"profiles holds .*; expected Profile values; names of profiles go into"
+    ):
+        StepHookProcessor(StepHookSettings(webhook="http://127.0.0.1:9/"), profiles=given)
 
 
 def test_a_span_that_may_have_been_a_step_is_counted_as_dropped(step_receiver: ScriptedReceiver) -> None:

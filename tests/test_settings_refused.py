@@ -26,6 +26,7 @@ _SECONDS = "; expected a number of seconds above 0 and up to 315360000 (ten year
         ("https:///SEKRET", "has no host"),
         ("https://user:SEKRET@/", "has no host"),
         ("https://:8080/SEKRET", "has no host"),
+        ("https://example.com:0/SEKRET", "has port 0, on which nothing can be reached"),
         ("https://[::1/SEKRET", "has a host or a port that cannot be read"),
         ("https://user:SEKRET@example.com:eighty/", "has a host or a port that cannot be read"),
         ("https://example.com:65536/SEKRET", "has a host or a port that cannot be read"),

@@ -44,6 +44,10 @@ def no_word(_span: ReadableSpan, _attributes: Attributes, _exception: BaseExcept
     """No word on the outcome: the general rules decide."""
 
 
+_OPTIONAL = frozenset({"encloses", "below", "step_number", "ends", "tells"})
+_RULES = ("is_step", "is_tool", "step_id", "word", *sorted(_OPTIONAL))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # each is itself, and cheap to look for
 class Profile:
     """How the spans of one framework are read. Most frameworks need *name*, *scopes*, *is_step* and *step_id*.
@@ -73,8 +77,8 @@ class Profile:
     values, which ``STEP_COMPLETE_PAYLOAD=full`` sends. With *is_strict*, an attribute ``step_id`` alone
     makes no step of the spans of *scopes*.
 
-    Raises `ConfigurationError` for scopes or marks that are no names, and for *starts* that is no
-    regular expression.
+    Raises `ConfigurationError` for scopes or marks that are no names, for rules that are no functions,
+    and for *starts* that is no regular expression.
     """
 
     name: str
@@ -100,6 +104,10 @@ class Profile:
             names = getattr(self, field)
             if isinstance(names, str) or not all(isinstance(name, str) for name in names):
                 raise ConfigurationError(f"{field} of profile {self.name!r} is {names!r}; expected a tuple of names")
+        for field in _RULES:
+            rule = getattr(self, field)
+            if not (callable(rule) or (rule is None and field in _OPTIONAL)):
+                raise ConfigurationError(f"{field} of profile {self.name!r} is {rule!r}; expected a function")
         try:
             re.compile(self.starts)
         except (re.error, TypeError) as error:
