@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from otel_step_hook import StepHookSettings
-from otel_step_hook.delivery.dispatch import Dispatcher, Sender
+from otel_step_hook.delivery.dispatch import Dispatcher, Sender, Switch
 from otel_step_hook.delivery.log import Trouble
 from otel_step_hook.delivery.memory import MemoryStore, Submission
 from otel_step_hook.delivery.request import Headers
@@ -108,7 +108,7 @@ class Rig:
         self.trouble = Trouble()
         telemetry = Telemetry(self.settings.webhook or "", self.trouble)
         connect = connector(self.settings) if connect is None else connect
-        self.dispatcher = Dispatcher(self.settings, self.store, connect, telemetry, self.trouble)
+        self.dispatcher = Dispatcher(self.settings, self.store, connect, telemetry, self.trouble, switch=Switch())
 
     def submit(self, *events: StepEvent, age: float = 0.0) -> None:
         """Have these steps delivered, submitted *age* seconds ago."""

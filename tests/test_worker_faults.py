@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from dispatching import WAIT
+from dispatching import DELIVERED, WAIT, Script, failed
 from working import AT_ONCE, Receiver, lines, seconds, submission, wait_until, working
 
 from otel_step_hook.delivery import log as log_module
@@ -45,6 +45,20 @@ class _ExitingBomb(_Bomb):
 def _break(worker: Worker, bomb: type[_Bomb] = _Bomb) -> None:
     worker._own.inbox.drops.put(bomb())
     worker._wake()
+
+
+def test_a_receiver_that_has_switched_off_stays_so() -> None:
+    """A fault of the loop does not make it forget: nothing is sent until the process starts anew."""
+    script = Script(failed(410, directive="disable"), DELIVERED)
+    with working(script) as worker:
+        worker.submit(submission())
+        assert worker.flush(WAIT)
+        _break(worker)
+        wait_until(lambda: not worker._own.inbox.has_work())
+        worker.submit(submission())
+        assert worker.flush(WAIT)
+        assert worker.pending == 0
+    assert len(script.posts) == 1
 
 
 def test_senders_that_cannot_be_made(caplog: pytest.LogCaptureFixture) -> None:

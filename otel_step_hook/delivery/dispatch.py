@@ -9,6 +9,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from otel_step_hook.delivery.log import Trouble, log, printable, say, where
@@ -32,6 +33,13 @@ class Sender(Protocol):
         """Close what is open."""
 
 
+@dataclass(slots=True)
+class Switch:
+    """Whether the receiver has switched deliveries off; whoever comes after a fault of the loop must know, too."""
+
+    is_off: bool = False
+
+
 class Dispatcher:
     """Takes events from the store, makes the attempts, waits between them, and says the last word."""
 
@@ -42,6 +50,8 @@ class Dispatcher:
         connect: Callable[[], Sender],
         telemetry: Telemetry,
         trouble: Trouble,
+        *,
+        switch: Switch,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -67,7 +77,7 @@ class Dispatcher:
         self._flushes: deque[tuple[int, Callable[[], None]]] = deque()  # what to call after which number
         self._stop_at: float | None = None  # monotonic seconds
         self._is_out_of_time = False
-        self._is_disabled = False
+        self._switch = switch
         self.stopped = asyncio.Event()
 
     def take_all(self) -> None:
@@ -140,7 +150,7 @@ class Dispatcher:
         """Make attempts until one has an answer, and decide what follows from it."""
         is_stale = True
         while is_stale:
-            if self._is_disabled:
+            if self._switch.is_off:
                 self._finish(delivery, "endpoint_disabled")
                 return
             left = delivery.deadline - time.monotonic()
@@ -202,9 +212,9 @@ class Dispatcher:
         self._start_lanes()
 
     def _disable(self) -> None:
-        if self._is_disabled:
+        if self._switch.is_off:
             return
-        self._is_disabled = True
+        self._switch.is_off = True
         say(
             logging.ERROR,
             "the receiver answered 'webhook-delivery: disable': no webhook is sent any more, every step is discarded; "

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from opentelemetry import context as otel_context
 
-from otel_step_hook.delivery.dispatch import Dispatcher, Sender
+from otel_step_hook.delivery.dispatch import Dispatcher, Sender, Switch
 from otel_step_hook.delivery.log import Trouble, say, where
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.memory import MemoryStore
@@ -53,6 +53,7 @@ class Inbox:
     faults: SimpleQueue[str] = field(default_factory=SimpleQueue)
     notices: SimpleQueue[str] = field(default_factory=SimpleQueue)
     wishes: SimpleQueue[Callable[[], None] | Stop] = field(default_factory=SimpleQueue)
+    switch: Switch = field(default_factory=Switch)
 
     def has_work(self) -> bool:
         """Whether there is anything that no loop has taken."""
@@ -119,7 +120,7 @@ class Turn:
         self._stop_by = stop_by
         self._trouble = trouble
         self._telemetry = Telemetry(settings.webhook or "", trouble)
-        self._dispatcher = Dispatcher(settings, inbox.store, connect, self._telemetry, trouble)
+        self._dispatcher = Dispatcher(settings, inbox.store, connect, self._telemetry, trouble, switch=inbox.switch)
         self._wishes: deque[Callable[[], None]] = deque()
         self._stops: list[Stop] = []
         self._fault: BaseException | None = None
