@@ -75,8 +75,10 @@ class StepHookProcessor(SpanProcessor):
         from otel_step_hook.delivery.worker import Worker  # noqa: PLC0415 -- see above
 
         chosen = (*own, *selected_profiles(self._settings.profiles))
-        self._reader = StepReader(chosen, is_step, self._tell_fault)
-        self._worker = Worker(self._settings, let_go=self._reader.let_go)
+        worker = Worker(self._settings)
+        self._reader = StepReader(chosen, is_step, worker.tell_fault)
+        worker.let_go = self._reader.let_go
+        self._worker = worker
         # Now, not at the first span: what the application registers from now on runs before it, and may end steps.
         atexit.register(self._exit_hook)
 
@@ -106,10 +108,6 @@ class StepHookProcessor(SpanProcessor):
                 self._look_for_loss(span, self._worker)
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
             self._worker.drop("unreadable", error)
-
-    def _tell_fault(self, error: Exception) -> None:
-        if self._worker is not None:
-            self._worker.tell_fault(error)
 
     def _look_for_loss(self, span: ReadableSpan, worker: "Worker") -> None:
         """Say, once, that a span may have lost the step id that would have made it a step."""

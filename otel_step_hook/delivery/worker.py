@@ -52,22 +52,21 @@ class Worker:
 
     `submit`, `drop`, `tell_fault` and `tell_notice` may be called from any thread, from a signal handler and by the
     garbage collector at any moment: they take no lock that their own thread could hold already.
-    *connect* is called once, and returns what makes senders. *let_go* is called in a forked child.
-    Raises `ConfigurationError` for settings that cannot be used.
+    *connect* is called once, and returns what makes senders. `let_go`, if somebody sets it, is called in
+    a forked child. Raises `ConfigurationError` for settings that cannot be used.
     """
 
     def __init__(
         self,
         settings: StepHookSettings,
         connect: Callable[[StepHookSettings], Callable[[], Sender]] = connector,
-        let_go: Callable[[], None] = lambda: None,
     ) -> None:
         # Now, not in the thread: what cannot be used is told at start-up, and what takes locks of its
         # own, once, is not left locked in a child that is forked at that moment.
         self._connect = connect(settings)
         Instruments.of_this_process()
         self._settings = settings
-        self._let_go = let_go
+        self.let_go: Callable[[], None] | None = None
         self._limit = _Limit(math.inf)
         self._parents: list[Turn] = []  # kept in a forked child: what is in them is the parent's to end
         self._own = _Generation(settings.max_queue_size)
@@ -235,7 +234,8 @@ class Worker:
 
     def after_fork(self) -> None:
         """In a forked child: an empty queue, no thread, no connections. What the parent queued is the parent's."""
-        self._let_go()
+        if self.let_go is not None:
+            self.let_go()
         turn = self._own.turn
         self._own = _Generation(self._settings.max_queue_size)
         if turn is not None:

@@ -1,11 +1,16 @@
 """What the programs share: an application with a provider and a hook. Settings come from the environment."""
 
 import os
+import sys
 
 import interruptible  # noqa: F401 -- for what it does
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_step_hook import StepHookProcessor
+# httpx and httpcore import these where they are installed, and need them for nothing that is done here. Most
+# applications have them not; with them each of the many programs takes half as long again to start.
+sys.modules |= dict.fromkeys(("trio", "click"))  # type: ignore[arg-type]  # -- None: not to be imported
+
+from otel_step_hook import StepHookProcessor  # noqa: E402 -- see above
 
 hook = StepHookProcessor()
 provider = TracerProvider()
