@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from otel_step_hook.delivery.worker import Worker
 
 _log = logging.getLogger("otel_step_hook")
-_TOLD = "_otel_step_hook_told"  # attribute of an ended span: which webhooks were told of which steps
+_TOLD = "_otel_step_hook_told"  # attribute of what several hooks are handed: which webhooks were told of which steps
 _HERE = (None, None)
 _FLUSH = 30_000  # milliseconds
 
@@ -125,6 +125,7 @@ class StepHookProcessor(SpanProcessor):
         )
 
     def _submit(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> None:
+        # The SDK hands the same span to all of them, and to nobody after them.
         if event.outcome in self._settings.outcomes and self._is_first(span, event, is_closed=worker.is_closed()):
             worker.submit(self._submission(event, span.resource))
 
@@ -132,13 +133,13 @@ class StepHookProcessor(SpanProcessor):
         processors, _ = self._elsewhere.get(event.context.span_id, _HERE) if self._elsewhere else _HERE
         return Submission(event, Pipeline(processors or self._processors, resource), time.monotonic())
 
-    def _is_first(self, span: ReadableSpan, event: StepEvent, *, is_closed: bool) -> bool:
+    def _is_first(self, shared: object, event: StepEvent, *, is_closed: bool = False) -> bool:
         """Whether no other processor of this provider has told the same webhook: registered twice means once.
 
-        One that has been shut down counts among its like: another may have taken its place.
+        *shared* is what all of them know. One that has been shut down counts among its like: another may
+        have taken its place.
         """
-        # The SDK hands the same object to all of them, and to nobody after them.
-        told, token = vars(span).setdefault(_TOLD, {}), object()
+        told, token = getattr(shared, "__dict__", {}).setdefault(_TOLD, {}), object()
         return told.setdefault((self._settings.webhook, is_closed, event.context.span_id), token) is token
 
     def _meet(self, span: Span, processors: SpanProcessor | None) -> None:
@@ -178,7 +179,7 @@ class StepHookProcessor(SpanProcessor):
 
     def _tell_held(self, events: Iterable[StepEvent], worker: "Worker") -> None:
         for event in events:
-            if event.outcome in self._settings.outcomes:
+            if event.outcome in self._settings.outcomes and self._is_first(self._processors, event):
                 worker.submit(self._submission(event, self._resource))
 
 

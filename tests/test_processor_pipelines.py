@@ -308,6 +308,22 @@ def test_a_flush_tells_what_was_held_for_a_span_that_is_gone(
     provider.shutdown()
 
 
+@pytest.mark.parametrize("end", ["shutdown", "force_flush"])
+def test_what_two_hooks_hold_is_told_once(end: str, hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """Registered twice means once, also for a step that waits for the end of another."""
+    provider = _provider(hook, StepHookProcessor(StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5)))
+    tracer = provider.get_tracer("openinference.instrumentation.langchain")
+    attributes = {"metadata": '{"langgraph_node": "plan", "langgraph_checkpoint_ns": "plan:1"}'}
+    outer = tracer.start_span("plan", attributes=attributes)
+    tracer.start_span("plan", set_span_in_context(outer), attributes=attributes).end()
+    if end == "force_flush":
+        del outer
+        gc.collect()
+    getattr(provider, end)()
+    assert [webhook.step_id for webhook in step_receiver.received] == ["plan:1"]
+    provider.shutdown()
+
+
 # Sampling
 
 

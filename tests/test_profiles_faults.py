@@ -47,6 +47,7 @@ def _theirs(**rules: Any) -> Profile:
         _theirs(is_tool=lambda *_: False, encloses=_fail),
         _theirs(below=_fail),
         _theirs(ends=_fail),
+        _theirs(step_number=_fail),
         _theirs(tells=_fail),
         _theirs(tells=lambda *_: ("one", "two", "three")),
     ],

@@ -68,14 +68,14 @@ class StepReader:
         """
         rows, attributes = self._rows_of(span), attributes_of(span)
         note = None if exception is None else Note(exception)
-        if rows.placing or self._has_enclosed:
-            try:
+        try:
+            if rows.placing or self._has_enclosed:
                 note = self._placed(note, rows, span, attributes)
-            except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost what else is noted
-                self._on_fault(error)
-        if rows.numbering:
-            note = note or Note()
-            note.number = rows.numbering[0]()
+            if rows.numbering:
+                note = note or Note()
+                note.number = rows.numbering[0]()
+        except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost what else is noted
+            self._on_fault(error)
         if is_in_workflow():
             note = note or Note()
             note.is_in_workflow = True
