@@ -5,21 +5,25 @@ that are not there. A framework that has loops, nodes or tasks is recognised at 
 tools only where it has nothing better, so that one piece of work is one webhook.
 """
 
-import json
-import re
-from contextlib import suppress
-
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import StatusCode
-
 from otel_step_hook.steps import letta
+from otel_step_hook.steps.dialects import (
+    CHECKPOINT,
+    TRACELOOP_LANGGRAPH,
+    TRACELOOP_TASK,
+    crewai_listeners_word,
+    crewai_word,
+    in_metadata,
+    is_autogen_turn,
+    is_langgraph_node,
+    is_traceloop_node,
+    prefect_word,
+    strands_word,
+)
 from otel_step_hook.steps.engines import dbos_step, dbos_word, temporal_word
 from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome
 from otel_step_hook.steps.rules import (
     NOT_TERMINAL,
-    Attributes,
     Profile,
-    Verdict,
     both,
     either,
     event_named,
@@ -27,7 +31,6 @@ from otel_step_hook.steps.rules import (
     has,
     joined,
     named,
-    plain,
     present,
     says,
     word_in,
@@ -36,90 +39,9 @@ from otel_step_hook.steps.rules import (
 _SUCCESS, _FAILED, _CANCELLED = Outcome
 _TOOL_CALL = says("gen_ai.operation.name", "execute_tool")
 _TOOL_CALL_ID = first("gen_ai.tool.call.id")
-_NODE = re.compile(r'"langgraph_node": ("(?:[^"\\]|\\.)*")')  # in JSON that the SDK may have cut short
-_CHECKPOINT = re.compile(r'"langgraph_checkpoint_ns": ("(?:[^"\\]|\\.)*")')
 _HAYSTACK = r"haystack\.(agent\.step|component\.run)"
-_TRACELOOP_LANGGRAPH = "traceloop.association.properties.langgraph_"
-
-
-def _in_metadata(pattern: re.Pattern[str], attributes: Attributes) -> object:
-    found = pattern.search(plain(attributes.get("metadata")))
-    with suppress(ValueError):  # an escape that JSON does not know
-        return json.loads(found[1], strict=False) if found else None
-    return None
-
-
-def _is_langgraphs_own(node: object) -> bool:
-    return plain(node).startswith("__")  # such as __start__, where a conditional edge leads from there
-
-
-def _is_node(name: str, attributes: Attributes) -> bool:
-    """Not a conditional edge, a model or a piece of a chain: they say, too, in which node they are."""
-    return "metadata" in attributes and _in_metadata(_NODE, attributes) == name and not _is_langgraphs_own(name)
-
-
-def _is_traceloop_node(_: str, attributes: Attributes) -> bool:
-    node = attributes.get(f"{_TRACELOOP_LANGGRAPH}node")
-    is_node = node is not None and attributes.get("traceloop.entity.name") == node and _TASK("", attributes)
-    return is_node and not _is_langgraphs_own(node)
-
-
-def _prefect_word(span: ReadableSpan, _: Attributes, __: BaseException | None) -> Outcome | Verdict | None:
-    """By Prefect's last state; CRASHED says nothing: a task that is cancelled crashes."""
-    for event in reversed(span.events):
-        state = plain((event.attributes or {}).get("prefect.state.type"))
-        if state:
-            return _PREFECT.get(state)
-    return None
-
-
-def _strands_word(_: ReadableSpan, attributes: Attributes, __: BaseException | None) -> Outcome | None:
-    """The type of what has stopped an agent; when it is a generator's end, whoever asked has heard enough."""
-    stopped_by = plain(attributes.get("strands.cancellation.type"))
-    if not stopped_by:
-        return None
-    return _SUCCESS if stopped_by == "GeneratorExit" else _CANCELLED
-
-
-def _crewai_word(span: ReadableSpan, attributes: Attributes, _: BaseException | None) -> Outcome | Verdict | None:
-    """Cancelled, where its session has to end a span when it closes: CrewAI says nothing of what is cancelled."""
-    if attributes.get("crewai.event_name") == "method_execution_paused":
-        return NOT_TERMINAL
-    return _CANCELLED if plain(span.status.description).startswith("Span orphaned") else None
-
-
-def _crewai_listeners_word(span: ReadableSpan, _: Attributes, __: BaseException | None) -> Verdict | None:
-    """Not terminal, where the listener ends what is still open when it is taken away: an error without a word."""
-    is_mute = not span.status.description and not span.events
-    return NOT_TERMINAL if is_mute and span.status.status_code is StatusCode.ERROR else None
-
-
-def _is_autogen_turn(_: str, attributes: Attributes) -> bool:
-    """Not what a team says to itself: of its messages only the request to speak is work."""
-    kind = attributes.get("recipient_agent_class")
-    if kind == "ChatAgentContainer":
-        asked = attributes.get("message") == "{}"  # the others carry something
-        return asked and '"is_rpc": false' in plain(attributes.get("message_context"))  # and it is no reset or pause
-    return kind not in _AUTOGEN_MANAGERS
-
-
-_AUTOGEN_MANAGERS = (
-    "RoundRobinGroupChatManager",
-    "SelectorGroupChatManager",
-    "SwarmGroupChatManager",
-    "GraphFlowManager",
-    "MagenticOneOrchestrator",
-)
 _AUTOGEN_PROCESS = named("autogen process .*")
 _CREWAI_STEP = either(has("task_id"), has("flow.node.name"))
-_TASK = says("traceloop.span.kind", "task")
-_PREFECT: dict[str, Outcome | Verdict] = {
-    "COMPLETED": _SUCCESS,
-    "FAILED": _FAILED,
-    "CANCELLED": _CANCELLED,
-    "PAUSED": NOT_TERMINAL,
-    "SCHEDULED": NOT_TERMINAL,  # suspended
-}
 
 GENERIC = Profile(
     name="generic",
@@ -141,17 +63,17 @@ PROFILES = (
         name="langgraph",
         scopes=("openinference.instrumentation.langchain",),
         marks=("metadata",),
-        is_step=_is_node,
+        is_step=is_langgraph_node,
         has_namesakes=True,  # an agent with a name of its own, added as the node of that name
-        step_id=lambda attributes: _in_metadata(_CHECKPOINT, attributes),
+        step_id=lambda attributes: in_metadata(CHECKPOINT, attributes),
     ),
     Profile(
         name="langgraph",
         scopes=("opentelemetry.instrumentation.langchain",),
-        marks=(f"{_TRACELOOP_LANGGRAPH}node",),
-        is_step=_is_traceloop_node,
+        marks=(f"{TRACELOOP_LANGGRAPH}node",),
+        is_step=is_traceloop_node,
         has_namesakes=True,
-        step_id=first(f"{_TRACELOOP_LANGGRAPH}checkpoint_ns", "gen_ai.task.id"),
+        step_id=first(f"{TRACELOOP_LANGGRAPH}checkpoint_ns", "gen_ai.task.id"),
     ),
     Profile(
         name="openai-agents",
@@ -193,7 +115,7 @@ PROFILES = (
         marks=("prefect.run.type",),
         is_step=says("prefect.run.type", "task"),
         step_id=first("prefect.run.id"),
-        word=_prefect_word,
+        word=prefect_word,
     ),
     Profile(
         name="smolagents",
@@ -209,7 +131,7 @@ PROFILES = (
         starts="execute_event_loop_cycle|invoke_agent .*",
         step_id=first("event_loop.cycle_id"),
         ends=named("invoke_agent .*"),  # a cycle that is cancelled never ends
-        word=_strands_word,
+        word=strands_word,
     ),
     Profile(
         name="google-adk",
@@ -274,7 +196,7 @@ PROFILES = (
         is_step=says("gen_ai.operation.name", "execute_task", "execute_method"),
         starts="execute task|call method",
         step_id=first("event_id", "crewai.task.id"),  # the second is the same for all runs of a task
-        word=_crewai_word,
+        word=crewai_word,
     ),
     Profile(
         name="crewai",
@@ -289,13 +211,13 @@ PROFILES = (
         marks=("task_id", "flow.node.name"),
         is_step=_CREWAI_STEP,
         starts=r".*\._execute_core|.*\.execute",
-        word=_crewai_listeners_word,
+        word=crewai_listeners_word,
     ),
     Profile(
         name="crewai",
         scopes=("opentelemetry.instrumentation.crewai.instrumentation",),
         marks=("traceloop.span.kind",),
-        is_step=_TASK,
+        is_step=TRACELOOP_TASK,
         is_tool=says("traceloop.span.kind", "agent"),  # of a task in a thread of its own, which has no span
         encloses=says("traceloop.span.kind", "task", "agent"),
     ),
@@ -309,7 +231,7 @@ PROFILES = (
         name="autogen",
         scopes=("autogen SingleThreadedAgentRuntime", "autogen Worker Runtime", "autogen-core"),
         marks=("messaging.operation", "gen_ai.operation.name"),
-        is_step=both(_AUTOGEN_PROCESS, _is_autogen_turn),
+        is_step=both(_AUTOGEN_PROCESS, is_autogen_turn),
         is_tool=_TOOL_CALL,
         encloses=_AUTOGEN_PROCESS,
         starts="autogen process .*|invoke_agent .*",
@@ -319,7 +241,7 @@ PROFILES = (
         name="traceloop",
         scopes=("traceloop.tracer",),
         marks=("traceloop.span.kind",),
-        is_step=_TASK,
+        is_step=TRACELOOP_TASK,
         is_tool=says("traceloop.span.kind", "tool"),
         encloses=named(r".*\.task"),
         starts=r".*\.(task|tool|workflow|agent)",
