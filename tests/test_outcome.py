@@ -164,6 +164,12 @@ def test_an_error_named_as_a_pause_is_no_end() -> None:
     assert _outcome(_ERROR, attributes={"error.type": "NodeInterrupt"}) is None
 
 
+@pytest.mark.parametrize("code", [_ERROR, _UNSET])
+def test_a_pause_that_is_told_while_another_exception_is_in_flight_is_no_end(code: StatusCode) -> None:
+    """A callback may end the span inside of somebody's handler; the span's own exception counts."""
+    assert _outcome(code, events=[_raised("langgraph.errors.GraphInterrupt")], flying=ValueError()) is None
+
+
 @pytest.mark.parametrize(("code", "outcome"), [(_ERROR, _FAILED), (_UNSET, _SUCCESS), (_OK, _SUCCESS)])
 def test_an_exception_that_shares_a_pauses_name_is_none(code: StatusCode, outcome: Outcome) -> None:
     """It is the application's own, and means what other exceptions mean; a name alone does not overrule it."""

@@ -63,23 +63,23 @@ def outcome_of(
     flying = _kind(exception)
     status = span.status.status_code
     if status is StatusCode.ERROR:
-        return _of_error(span, attributes, flying)
+        return _of_error(span, attributes, exception)
     if flying == "cancellation":
         return Outcome.CANCELLED
     if flying == "pause":
         return None
     if status is StatusCode.OK:
         return _of_ok(span, flying, profile)
-    return _of_unset(span, flying)
+    return _of_unset(span, exception)
 
 
-def _of_error(span: ReadableSpan, attributes: Attributes, flying: str) -> Outcome | None:
+def _of_error(span: ReadableSpan, attributes: Attributes, exception: BaseException | None) -> Outcome | None:
+    flying = _kind(exception)
     told = (_last_exception(span), plain(attributes.get("error.type")), _leading_name(span.status.description))
     names = tuple(map(last_part, told))
     if flying == "cancellation" or not CANCELLATIONS.isdisjoint(names):
         return Outcome.CANCELLED
-    # The object itself, if there is one, knows better than a name.
-    if flying == "pause" or (flying != "exception" and _is_pause(*told)):
+    if flying == "pause" or (_is_pause(*told) and not _is_namesake(exception)):
         return None
     # A generator that its consumer closed early has done what was asked of it, unless something else is told.
     return Outcome.SUCCESS if {name for name in names if name} == {"GeneratorExit"} else Outcome.FAILED
@@ -91,13 +91,13 @@ def _of_ok(span: ReadableSpan, flying: str, profile: Profile) -> Outcome | None:
     return None if _is_pause(_last_exception(span)) else Outcome.SUCCESS
 
 
-def _of_unset(span: ReadableSpan, flying: str) -> Outcome | None:
+def _of_unset(span: ReadableSpan, exception: BaseException | None) -> Outcome | None:
     last = _last_exception(span)
     if last_part(last) in CANCELLATIONS:
         return Outcome.CANCELLED
-    if flying != "exception" and _is_pause(last):
+    if _is_pause(last) and not _is_namesake(exception):
         return None
-    return Outcome.FAILED if flying == "exception" else Outcome.SUCCESS
+    return Outcome.FAILED if _kind(exception) == "exception" else Outcome.SUCCESS
 
 
 def is_cancellation(exception: BaseException | None) -> bool:
@@ -131,6 +131,12 @@ def _is_pause(*names: str) -> bool:
         if last in PAUSES:
             return not module or _is_pausing(module)
     return False
+
+
+def _is_namesake(exception: BaseException | None) -> bool:
+    """Whether *exception* has the name of a pause and is none: the object knows better than a name on its span."""
+    has_name = any(base.__name__ in PAUSES for base in type(exception).__mro__)
+    return has_name and _kind(exception) != "pause"
 
 
 def _is_pausing(module: object) -> bool:
