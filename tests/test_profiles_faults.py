@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from lines import Lines
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import Span, TracerProvider
 
 from otel_step_hook import ConfigurationError, Profile, StepHookProcessor, StepHookSettings
+from otel_step_hook.steps.reader import StepReader
 from otel_step_hook.testing import ScriptedReceiver
 
 _FAULT = "a fault of otel-step-hook: LookupError"
@@ -115,3 +116,17 @@ def test_a_rule_of_the_users_makes_a_step_of_any_span_of_lettas(step_receiver: S
         provider.get_tracer("letta.otel.tracing").start_span("agent_step", attributes={"step_id": "step-1"}).end()
         assert provider.force_flush()
         assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
+
+
+@pytest.mark.parametrize("scope", ["theirs", "tests"])
+def test_a_span_without_any_of_the_marks_is_asked_nothing(scope: str) -> None:
+    """One look-up for its scope tells that it is no step: no rule is asked, nor which exception is in flight."""
+    reader = StepReader(
+        [
+            Profile(name="theirs", scopes=("theirs",), marks=("their.kind",), is_step=_fail, is_tool=_fail),
+            Profile(name="everybody's", marks=("kind",), is_step=_fail),
+        ]
+    )
+    span = TracerProvider(shutdown_on_exit=False).get_tracer(scope).start_span("run", attributes={"other": 1})
+    assert isinstance(span, Span)
+    assert reader.end(span, _fail) == ()
