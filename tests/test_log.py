@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_step_hook.delivery.log import EVERY, Trouble, printable, say, where
+from otel_step_hook.delivery.log import EVERY, KINDS, Trouble, printable, say, where
 
 
 class Clock:
@@ -42,7 +42,7 @@ def clock() -> Clock:
 def trouble(clock: Clock) -> Trouble:
     """What tells of trouble by *clock*."""
     told = Trouble(clock)
-    told.schedule = clock.schedule
+    told.use(clock.schedule)
     return told
 
 
@@ -133,8 +133,37 @@ def test_without_a_schedule_counts_are_kept_until_somebody_asks(clock: Clock, ca
     trouble.tell_rest()
     assert len(lines(caplog)) == 1
     clock.advance(EVERY)
-    trouble.tell_rest()
+    trouble.use(clock.schedule)  # the next loop
+    clock.advance(0.0)
     assert lines(caplog) == [(logging.WARNING, "2 more like this: slow")]
+
+
+def test_an_outage_has_one_timer(trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Three kinds that go on for an hour, and each is told every minute: by one timer in all."""
+    kinds = ("refused", "discarded", "queue full")
+    for _ in range(3600):
+        for kind in kinds:
+            trouble.tell(logging.ERROR, kind, kind)
+        assert len(clock.scheduled) <= 1
+        clock.advance(1.0)
+    clock.advance(EVERY)
+    told = [message for _, message in lines(caplog)]
+    for kind in kinds:
+        counts = [int(message.split()[0]) for message in told if message.endswith(f" more like this: {kind}")]
+        assert 59 <= len(counts) <= 61
+        assert sum(counts) == 3599  # all but the first, which was told at once
+
+
+def test_kinds_without_end(trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody can fill the memory or the log with ever new kinds of trouble; what is quiet for a minute makes room."""
+    for _ in range(3):
+        for number in range(10 * KINDS):
+            trouble.tell(logging.ERROR, number, f"odd {number}")
+            assert len(trouble._told) <= KINDS
+        assert len(lines(caplog)) == KINDS
+        clock.advance(EVERY)
+        assert [message for _, message in lines(caplog)] == [f"{9 * KINDS} more like this: odd {10 * KINDS - 1}"]
+        clock.advance(EVERY)
 
 
 def test_a_percent_sign_is_a_percent_sign(trouble: Trouble, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Hashable
@@ -9,7 +10,10 @@ from pathlib import Path
 
 log = logging.getLogger("otel_step_hook")
 
+Schedule = Callable[[float, Callable[[], None]], object]  # calls a function after so many seconds
+
 EVERY = 60.0  # seconds; trouble that repeats is told at most this often
+KINDS = 64  # of trouble that are told apart; what is on top of them counts as one, for as long as they go on
 _ID_LENGTH = 120  # characters of a step id in a line; ids are as long as users make them
 
 
@@ -37,44 +41,66 @@ def where(error: BaseException) -> str:
 
 
 class Trouble:
-    """Tells the first of each kind of trouble at once, counts the rest, and tells the count a minute later.
+    """Tells the first of each kind of trouble at once, counts the rest, and tells the count a minute or two later.
 
-    Used by one thread. *schedule*, when set, calls a function after so many seconds.
+    Used by one thread. Knows at most `KINDS` kinds, and has at most one timer, whatever happens how often.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._told: dict[Hashable, _Told] = {}
-        self.schedule: Callable[[float, Callable[[], None]], object] | None = None
+        self._schedule: Schedule | None = None
+        self._is_scheduled = False
+
+    def use(self, schedule: Schedule | None) -> None:
+        """Tell counts by this timer from now on, or by none; one that was scheduled before is gone with its loop."""
+        self._schedule, self._is_scheduled = schedule, False
+        self._schedule_next()
 
     def tell(self, level: int, kind: Hashable, message: str, times: int = 1) -> None:
         """Log *message*, unless one of its *kind* was logged less than a minute ago: then count it.
 
         *times* is how often it has happened; all but the first are counted in any case.
         """
+        told = self._of(kind)
         now = self._monotonic()
-        told = self._told.get(kind)
-        if told is None or (now - told.at >= EVERY and not told.unsaid):
-            told = self._told[kind] = _Told(now)
+        if not told.unsaid and now - told.at >= EVERY:
+            told.at = now
             say(level, "%s", message)
             times -= 1
-        if not times:
-            return
-        if not told.unsaid and self.schedule is not None:
-            self.schedule(max(0.0, EVERY - (now - told.at)), self.tell_rest)
-        told.unsaid += times
-        told.level, told.message = level, message
+        if times:
+            told.unsaid += times
+            told.level, told.message = level, message
+            self._schedule_next()
+
+    def _of(self, kind: Hashable) -> "_Told":
+        if kind not in self._told and len(self._told) >= KINDS - 1:
+            now = self._monotonic()
+            self._told = {kind: told for kind, told in self._told.items() if told.unsaid or now - told.at < EVERY}
+            kind = kind if len(self._told) < KINDS - 1 else "others"
+        return self._told.setdefault(kind, _Told())
 
     def tell_rest(self, *, all_of_it: bool = False) -> None:
         """Log the counts that are a minute old, or all of them."""
         now = self._monotonic()
-        for told in [told for told in self._told.values() if told.unsaid]:
-            left = EVERY - (now - told.at)
-            if all_of_it or left <= 0:
-                say(told.level, "%d more like this: %s", told.unsaid, told.message)
-                told.at, told.unsaid = now, 0
-            elif self.schedule is not None:
-                self.schedule(left, self.tell_rest)
+        for told in list(self._told.values()):
+            if told.unsaid and (all_of_it or now - told.at >= EVERY):
+                unsaid, told.unsaid, told.at = told.unsaid, 0, now
+                say(told.level, "%d more like this: %s", unsaid, told.message)
+        self._schedule_next()
+
+    def _schedule_next(self) -> None:
+        """Have a timer for the count that is due first, unless there is one: the others wait for it, or follow it."""
+        if self._is_scheduled or self._schedule is None:
+            return
+        first = min((told.at for told in self._told.values() if told.unsaid), default=None)
+        if first is not None:
+            self._is_scheduled = True
+            self._schedule(max(0.0, first + EVERY - self._monotonic()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._is_scheduled = False
+        self.tell_rest()
 
 
 class _Told:
@@ -82,8 +108,8 @@ class _Told:
 
     __slots__ = ("at", "level", "message", "unsaid")
 
-    def __init__(self, at: float) -> None:
-        self.at = at
+    def __init__(self) -> None:
+        self.at = -math.inf  # monotonic seconds
         self.unsaid = 0
         self.level = logging.WARNING
         self.message = ""

@@ -146,15 +146,14 @@ class Turn:
             self._loop.run_until_complete(self._loop.create_task(self._main(bell), context=context))
 
     async def _main(self, bell: Bell) -> None:
-        self._trouble.schedule = self._loop.call_later
-        self._trouble.tell_rest()
+        self._trouble.use(self._loop.call_later)
         self._loop.add_reader(bell.heard, self._hear, bell)
         try:
             self._look()
             await self._dispatcher.stopped.wait()
         finally:
             self._loop.remove_reader(bell.heard)  # what comes in from now on is the next turn's
-            self._trouble.schedule = None
+            self._trouble.use(None)
         if self._fault is not None:
             raise self._fault
         self._trouble.tell_rest(all_of_it=bool(self._stops))
