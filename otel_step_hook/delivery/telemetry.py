@@ -5,9 +5,7 @@ Spans follow the HTTP semantic conventions (stable); everything else is named ``
 
 import functools
 import hashlib
-import itertools
 import logging
-import re
 import time
 from collections import OrderedDict
 from types import TracebackType
@@ -48,10 +46,6 @@ from otel_step_hook.steps.event import SCOPE, StepEvent
 from otel_step_hook.version import __version__
 
 _PIPELINES = 16  # tracers kept, one per pipeline and resource; a process has one or two
-_WORD = "(?:[a-z]{1,15}(?:[A-Z][a-z]{2,14})*|(?:[A-Z][a-z]{2,14})+|[A-Z]{1,8})"
-# Words such as people write, and a short number at the end: what is long, or mixes cases or digits, may be a secret.
-_PLAIN = re.compile(rf"(?!.{{33}})(?:{_WORD}(?:[-_.]{_WORD})*(?:[-_.]?\d{{1,2}})?|v?\d{{1,3}}(?:\.\d{{1,2}})?)")
-_HIDDEN = "REDACTED"
 
 
 class Pipeline(NamedTuple):
@@ -82,21 +76,13 @@ class Delivery:
 
 
 def shown_url(url: str) -> str:
-    """*url* for telemetry: no user info, no query values, and of the path what comes before anything but plain words.
+    """*url* for people to read: scheme, host and port, and ``/REDACTED`` for whatever path or query it has.
 
-    Receivers such as Slack's carry their secret in the path, mostly behind an id.
+    Receivers such as Slack's carry their secret in the path, and nothing tells a secret from a word.
     """
     parts = urlsplit(url)
-    path = parts.path.split("/")
-    plain = list(itertools.takewhile(lambda part: not part or _PLAIN.fullmatch(part), path))
-    shown = "/".join(plain if len(plain) == len(path) else [*plain, _HIDDEN])
-    query = "&".join(_hide_value(pair) for pair in parts.query.split("&")) if parts.query else ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], shown, query, ""))
-
-
-def _hide_value(pair: str) -> str:
-    name, equals, _ = pair.partition("=")
-    return f"{name}={_HIDDEN}" if equals and _PLAIN.fullmatch(name) else _HIDDEN
+    path = "/REDACTED" if parts.query or parts.path.strip("/") else parts.path[:1]
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
 
 
 class _Ids(RandomIdGenerator):
