@@ -33,7 +33,7 @@ demo: $(VENV)/ready ## an agent whose steps succeed, fail and are cancelled; the
 
 test: $(VENV)/ready ## the tests, with full branch coverage
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m coverage run -m pytest -m "not servers"
+	@$(BIN)/python -m coverage run -m pytest -m "not servers" --hypothesis-profile thorough
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 

@@ -18,10 +18,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests interrupt their own process, too.
 runpy.run_path(str(Path(__file__).parent / "programs" / "interruptible.py"))
 
-# A machine that is busy makes no test fail.
-hypothesis.settings.register_profile("unhurried", deadline=None)
-hypothesis.settings.register_profile("brief", deadline=None, max_examples=20)  # where it is not the only run
-hypothesis.settings.load_profile("unhurried")
+# A machine that is busy makes no test fail. Where a person waits, every run tries the same few examples; CI
+# tries new ones each time, and says how to repeat a failure.
+hypothesis.settings.register_profile("brief", deadline=None, max_examples=20, derandomize=True)
+hypothesis.settings.register_profile("thorough", deadline=None, derandomize="CI" not in os.environ, print_blob=True)
+hypothesis.settings.load_profile("brief")
 
 
 @pytest.fixture
