@@ -3,6 +3,8 @@
 import os
 import runpy
 import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -29,6 +31,14 @@ hypothesis.settings.load_profile("brief")
 def anyio_backend() -> str:
     """Tests marked with `anyio` run on asyncio; those for trio say so themselves."""
     return "asyncio"
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on loopback that is taken, and on which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 pytest_plugins = ["otel_step_hook.testing"]

@@ -117,8 +117,8 @@ class Framework:
     def __init__(self, scope: str, profiles: Iterable[Profile] = PROFILES, limits: SpanLimits | None = None) -> None:
         self.scope = scope
         self.listening = Choosing(profiles)
-        self._provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
-        self._provider.add_span_processor(self.listening)
+        self.provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
+        self.provider.add_span_processor(self.listening)
 
     @property
     def told(self) -> list[Told]:
@@ -136,7 +136,7 @@ class Framework:
     ) -> Span:
         """A span that begins with *attributes*, and gets those of *later* when everybody has seen it begin."""
         context = Context() if below is None else set_span_in_context(below, Context())
-        span = self._provider.get_tracer(scope or self.scope).start_span(name, context, attributes=attributes)
+        span = self.provider.get_tracer(scope or self.scope).start_span(name, context, attributes=attributes)
         span.set_attributes(later or {})
         return span
 
@@ -157,7 +157,7 @@ class Framework:
 
     def run(self, name: str, attributes: Attributes | None = None, raising: type[BaseException] | None = None) -> Span:
         """A span around a block that may raise, as the SDK's own context manager ends it."""
-        tracer = self._provider.get_tracer(self.scope)
+        tracer = self.provider.get_tracer(self.scope)
         with (
             suppress(raising) if raising else nullcontext(),
             tracer.start_as_current_span(name, Context(), attributes=attributes) as span,

@@ -30,14 +30,6 @@ def _probe(url: str, *, patience: float = 5.0, **settings: str | None) -> list[F
 
 
 @pytest.fixture
-def closed_port() -> Iterator[int]:
-    """A port on loopback that is taken, and on which nothing listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
-
-
-@pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Decides what the name hook.example leads to: addresses, or an error."""
 
