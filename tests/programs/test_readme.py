@@ -25,7 +25,7 @@ from otel_step_hook.demo import run
 from otel_step_hook.settings import setting_rows
 from otel_step_hook.steps.profiles import PROFILES
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _README = _ROOT / "README.md"
 _LIMIT = 100.0  # seconds a block may take
 _LISTENS = inspect.signature(listen).parameters["port"].default

@@ -30,7 +30,7 @@ from otel_step_hook.testing import ScriptedReceiver
 
 pytestmark = pytest.mark.servers
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _LIMIT = 20.0  # seconds; both servers are up, and a trace is to be read, well below one
 _ERROR = 2  # OTLP: STATUS_CODE_ERROR
 _ENDPOINTS = (

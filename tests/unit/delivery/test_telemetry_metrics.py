@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).parent / "programs" / "delivery_metrics.py"
+PROGRAM = Path(__file__).parents[2] / "programs" / "delivery_metrics.py"
 
 
 def _sorted(points: list[list[object]]) -> list[list[object]]:
