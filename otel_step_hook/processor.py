@@ -63,7 +63,7 @@ class StepHookProcessor(SpanProcessor):
         self._elsewhere: dict[int, tuple[SpanProcessor, object]] = {}  # of the spans of other providers, by span id
         self._gone: deque[weakref.KeyedRef[int, Span]] = deque()  # of those spans, whose entries are to be taken out
         self._resource = Resource.get_empty()  # of the spans of that provider
-        self._looks_for_loss = True
+        self.spans_with_dropped_attributes = 0  # spans that were no steps, and may have been with all attributes
         self._exit_hook = functools.partial(_shut_down, weakref.ref(self))
         self._worker = None
         for sentence in unknown_variables():
@@ -104,25 +104,19 @@ class StepHookProcessor(SpanProcessor):
             for event in self._reader.end(span, sys.exception):
                 is_told = True
                 self._submit(span, event, self._worker)
-            if self._looks_for_loss and not is_told:
-                self._look_for_loss(span, self._worker)
+            if not is_told:
+                self._count_loss(span)
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
             self._worker.drop("unreadable", error)
 
-    def _look_for_loss(self, span: ReadableSpan, worker: "Worker") -> None:
-        """Say, once, that a span may have lost the step id that would have made it a step."""
+    def _count_loss(self, span: ReadableSpan) -> None:
+        """Count a span that was no step, if it has more attributes than the SDK's limit: its step id may be gone."""
         try:
-            if not span._attributes.dropped:  # type: ignore[union-attr]  # noqa: SLF001 -- the public way takes a lock
-                return
+            lost = span._attributes.dropped  # type: ignore[union-attr]  # noqa: SLF001 -- the public way takes a lock
         except AttributeError:  # a span made by hand loses nothing
             return
-        self._looks_for_loss = False
-        scope = span.instrumentation_scope
-        worker.tell_notice(
-            f"a span of {scope.name if scope else 'no scope'} has more attributes than the SDK's limit, and has lost "
-            "some: if a step id was among them, that step is not told; set it when the span starts, or raise "
-            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"
-        )
+        if lost:
+            self.spans_with_dropped_attributes += 1  # two threads at once may count one
 
     def _submit(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> None:
         # The SDK hands the same span to all of them, and to nobody after them.

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from opentelemetry import context as otel_context
 
 from otel_step_hook.delivery.dispatch import Dispatcher, Sender, Switch
-from otel_step_hook.delivery.log import Trouble, say, where
+from otel_step_hook.delivery.log import Trouble, where
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.memory import MemoryStore
 from otel_step_hook.delivery.telemetry import Telemetry
@@ -51,7 +51,6 @@ class Inbox:
     store: MemoryStore
     drops: SimpleQueue[tuple[str, str]] = field(default_factory=SimpleQueue)
     faults: SimpleQueue[str] = field(default_factory=SimpleQueue)
-    notices: SimpleQueue[str] = field(default_factory=SimpleQueue)
     wishes: SimpleQueue[Callable[[], None] | Stop] = field(default_factory=SimpleQueue)
     switch: Switch = field(default_factory=Switch)
 
@@ -61,7 +60,6 @@ class Inbox:
             self.store.waiting
             or self.drops.qsize()
             or self.faults.qsize()
-            or self.notices.qsize()
             or self.wishes.qsize()
         )
 
@@ -184,8 +182,6 @@ class Turn:
             self._telemetry.dropped(reason, count)
             told = f"dropped a step ({reason}): {detail or _DROPPED[reason]}"
             self._trouble.tell(logging.ERROR, ("dropped", reason), told, count)
-        for notice in _drain(self._inbox.notices):
-            say(logging.WARNING, "%s", notice)
         for fault in _drain(self._inbox.faults):
             self._tell_fault(fault)
 

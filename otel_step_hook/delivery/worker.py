@@ -50,7 +50,7 @@ class _Limit:
 class Worker:
     """Delivers what is submitted, on an event loop in a daemon thread that starts on first use.
 
-    `submit`, `drop`, `tell_fault` and `tell_notice` may be called from any thread, from a signal handler and by the
+    `submit`, `drop` and `tell_fault` may be called from any thread, from a signal handler and by the
     garbage collector at any moment: they take no lock that their own thread could hold already.
     *connect* is called once, and returns what makes senders. `let_go`, if somebody sets it, is called in
     a forked child. Raises `ConfigurationError` for settings that cannot be used.
@@ -92,11 +92,6 @@ class Worker:
         faults = self._own.inbox.faults
         if faults.qsize() < _DETAILS:
             faults.put(where(error))
-        self._wake_for_news()
-
-    def tell_notice(self, sentence: str) -> None:
-        """Have the worker's thread log *sentence*, a warning."""
-        self._own.inbox.notices.put(sentence)
         self._wake_for_news()
 
     def _wake_for_news(self) -> None:
