@@ -197,8 +197,3 @@ class Ledger:
         """The connections over which steps with this prefix have come."""
         with self._changed:
             return {arrival.connection for arrival in self._arrivals if arrival.step_id.startswith(prefix)}
-
-    def wait_until_closed(self, connections: set[int]) -> None:
-        """Wait until the sender has closed all of these."""
-        with self._changed:
-            self._wait(lambda: self._open.isdisjoint(connections))

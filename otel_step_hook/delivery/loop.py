@@ -1,4 +1,4 @@
-"""The event loop: owns how names are resolved, and what becomes of its sockets in a forked child."""
+"""The event loop: owns how names are resolved, and that a forked child does not close it."""
 
 import _thread
 import asyncio
@@ -6,9 +6,7 @@ import concurrent.futures.thread  # noqa: F401 -- asyncio imports it late, and t
 import contextlib
 import functools
 import os
-import selectors
 import socket
-import weakref
 from typing import Any, NamedTuple
 
 
@@ -24,43 +22,24 @@ class _LookUp(NamedTuple):
 
 
 class EventLoop(asyncio.SelectorEventLoop):
-    """An event loop that resolves names on daemon threads of its own, and can be given up in a forked child.
+    """An event loop that resolves names on daemon threads of its own, and is closed by the process that made it alone.
 
     The default executor's threads are joined at exit, so that a look-up that hangs keeps the
     process; and none can be started while the interpreter exits.
     """
 
-    _is_made = False
+    _pid = 0  # of the process that made it; 0 until it is made: there may be no descriptor left for it
 
     def __init__(self) -> None:
-        self._polled = selectors.DefaultSelector()
-        self._connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._look_ups: dict[_LookUp, asyncio.Future[list[Any]]] = {}
-        super().__init__(self._polled)
-        self._is_made = True
+        super().__init__()
+        self._pid = os.getpid()
 
     def __del__(self) -> None:
-        if self._is_made:  # it is not if there was no descriptor left, and asyncio stumbles over that
+        # Closing takes the sockets out of the epoll, which is one object of the kernel for a parent and its
+        # forked children: the parent would hear nothing any more.
+        if self._pid == os.getpid():
             super().__del__()
-
-    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        """As asyncio has it."""
-        self._connections.add(sock)  # before there is a connection: none is missed, whenever a fork comes
-        await super().sock_connect(sock, address)
-
-    def let_go(self) -> None:
-        """In a forked child: give up what is the parent's without a word on it.
-
-        The numbers of the descriptors stay taken, by nothing, because the objects that hold them
-        still exist: whatever becomes of those does not reach the parent. OSError when no
-        descriptor is left.
-        """
-        connected = [connection.fileno() for connection in tuple(self._connections)]
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for number in {*connected, *(self._polled.get_map() or ())}:  # no map once it is closed
-            if number >= 0:
-                os.dup2(nothing, number, inheritable=False)
-        os.close(nothing)
 
     async def getaddrinfo(
         self,

@@ -56,12 +56,7 @@ class Inbox:
 
     def has_work(self) -> bool:
         """Whether there is anything that no loop has taken."""
-        return bool(
-            self.store.waiting
-            or self.drops.qsize()
-            or self.faults.qsize()
-            or self.wishes.qsize()
-        )
+        return bool(self.store.waiting or self.drops.qsize() or self.faults.qsize() or self.wishes.qsize())
 
 
 class Bell:
@@ -214,11 +209,6 @@ class Turn:
                 self._inbox.wishes.put(stop)
         for wish in self._wishes:
             self._inbox.wishes.put(wish)
-
-    def let_go(self) -> None:
-        """In a forked child: leave the parent's connections to the parent."""
-        with contextlib.suppress(OSError):  # no descriptor is left: shared, they do no harm until the child ends
-            self._loop.let_go()
 
 
 def _drain(queue: SimpleQueue[_T]) -> Iterator[_T]:

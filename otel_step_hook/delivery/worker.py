@@ -68,7 +68,6 @@ class Worker:
         self._settings = settings
         self.let_go: Callable[[], None] | None = None
         self._limit = _Limit(math.inf)
-        self._parents: list[Turn] = []  # kept in a forked child: what is in them is the parent's to end
         self._own = _Generation(settings.max_queue_size)
         _workers.add(self)
 
@@ -231,11 +230,9 @@ class Worker:
         """In a forked child: an empty queue, no thread, no connections. What the parent queued is the parent's."""
         if self.let_go is not None:
             self.let_go()
-        turn = self._own.turn
+        if self._own.turn is not None:
+            _inherited.append(self._own.turn)
         self._own = _Generation(self._settings.max_queue_size)
-        if turn is not None:
-            self._parents.append(turn)
-            turn.let_go()
 
 
 def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:
@@ -245,6 +242,9 @@ def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:
 
 
 _workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
+# In a forked child, the loops of its parents, one for each, to its own exit: collected, their connections and tasks
+# would complain that nobody has closed them, which is the parents' to do.
+_inherited: list[Turn] = []
 
 
 def _after_fork_in_child() -> None:

@@ -1,5 +1,7 @@
 """Forks in the way that its argument names. Prints the child's exit code, and ends as an application does."""
 
+import asyncio
+import gc
 import os
 import ssl
 import subprocess
@@ -13,6 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import set_span_in_context
 
 from otel_step_hook import StepHookProcessor
+from otel_step_hook.delivery.loop import EventLoop
 
 
 def _forked(code: int) -> int:
@@ -82,22 +85,19 @@ def flying() -> None:
     _print_exit_code(_forked(3))
 
 
-def outlived() -> None:
-    """The child lives on when the parent has closed its connections."""
-    end_step("parent-0")
-    provider.force_flush()
-    wait_to_be_told()
-    end_steps("parent-flying", 3)
-    wait_to_be_told()
+def collected() -> None:
+    """The child drops an event loop of the parent's, which goes on to use it."""
+    loop = EventLoop()
+    loop.run_until_complete(asyncio.sleep(0))
     pid = os.fork()
     if pid == 0:
-        end_step("child-0")
-        provider.force_flush()
-        wait_to_be_told()
-        end_step("child-1")
+        del loop
+        gc.collect()
         sys.exit(3)
-    provider.shutdown()
     _print_exit_code(pid)
+    # The answer comes from a thread, which has to wake the loop.
+    print(loop.run_until_complete(asyncio.wait_for(loop.getaddrinfo("127.0.0.1", 80), 20))[0][4][0])
+    loop.close()
 
 
 def generations() -> None:

@@ -1,13 +1,11 @@
-"""The event loop: names are resolved beside it, once at a time, and its sockets can be given up in a forked child."""
+"""The event loop: names are resolved beside it, once at a time."""
 
 import asyncio
 import contextlib
 import gc
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from dispatching import WAIT
@@ -124,31 +122,3 @@ def test_an_answer_that_comes_too_late(resolver: Callable[[Callable[..., Found]]
     loop.close()
     answer.set()
     assert answered.wait(WAIT)
-
-
-def test_letting_go() -> None:
-    """Whatever a child does with what it has let go of, the parent's loop and connections do not notice."""
-    loop = EventLoop()
-    server = socket.create_server(("127.0.0.1", 0))
-    connection, gone = socket.socket(), socket.socket()
-    for one in (connection, gone):
-        one.setblocking(False)  # noqa: FBT003 -- the standard library's signature
-        loop.run_until_complete(loop.sock_connect(one, server.getsockname()))
-    gone.close()
-    others = [server.accept()[0] for _ in range(2)]
-    parents = os.dup(connection.fileno())  # what the parent would hold of it
-    number = connection.fileno()
-    loop.let_go()
-    assert connection.fileno() == number
-    assert str(Path(f"/proc/self/fd/{number}").readlink()) == os.devnull
-    connection.close()
-    loop.close()
-    loop.let_go()  # once more, when there is nothing any more
-    others[0].setblocking(False)  # noqa: FBT003 -- see above
-    with pytest.raises(BlockingIOError):
-        others[0].recv(1)
-    os.write(parents, b"x")
-    wait_until(lambda: others[0].recv(1, socket.MSG_PEEK) == b"x")
-    os.close(parents)
-    for one in (*others, server):
-        one.close()

@@ -14,7 +14,7 @@ from working import AT_ONCE, Receiver, lines, no_more_threads, seconds, submissi
 
 from otel_step_hook.delivery import turn as turn_module
 from otel_step_hook.delivery import worker as worker_module
-from otel_step_hook.delivery.turn import Bell, Turn
+from otel_step_hook.delivery.turn import Bell
 
 
 @pytest.fixture(autouse=True)
@@ -117,18 +117,6 @@ def test_a_thread_of_the_parent_is_not_started() -> None:
         worker._start(own)
         assert threads() == []
         assert (worker.pending, receiver.bodies) == (0, [])
-
-
-def test_what_a_child_keeps() -> None:
-    """A turn that was under way belongs to the parent: the child lets go of it, but does not end it."""
-    with working(Receiver()) as worker:
-        own = worker._own
-        turn = own.turn = Turn(worker._settings, worker._connect, own.inbox, own.trouble, worker._stop_by)
-        with _no_more_descriptors():
-            worker.after_fork()  # nor does it fail when there is no descriptor to let go with
-        assert worker._parents == [turn]
-        assert worker._own.turn is None
-        turn._loop.close()
 
 
 def test_the_bell(monkeypatch: pytest.MonkeyPatch) -> None:
