@@ -152,5 +152,5 @@ async def rigged(connect: Callable[[], Sender] | None = None, **settings: object
     try:
         yield rig
     finally:
-        rig.dispatcher.abandon()
+        rig.dispatcher.unclaim()
         await rig.dispatcher.aclose()

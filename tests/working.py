@@ -26,9 +26,12 @@ AT_ONCE = 8.0  # seconds; what returns at once has returned within these, on a b
 _numbers = itertools.count()
 
 
-def submission() -> Submission:
+NO_PIPELINE = Pipeline(None, Resource({}))
+
+
+def submission(pipeline: Pipeline = NO_PIPELINE) -> Submission:
     """An event on its way, a new one each time."""
-    return Submission(event(f"step-{next(_numbers)}"), Pipeline(None, Resource({})), time.monotonic())
+    return Submission(event(f"step-{next(_numbers)}"), pipeline, time.monotonic())
 
 
 @dataclass

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from otel_step_hook.delivery.log import Trouble, log, printable, say, where
-from otel_step_hook.delivery.memory import MemoryStore, Submission
+from otel_step_hook.delivery.memory import MemoryStore
 from otel_step_hook.delivery.request import Headers, Headings, body
 from otel_step_hook.delivery.retry import AttemptResult, RetryPolicy
 from otel_step_hook.delivery.telemetry import Delivery, Telemetry
@@ -82,17 +82,18 @@ class Dispatcher:
 
     def take_all(self) -> None:
         """Take every event from the store, and start on as many as there are lanes."""
+        while self._store.unclaimed:
+            self._accept(self._store.unclaimed.popleft())
         taken = 0
         while (submission := self._store.take()) is not None:
-            self._accept(submission)
+            deadline = submission.at + self._settings.give_up_after
+            self._accept(Delivery(submission.event, submission.pipeline, b"", deadline))
             taken += 1
         if taken:
             self._telemetry.queue_size_changed(taken)
         self._start_lanes()
 
-    def _accept(self, submission: Submission) -> None:
-        deadline = submission.at + self._settings.give_up_after
-        delivery = Delivery(submission.event, submission.pipeline, b"", deadline)
+    def _accept(self, delivery: Delivery) -> None:
         self._accepted += 1
         self._unfinished[delivery] = self._accepted
         try:
@@ -312,11 +313,13 @@ class Dispatcher:
         if not self._unfinished:
             self.stopped.set()
 
-    def abandon(self) -> None:
-        """Discard whatever has had no last word: the loop has ended before its time."""
-        self._discard_queued("fault")  # or a timer would still make an attempt
-        for delivery in tuple(self._unfinished):
-            self._finish(delivery, "fault")
+    def unclaim(self) -> None:
+        """Give back whatever has had no last word: the loop ends before its time, and the next one goes on with it."""
+        for delivery in tuple(self._waiting):
+            self._forget_timer(delivery)
+        self._ready.clear()
+        self._store.unclaimed.extend(self._unfinished)
+        self._unfinished.clear()  # so that what is still in flight has no last word from here
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from queue import Empty, SimpleQueue
 
-from otel_step_hook.delivery.telemetry import Pipeline
+from otel_step_hook.delivery.telemetry import Delivery, Pipeline
 from otel_step_hook.steps.event import StepEvent
 
 
@@ -30,6 +30,7 @@ class MemoryStore:
         self._max_size = max_size
         self._slots: deque[None] = deque(repeat(None, max_size))  # one for each event that may still come in
         self._queue: SimpleQueue[Submission] = SimpleQueue()
+        self.unclaimed: deque[Delivery] = deque()  # of a loop that has ended before they had; due at once
 
     def put(self, submission: Submission) -> bool:
         """Take *submission*, or return False when the store is full."""
@@ -58,5 +59,5 @@ class MemoryStore:
 
     @property
     def waiting(self) -> int:
-        """How many events nobody has taken yet."""
-        return self._queue.qsize()
+        """How many events are in nobody's hands."""
+        return self._queue.qsize() + len(self.unclaimed)

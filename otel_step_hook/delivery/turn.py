@@ -6,9 +6,8 @@ import contextvars
 import logging
 import math
 import socket
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -40,10 +39,6 @@ _DROPPED = {
 }
 
 
-class Stop(threading.Event):
-    """The wish to know when everything has had its last word, and the connections are closed."""
-
-
 @dataclass(slots=True)
 class Inbox:
     """What other threads put in for the loop. Nothing in it takes a lock that a signal handler could need again."""
@@ -51,12 +46,12 @@ class Inbox:
     store: MemoryStore
     drops: SimpleQueue[tuple[str, str]] = field(default_factory=SimpleQueue)
     faults: SimpleQueue[str] = field(default_factory=SimpleQueue)
-    wishes: SimpleQueue[Callable[[], None] | Stop] = field(default_factory=SimpleQueue)
+    flushes: SimpleQueue[Callable[[], None]] = field(default_factory=SimpleQueue)
     switch: Switch = field(default_factory=Switch)
 
     def has_work(self) -> bool:
         """Whether there is anything that no loop has taken."""
-        return bool(self.store.waiting or self.drops.qsize() or self.faults.qsize() or self.wishes.qsize())
+        return bool(self.store.waiting or self.drops.qsize() or self.faults.qsize() or self.flushes.qsize())
 
 
 class Bell:
@@ -114,25 +109,21 @@ class Turn:
         self._trouble = trouble
         self._telemetry = Telemetry(settings.webhook or "", trouble)
         self._dispatcher = Dispatcher(settings, inbox.store, connect, self._telemetry, trouble, switch=inbox.switch)
-        self._wishes: deque[Callable[[], None]] = deque()
-        self._stops: list[Stop] = []
         self._fault: BaseException | None = None
-        self._is_over = False
         self._loop = EventLoop()
         self._loop.set_exception_handler(self._on_fault)
 
     def run(self, bell: Bell) -> None:
         """Run the loop until it has been told to stop and nothing is left; look at the inbox when *bell* rings.
 
-        Raises what the loop could not go on after. Then what it had taken is discarded, and
-        whoever waits for the end goes on waiting, for the next turn's.
+        Raises what the loop could not go on after. Then what it had taken is due at once in the next turn, and
+        whoever waits for a flush waits in vain.
         """
         with contextlib.ExitStack() as ending:  # every part of it is done, whatever the others raise
-            ending.callback(self._answer_wishes)
             ending.callback(self._loop.close)
             ending.callback(lambda: self._loop.run_until_complete(self._clear()))
-            ending.callback(self._dispatcher.abandon)
-            # First of all, lest what still comes in is taken by what has been abandoned, and lost.
+            ending.callback(self._dispatcher.unclaim)
+            # First of all, lest what still comes in is taken by a loop that does nothing with it any more.
             ending.callback(self._loop.remove_reader, bell.heard)
             context = contextvars.Context()
             context.run(_suppress_instrumentation)
@@ -149,24 +140,18 @@ class Turn:
             self._trouble.use(None)
         if self._fault is not None:
             raise self._fault
-        self._trouble.tell_rest(all_of_it=bool(self._stops))
-        self._is_over = True
 
     def _hear(self, bell: Bell) -> None:
         bell.hear()
         self._look()
 
     def _look(self) -> None:
-        # The wishes are taken first and granted last: a flush waits for what was submitted before it.
-        for wish in _drain(self._inbox.wishes):
-            if isinstance(wish, Stop):
-                self._stops.append(wish)
-            else:
-                self._wishes.append(wish)
+        # The flushes are taken first and begin last: each waits for what was submitted before it.
+        flushes = list(_drain(self._inbox.flushes))
         self._dispatcher.take_all()
         self._tell_news()
-        while self._wishes:
-            self._dispatcher.when_done(self._wishes.popleft())
+        for done in flushes:
+            self._dispatcher.when_done(done)
         if (deadline := self._stop_by()) < math.inf:
             self._dispatcher.stop_by(deadline)
 
@@ -200,15 +185,6 @@ class Turn:
         if tasks:
             await asyncio.wait(tasks, timeout=_CLEAR_TIME)
         await self._dispatcher.aclose()
-
-    def _answer_wishes(self) -> None:
-        for stop in self._stops:
-            if self._is_over:
-                stop.set()
-            else:
-                self._inbox.wishes.put(stop)
-        for wish in self._wishes:
-            self._inbox.wishes.put(wish)
 
 
 def _drain(queue: SimpleQueue[_T]) -> Iterator[_T]:

@@ -9,13 +9,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from queue import SimpleQueue
 
 from otel_step_hook.delivery.dispatch import Sender
 from otel_step_hook.delivery.log import Trouble, say, where
 from otel_step_hook.delivery.memory import MemoryStore, Submission
 from otel_step_hook.delivery.telemetry import Instruments
 from otel_step_hook.delivery.transport import connector
-from otel_step_hook.delivery.turn import Bell, Inbox, Stop, Turn
+from otel_step_hook.delivery.turn import Bell, Inbox, Turn
 from otel_step_hook.settings import StepHookSettings
 
 _PAUSE_AFTER_FAULT = 1.0  # seconds; a loop that cannot run must not spin
@@ -45,6 +46,22 @@ class _Limit:
         self.deadline = deadline  # monotonic seconds
         self.is_over = deadline == math.inf
         self.is_told = False  # that it has taken longer
+        # One event for each caller: a signal handler may call in the middle of its own thread's wait.
+        self._waiting: SimpleQueue[threading.Event] = SimpleQueue()
+
+    def when_over(self) -> threading.Event:
+        """An event that is set when everything has had its last word, and the connections are closed."""
+        over = threading.Event()
+        self._waiting.put(over)
+        if self.is_over:
+            over.set()
+        return over
+
+    def end(self) -> None:
+        """It is over; for the thread that runs the loop."""
+        self.is_over = True
+        while not self._waiting.empty():
+            self._waiting.get().set()
 
 
 class Worker:
@@ -109,8 +126,9 @@ class Worker:
         if own.runner == threading.get_ident():
             return False
         done = threading.Event()
-        own.inbox.wishes.put(done.set)
-        return self._await(done, time.monotonic() + timeout)
+        own.inbox.flushes.put(done.set)
+        # Where the loop has died meanwhile nobody sets it.
+        return self._await(done, time.monotonic() + timeout) or not own.inbox.store.pending
 
     def shutdown(self, timeout: float) -> None:
         """Take nothing more, deliver for up to *timeout* seconds, discard the rest visibly.
@@ -124,17 +142,22 @@ class Worker:
         if not own.inbox.has_work() and own.turn is None:  # in this order: a turn takes what it finds
             limit.is_over = True
             return
-        stop = Stop()
-        own.inbox.wishes.put(stop)
         if own.runner == threading.get_ident():
             self._wake()
             return
-        if not self._await(stop, limit.deadline) and time.monotonic() < limit.deadline and own.running.acquire(False):  # noqa: FBT003 -- threading's signature
-            self._run(own)  # no thread can be started: this one does the work
+        if time.monotonic() >= limit.deadline:  # nobody waits any more, however often it is called
+            self._wake()
+        elif not self._await(limit.when_over(), limit.deadline):
+            self._run_alone(own, limit)
         left = own.inbox.store.pending
-        if left and not stop.is_set() and not limit.is_told:
+        if left and not limit.is_over and not limit.is_told:
             limit.is_told = True
             say(logging.ERROR, "shutdown took its %g s; %d steps have no last word", timeout, left)
+
+    def _run_alone(self, own: _Generation, limit: _Limit) -> None:
+        """Do the work on this thread, if there is time left: no other can be started."""
+        if time.monotonic() < limit.deadline and own.running.acquire(blocking=False):
+            self._run(own)
 
     def _await(self, done: threading.Event, deadline: float) -> bool:
         """Wait until *done*, or the monotonic time *deadline*, or until there is nobody to wait for."""
@@ -201,7 +224,8 @@ class Worker:
                 own.running.release()
             # Whoever put something in since the last look has either started a thread or found the
             # lock held; in that case the work is ours.
-            if is_hopeless or not own.inbox.has_work() or not own.running.acquire(blocking=False):
+            is_done = self._limit.is_over and not own.inbox.has_work()
+            if is_hopeless or is_done or not own.running.acquire(blocking=False):
                 return
 
     def _take_turn(self, own: _Generation) -> bool:
@@ -211,13 +235,21 @@ class Worker:
             own.turn = Turn(self._settings, self._connect, own.inbox, own.trouble, self._stop_by)
             own.bell = bell
             own.turn.run(bell)
-            self._limit.is_over = True
+            self._end_limit(own)
         # The top of the thread: it survives anything, and says so. Exporters and log handlers are known to exit.
         except (Exception, SystemExit) as error:  # noqa: BLE001 -- see above
             return not self._pause(own, error)
         finally:
             own.turn = own.bell = None
         return False
+
+    def _end_limit(self, own: _Generation) -> None:
+        """A shutdown is over when the loop has ended, unless steps have come in meanwhile: they are counted first."""
+        limit = self._limit
+        is_late = time.monotonic() >= limit.deadline
+        if not limit.is_over and (is_late or not own.inbox.has_work()):
+            own.trouble.tell_rest(all_of_it=True)
+            limit.end()
 
     def _pause(self, own: _Generation, error: BaseException) -> bool:
         """Tell of *error* and wait: a loop that cannot run must not spin. False when the time to stop has come."""
@@ -233,6 +265,7 @@ class Worker:
         if self._own.turn is not None:
             _inherited.append(self._own.turn)
         self._own = _Generation(self._settings.max_queue_size)
+        self._limit = _Limit(self._limit.deadline)
 
 
 def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:

@@ -122,27 +122,22 @@ async def test_closing_has_a_limit() -> None:
             await rig.dispatcher.aclose()
 
 
-async def test_abandoned_deliveries_have_a_last_word() -> None:
-    """When the loop ends before its time, whatever is left is discarded visibly."""
-    async with rigged(Script(asyncio.Event()), concurrency=1) as rig:
-        rig.submit(event("one"), event("two"))
-        await asyncio.sleep(0)
-        rig.dispatcher.abandon()
-        assert sorted(rig.results) == [("one", "discarded", "fault"), ("two", "discarded", "fault")]
-        assert rig.store.pending == 0
-
-
-async def test_nothing_is_attempted_after_having_been_abandoned() -> None:
-    """The timers of deliveries that wait for their next attempt end with them."""
-    script = Script(failed(), DELIVERED)
-    async with rigged(script, initial_backoff=0.001) as rig:
-        rig.submit(event("one"))
+async def test_deliveries_of_a_loop_that_ends_early_are_given_back() -> None:
+    """Whatever waits or is in flight: nothing of it is attempted from here any more."""
+    script = Script(failed(), asyncio.Event())
+    async with rigged(script, concurrency=1, initial_backoff=0.001) as rig:
+        rig.submit(event("waiting"), event("in flight"), event("queued"))
         async with asyncio.timeout(WAIT):
-            while not rig.dispatcher._waiting:  # noqa: ASYNC110 -- it tells nobody
+            while len(script.posts) < 2:  # noqa: ASYNC110 -- it tells nobody
                 await asyncio.sleep(0)
-        rig.dispatcher.abandon()
-        assert rig.dispatcher._waiting == {}
-        assert rig.results == [("one", "discarded", "fault")]
+        rig.dispatcher.unclaim()
+        await asyncio.sleep(0.01)  # longer than the backoff
+        assert {delivery.event.step_id: delivery.attempts for delivery in rig.store.unclaimed} == {
+            "waiting": 1,
+            "in flight": 1,
+            "queued": 0,
+        }
+        assert (rig.store.pending, rig.results, len(script.posts)) == (3, [], 2)
 
 
 # Faults

@@ -141,7 +141,7 @@ def test_flush_does_not_wait_for_what_comes_later() -> None:
         waiting = threading.Thread(target=lambda: flushed.append(worker.flush(WAIT)))
         waiting.start()
         _acquire(receiver.arrived, 1)
-        wait_until(lambda: not worker._own.inbox.wishes.qsize())
+        wait_until(lambda: not worker._own.inbox.flushes.qsize())
         receiver.meanwhile = receiver.gate.clear
         receiver.gate.set()
         worker.submit(submission())
