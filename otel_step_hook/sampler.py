@@ -72,18 +72,13 @@ class StepSampler(Sampler):
             return True
 
     def _may_become_step(self, name: str, attributes: Mapping[str, object]) -> bool:
-        # No generators: what a signal handler raises while one is closed reaches nobody.
-        for starts in self._starts:
-            if starts(name, attributes):
-                return True
+        if any(starts(name, attributes) for starts in self._starts):
+            return True
         if self._is_cheap and self._marks.isdisjoint(attributes):
             return False
         if self._is_step is not None and self._is_step(name, attributes):
             return True
-        for profile in self._profiles:  # noqa: SIM110 -- see above
-            if profile.may_start(name, attributes):
-                return True
-        return False
+        return any(profile.may_start(name, attributes) for profile in self._profiles)
 
     def get_description(self) -> str:
         """``StepSampler{…}`` around the description of *root*."""

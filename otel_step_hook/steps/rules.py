@@ -158,11 +158,8 @@ def first(*keys: str, but_not: str = "") -> Source:
     """The first of these attributes that says anything, unless that is *but_not*, a framework's word for nothing."""
 
     def source(attributes: Attributes) -> object:
-        # No generator: what a signal handler raises while one is closed reaches nobody.
-        for key in keys:
-            if text := text_of(attributes.get(key)):
-                return None if text == but_not else text
-        return None
+        text = next(filter(None, (text_of(attributes.get(key)) for key in keys)), "")
+        return None if text == but_not else text
 
     return source
 

@@ -101,16 +101,19 @@ def by_many_shutdowns() -> None:
 
 def by_signal_handler() -> None:
     """A signal handler shuts down, in the middle of the application's work, and ends the process."""
+    stopped = threading.Event()  # Python ignores what a handler raises in the moment in which a generator is closed
 
     def stop(*_: object) -> None:
         provider.shutdown()
+        stopped.set()
         sys.exit(3)
 
     signal.signal(signal.SIGTERM, stop)
     end_steps("step", 3)
     print("ready", flush=True)
-    while True:
+    while not stopped.is_set():
         end_step("many")
+    sys.exit(3)
 
 
 def at_any_moment() -> None:
