@@ -18,7 +18,8 @@ from rich.text import Text
 
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.loop import EventLoop
-from otel_step_hook.delivery.probe import Finding, Trial, excerpt_without_secrets, probe, send_one
+from otel_step_hook.delivery.probe import Finding, Trial, probe, send_one
+from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.signing import new_secret
 from otel_step_hook.delivery.telemetry import shown_url
 from otel_step_hook.demo import run
@@ -140,7 +141,11 @@ def _tell_findings(console: Console, findings: Sequence[Finding]) -> int:
 
 @app.command()
 def send(
+    *,
     step_id: Annotated[str | None, typer.Option(help="Step id to tell of; without it, a new one.")] = None,
+    show_body: Annotated[
+        bool, typer.Option("--show-body", help="Show the beginning of the answer's body, which may repeat a secret.")
+    ] = False,
 ) -> None:
     """Send one test webhook, once, and show what comes back.
 
@@ -153,10 +158,13 @@ def send(
     except ValueError as error:
         _complain(f"--step-id: {error}", _MISUSED)
     _say(console, f"POST {_with_webhook(settings)}")
-    raise typer.Exit(_tell_trial(console, settings, _run(send_one(settings, step_id))))
+    trial = _run(send_one(settings, step_id))
+    _tell_trial(console, trial)
+    _tell_body(console, trial.result, is_shown=show_body)
+    raise typer.Exit(0 if trial.result.is_success else _FAILED)
 
 
-def _tell_trial(console: Console, settings: StepHookSettings, trial: Trial) -> int:
+def _tell_trial(console: Console, trial: Trial) -> None:
     _say(console, f"  step     {printable(trial.step_id)}\n  webhook  {trial.webhook_id}\n")
     result = trial.result
     what = status_words(result.status_code) if result.status_code else f"No answer: {result.error_type}"
@@ -169,9 +177,14 @@ def _tell_trial(console: Console, settings: StepHookSettings, trial: Trial) -> i
         _say(console, f"  It says webhook-delivery: {result.directive}")
     if result.status_code is None:
         _say(console, "  To find out why, run: otel-step-hook check")
-    excerpt = excerpt_without_secrets(result.excerpt, settings)
-    console.print(Padding(Text(harmless(excerpt[:_EXCERPT])), (0, 0, 0, 2), expand=False))
-    return 0 if result.is_success else _FAILED
+
+
+def _tell_body(console: Console, result: AttemptResult, *, is_shown: bool) -> None:
+    if is_shown:
+        text = result.excerpt.decode("utf-8", "replace")[:_EXCERPT]
+        console.print(Padding(Text(harmless(text)), (0, 0, 0, 2), expand=False))
+    elif result.excerpt and not result.is_success:
+        _say(console, "  To see what it says, which may repeat a secret: otel-step-hook send --show-body")
 
 
 @app.command()

@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import json
 import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_context
@@ -17,8 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from otel_step_hook.delivery.request import USER_AGENT, Headings, body, webhook_id
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.telemetry import shown_url
-from otel_step_hook.delivery.transport import ANSWER_LIMIT, Endpoint, MetadataAddressRefused, connector
+from otel_step_hook.delivery.transport import Endpoint, MetadataAddressRefused, connector
 from otel_step_hook.settings import StepHookSettings
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 
@@ -192,33 +189,3 @@ async def send_one(settings: StepHookSettings, step_id: str | None = None) -> Tr
     finally:
         await lane.aclose()
     return Trial(event.step_id, message_id, result, time.monotonic() - began)
-
-
-def excerpt_without_secrets(excerpt: bytes, settings: StepHookSettings) -> str:
-    """*excerpt* of an answer as text, with ``***`` for every secret of *settings* that it echoes."""
-    secrets = sorted({form for secret in _secrets(settings) for form in _forms(secret)}, key=len, reverse=True)
-    text = excerpt.decode("utf-8", "replace")
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    if len(excerpt) >= ANSWER_LIMIT and secrets:
-        text = text[: -len(secrets[0])]  # the end may be the beginning of a secret
-    return text
-
-
-def _secrets(settings: StepHookSettings) -> Iterator[str]:
-    yield from (
-        text.partition(" ")[2] for name, text in Headings.from_settings(settings).fixed if name == "authorization"
-    )
-    yield from (text for _, text in settings.headers)
-    if settings.signing_secret is not None:
-        yield from settings.signing_secret.get_secret_value().split()
-    url, shown = urlsplit(settings.webhook or ""), urlsplit(shown_url(settings.webhook or ""))
-    yield from (url.username or "", url.password or "")
-    yield from (part for part in url.path.split("/") if part not in shown.path.split("/"))
-    yield from (pair.rpartition("=")[2] for pair in url.query.split("&"))
-
-
-def _forms(secret: str) -> set[str]:
-    """How *secret* may stand in an answer: as it is, decoded, or inside JSON."""
-    plain = {secret, unquote(secret), secret.removeprefix("whsec_")}
-    return {form for text in plain if text for form in (text, json.dumps(text)[1:-1])}

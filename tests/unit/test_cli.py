@@ -210,7 +210,7 @@ def test_send_with_an_id_that_is_too_long(cli: Cli, step_receiver: ScriptedRecei
 def test_send_that_is_refused(cli: Cli) -> None:
     """A refusal is an exit status of 1, and shown with the time the receiver asks for."""
     with Listener(Plan(refusals=1, retry_after=7)) as listener:
-        status, output, _ = cli("send", WEBHOOK=listener.url)
+        status, output, _ = cli("send", "--show-body", WEBHOOK=listener.url)
     assert status == 1
     assert "503 Service Unavailable from 127.0.0.1 port " in output
     assert "  It asks to wait 7 s before the next attempt.\n" in output
@@ -220,7 +220,7 @@ def test_send_that_is_refused(cli: Cli) -> None:
 def test_send_with_the_wrong_key(cli: Cli) -> None:
     """The receiver's reason is shown in full."""
     with Listener(key=_KEY) as listener:
-        status, output, _ = cli("send", WEBHOOK=listener.url, KEY="mistaken")
+        status, output, _ = cli("send", "--show-body", WEBHOOK=listener.url, KEY="mistaken")
     assert status == 1
     assert "401 Unauthorized" in output
     assert "set STEP_COMPLETE_KEY of the sender to the key of this receiver" in " ".join(output.split())
@@ -246,22 +246,27 @@ def test_send_to_a_name_that_does_not_exist(cli: Cli, monkeypatch: pytest.Monkey
     assert "No answer: gaierror, after " in output
 
 
-def test_send_to_a_receiver_that_echoes(cli: Cli, step_receiver: ScriptedReceiver) -> None:
-    """Of an answer the beginning is shown, without the key, and without what would take over the terminal."""
-    step_receiver.answers(
-        Answer(
-            200,
-            {"webhook-delivery": "disable"},
-            f"got {_KEY}\r\n\x1b[2J[bold]twice[/bold] {_KEY}\n".encode() + b"x" * 5000,
-        )
-    )
-    status, output, _ = cli("send", WEBHOOK=step_receiver.url, KEY=_KEY)
+def test_send_shows_the_answer_if_asked_to(cli: Cli, step_receiver: ScriptedReceiver) -> None:
+    """The beginning of its body, without what would take over the terminal."""
+    body = b"got it\r\n\x1b[2J[bold]twice[/bold] \xff\n" + b"x" * 5000
+    step_receiver.answers(Answer(200, {"webhook-delivery": "disable"}, body))
+    status, output, _ = cli("send", "--show-body", WEBHOOK=step_receiver.url)
     assert status == 0
     assert "  It says webhook-delivery: disable\n" in output
-    assert re.search(r"^  got \*\*\* *\n  \\x1b\[2J\[bold\]twice\[/bold\] \*\*\* *\n  x+", output, re.MULTILINE)
-    assert _KEY not in output
+    assert re.search(r"^  got it *\n  \\x1b\[2J\[bold\]twice\[/bold\] \ufffd *\n  x+", output, re.MULTILINE)
     assert "\x1b" not in output
     assert output.count("x") < 700
+
+
+@pytest.mark.parametrize(("answer", "is_offered"), [(200, False), (503, True)])
+def test_send_does_not_show_the_answer_by_itself(
+    answer: int, *, is_offered: bool, cli: Cli, step_receiver: ScriptedReceiver
+) -> None:
+    """Receivers' debug pages repeat the request, and with it the key; where it was refused the option is named."""
+    step_receiver.answers(Answer(answer, body=f"got {_KEY}".encode()))
+    _, output, _ = cli("send", WEBHOOK=step_receiver.url, KEY=_KEY)
+    assert _KEY not in output
+    assert ("otel-step-hook send --show-body" in output) == is_offered
 
 
 # listen
