@@ -119,7 +119,7 @@ class Rig:
     async def done(self) -> None:
         """Wait until everything submitted so far has had its last word."""
         done = asyncio.Event()
-        self.dispatcher.when_done(done.set)
+        self.dispatcher.when_done(done)
         async with asyncio.timeout(WAIT):
             await done.wait()
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,13 @@ from otel_step_hook.settings import StepHookSettings
 
 _STOP_MARGIN = 0.1  # share of the time to stop that is kept for telling of what could not be delivered
 _CLOSE_TIME = 0.5  # seconds that closing all connections may take
+
+
+class Flush(Protocol):
+    """Set when everything that it waits for has had its last word; `threading.Event`, and asyncio's."""
+
+    def set(self) -> None:
+        """Wake whoever waits."""
 
 
 class Sender(Protocol):
@@ -74,7 +82,8 @@ class Dispatcher:
         self._tasks: dict[asyncio.Task[None], Delivery] = {}
         self._accepted = 0
         self._unfinished: OrderedDict[Delivery, int] = OrderedDict()  # with the number of its acceptance, oldest first
-        self._flushes: deque[tuple[int, Callable[[], None]]] = deque()  # what to call after which number
+        # What to set after which number: weakly, since whoever has waited long enough holds it no more.
+        self._flushes: deque[tuple[int, weakref.ref[Flush]]] = deque()
         self._stop_at: float | None = None  # monotonic seconds
         self._is_out_of_time = False
         self._switch = switch
@@ -249,7 +258,8 @@ class Dispatcher:
         self._store.release()
         oldest = next(iter(self._unfinished.values()), self._accepted + 1)
         while self._flushes and self._flushes[0][0] < oldest:
-            self._flushes.popleft()[1]()
+            if (done := self._flushes.popleft()[1]()) is not None:
+                done.set()
         if self._stop_at is not None:
             self.stop_if_idle()
 
@@ -270,12 +280,13 @@ class Dispatcher:
             f"attempts made: {delivery.attempts})",
         )
 
-    def when_done(self, done: Callable[[], None]) -> None:
-        """Call *done* when everything taken so far has had its last word."""
+    def when_done(self, done: Flush) -> None:
+        """Set *done* when everything taken so far has had its last word, unless nobody holds it any more."""
         if self._unfinished:
-            self._flushes.append((self._accepted, done))
+            waiting = [(number, flush) for number, flush in self._flushes if flush() is not None]
+            self._flushes = deque([*waiting, (self._accepted, weakref.ref(done))])
         else:
-            done()
+            done.set()
 
     def stop_by(self, deadline: float) -> None:
         """Deliver what can be delivered by *deadline* (monotonic seconds), discard the rest, then be stopped."""

@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import contextvars
+import itertools
 import logging
 import math
 import socket
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 from opentelemetry import context as otel_context
 
@@ -21,8 +22,6 @@ from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.memory import MemoryStore
 from otel_step_hook.delivery.telemetry import Telemetry
 from otel_step_hook.settings import StepHookSettings
-
-_T = TypeVar("_T")
 
 # Keep the process's HTTP instrumentations from adding spans of their own and replacing our
 # `traceparent`. Private in OpenTelemetry's API, and the only way.
@@ -39,19 +38,49 @@ _DROPPED = {
 }
 
 
+class Tally:
+    """Counts from any thread, signal handler or finaliser, without a lock and in no more memory; read by one thread."""
+
+    __slots__ = ("_count", "_detail", "_reads", "_taken", "has_new")
+
+    def __init__(self) -> None:
+        self._count = itertools.count()  # its next() is atomic, and the only way to read it
+        self._reads = 0
+        self._taken = 0
+        self._detail = ""
+        self.has_new = False
+
+    def add(self, error: Exception | None = None) -> None:
+        """Count one; of the first since `take` it is kept where *error* was raised."""
+        if error is not None and not self._detail:
+            self._detail = where(error)
+        next(self._count)
+        self.has_new = True
+
+    def take(self) -> tuple[int, str]:
+        """How many have come since the last time, and the place of the first of them."""
+        self.has_new = False  # first: what comes in from now on sets it again
+        detail, self._detail = self._detail, ""
+        in_all = next(self._count) - self._reads
+        self._reads += 1
+        new, self._taken = in_all - self._taken, in_all
+        return new, detail
+
+
 @dataclass(slots=True)
 class Inbox:
     """What other threads put in for the loop. Nothing in it takes a lock that a signal handler could need again."""
 
     store: MemoryStore
-    drops: SimpleQueue[tuple[str, str]] = field(default_factory=SimpleQueue)
-    faults: SimpleQueue[str] = field(default_factory=SimpleQueue)
-    flushes: SimpleQueue[Callable[[], None]] = field(default_factory=SimpleQueue)
+    drops: dict[str, Tally] = field(default_factory=lambda: {reason: Tally() for reason in _DROPPED})
+    faults: Tally = field(default_factory=Tally)  # that lost nothing
+    flushes: SimpleQueue[threading.Event] = field(default_factory=SimpleQueue)
     switch: Switch = field(default_factory=Switch)
 
     def has_work(self) -> bool:
         """Whether there is anything that no loop has taken."""
-        return bool(self.store.waiting or self.drops.qsize() or self.faults.qsize() or self.flushes.qsize())
+        has_news = self.faults.has_new or any(drops.has_new for drops in self.drops.values())
+        return bool(has_news or self.store.waiting or self.flushes.qsize())
 
 
 class Bell:
@@ -147,7 +176,7 @@ class Turn:
 
     def _look(self) -> None:
         # The flushes are taken first and begin last: each waits for what was submitted before it.
-        flushes = list(_drain(self._inbox.flushes))
+        flushes = [self._inbox.flushes.get() for _ in range(self._inbox.flushes.qsize())]
         self._dispatcher.take_all()
         self._tell_news()
         for done in flushes:
@@ -158,15 +187,18 @@ class Turn:
     def _tell_news(self) -> None:
         # Counted together: an application that ends steps faster than they are told one by one would
         # leave no time for anything else.
-        for (reason, detail), count in Counter(_drain(self._inbox.drops)).items():
-            self._telemetry.dropped(reason, count)
-            told = f"dropped a step ({reason}): {detail or _DROPPED[reason]}"
-            self._trouble.tell(logging.ERROR, ("dropped", reason), told, count)
-        for fault in _drain(self._inbox.faults):
-            self._tell_fault(fault)
+        for reason, drops in self._inbox.drops.items():
+            count, detail = drops.take()
+            if count:
+                self._telemetry.dropped(reason, count)
+                told = f"dropped a step ({reason}): {detail or _DROPPED[reason]}"
+                self._trouble.tell(logging.ERROR, ("dropped", reason), told, count)
+        count, detail = self._inbox.faults.take()
+        if count:
+            self._tell_fault(detail, count)
 
-    def _tell_fault(self, told: str) -> None:
-        self._trouble.tell(logging.ERROR, "fault", f"a fault of otel-step-hook: {told}")
+    def _tell_fault(self, told: str, times: int = 1) -> None:
+        self._trouble.tell(logging.ERROR, "fault", f"a fault of otel-step-hook: {told}", times)
 
     def _on_fault(self, _: asyncio.AbstractEventLoop, circumstances: dict[str, Any]) -> None:
         """Take what asyncio would log. After a fault in a callback of ours nothing is sure: end, and start anew."""
@@ -185,12 +217,6 @@ class Turn:
         if tasks:
             await asyncio.wait(tasks, timeout=_CLEAR_TIME)
         await self._dispatcher.aclose()
-
-
-def _drain(queue: SimpleQueue[_T]) -> Iterator[_T]:
-    """What is in *queue* now; not what comes in meanwhile, of which there may be no end."""
-    for _ in range(queue.qsize()):
-        yield queue.get_nowait()
 
 
 def _suppress_instrumentation() -> None:

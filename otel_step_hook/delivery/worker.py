@@ -22,7 +22,7 @@ from otel_step_hook.settings import StepHookSettings
 _PAUSE_AFTER_FAULT = 1.0  # seconds; a loop that cannot run must not spin
 _LOOK_AGAIN = 0.5  # seconds after which whoever waits makes sure that there is somebody to wait for
 _LATE = 1.0  # seconds; once shut down, a thread is started at most this often to tell of late steps
-_DETAILS = 100  # faults that are described at a time; a description costs time and memory
+_FLUSHES = 100  # calls of flush() that a loop which is stuck has not heard of; further ones return at once
 
 
 class _Generation:
@@ -99,15 +99,12 @@ class Worker:
 
     def drop(self, reason: str, error: Exception | None = None) -> None:
         """Have the worker's thread count and tell that a step is lost, perhaps because of *error*."""
-        drops = self._own.inbox.drops
-        drops.put((reason, where(error) if error is not None and drops.qsize() < _DETAILS else ""))
+        self._own.inbox.drops[reason].add(error)
         self._wake_for_news()
 
     def tell_fault(self, error: Exception) -> None:
         """Have the worker's thread tell of *error*, which lost nothing."""
-        faults = self._own.inbox.faults
-        if faults.qsize() < _DETAILS:
-            faults.put(where(error))
+        self._own.inbox.faults.add(error)
         self._wake_for_news()
 
     def _wake_for_news(self) -> None:
@@ -123,10 +120,10 @@ class Worker:
         own = self._own
         if not own.inbox.store.pending:
             return True
-        if own.runner == threading.get_ident():
+        if own.runner == threading.get_ident() or own.inbox.flushes.qsize() >= _FLUSHES:
             return False
         done = threading.Event()
-        own.inbox.flushes.put(done.set)
+        own.inbox.flushes.put(done)
         # Where the loop has died meanwhile nobody sets it.
         return self._await(done, time.monotonic() + timeout) or not own.inbox.store.pending
 

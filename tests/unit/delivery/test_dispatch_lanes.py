@@ -84,42 +84,38 @@ async def test_every_lane_has_one_connection() -> None:
 
 
 async def test_a_flush_waits_for_what_came_before_it_and_nothing_else() -> None:
-    """Steps that are submitted after a flush do not keep it waiting, and each flush is answered once."""
+    """Steps that are submitted after a flush do not keep it waiting, and each flush is answered."""
     first, second = asyncio.Event(), asyncio.Event()
     script = Script(first, DELIVERED, second, DELIVERED)
-    answered: list[str] = []
+    nothing, one, two = asyncio.Event(), asyncio.Event(), asyncio.Event()
     async with rigged(script, concurrency=1) as rig:
-        rig.dispatcher.when_done(lambda: answered.append("nothing"))
+        rig.dispatcher.when_done(nothing)
         rig.submit(event("one"))
-        rig.dispatcher.when_done(lambda: answered.append("one"))
+        rig.dispatcher.when_done(one)
         rig.submit(event("two"))
-        rig.dispatcher.when_done(lambda: answered.append("two"))
-        assert answered == ["nothing"]
+        rig.dispatcher.when_done(two)
+        assert [flush.is_set() for flush in (nothing, one, two)] == [True, False, False]
         first.set()
-        async with asyncio.timeout(WAIT):
-            while len(answered) < 2:  # noqa: ASYNC110 -- until the first step has had its last word
-                await asyncio.sleep(0)
-        assert answered == ["nothing", "one"]
+        await asyncio.wait_for(one.wait(), WAIT)
+        assert not two.is_set()
         second.set()
-        await rig.done()
-    assert answered == ["nothing", "one", "two"]
+        await asyncio.wait_for(two.wait(), WAIT)
 
 
 async def test_a_flush_waits_for_the_oldest_of_what_came_before_it() -> None:
     """Deliveries do not end in the order of their steps: a flush waits for all."""
-    release = asyncio.Event()
+    release, flush = asyncio.Event(), asyncio.Event()
     script = Script(release, DELIVERED)
-    answered: list[int] = []
     async with rigged(script, concurrency=2) as rig:
         rig.submit(event("slow"), event("quick"))
-        rig.dispatcher.when_done(lambda: answered.append(len(rig.results)))
+        rig.dispatcher.when_done(flush)
         async with asyncio.timeout(WAIT):
             while not rig.results:  # noqa: ASYNC110 -- the exporter tells nobody
                 await asyncio.sleep(0)
-        assert answered == []
+        assert not flush.is_set()
         release.set()
-        await rig.done()
-    assert answered == [2]
+        await asyncio.wait_for(flush.wait(), WAIT)
+        assert len(rig.results) == 2
 
 
 async def test_nothing_of_a_delivery_is_kept_after_its_last_word() -> None:
@@ -127,7 +123,6 @@ async def test_nothing_of_a_delivery_is_kept_after_its_last_word() -> None:
     script = Script(failed(), RuntimeError(), failed(410), DELIVERED)
     async with rigged(script, concurrency=2) as rig:
         rig.submit(*(event(f"kept-{number}") for number in range(100)))
-        rig.dispatcher.when_done(lambda: None)
         await rig.done()
         await asyncio.sleep(0)  # the last lane comes to its end
         gc.collect()
