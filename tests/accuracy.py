@@ -3,102 +3,71 @@
 `make accuracy` prints it.
 """
 
-import sys
-from collections import defaultdict
-from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
 
-from corpus_replay import Record, RecordedSpan, Truth, records, replay, truths
-from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from corpus_replay import Record, Truth, records, replay, truths
+from emitting import StepRecorder
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from opentelemetry.trace import format_span_id
 
-from otel_step_hook.steps.event import StepEvent
-from otel_step_hook.steps.profiles import PROFILES
-from otel_step_hook.steps.reader import StepReader
-
 _BY_STATUS = {"UNSET": "success", "OK": "success", "ERROR": "failed"}  # what everybody reads from a status
-NOTHING = "paused"  # what a step is told as of which nothing is sent
+PAUSED = "paused"  # of such a step nothing is sent
 
 
-class Listening(SpanProcessor):
-    """Writes down which steps have ended, as the processor would tell them."""
+class Verdict(NamedTuple):
+    """What the rules say of one step, and what its status code alone says."""
 
-    def __init__(self) -> None:
-        self._reader = StepReader(PROFILES)
-        self.events: list[StepEvent] = []
-
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """As the processor does."""
-        del parent_context
-        self._reader.begin(span, sys.exception())
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """As the processor does."""
-        self.events.extend(self._reader.end(span, sys.exception))
+    truth: Truth
+    outcome: str
+    by_status: str
 
 
-@dataclass
-class Score:
-    """Of how many steps, how many are told right; and each that is not."""
-
-    steps: int = 0
-    right: int = 0
-    right_by_status: int = 0
-    wrong: list[tuple[Truth, str]] = field(default_factory=list)
-
-
-def told(record: Record, sampler: Sampler = ALWAYS_ON) -> dict[str, str]:
-    """By span id, how the steps of *record* are told to have ended; AssertionError where one is told twice."""
-    listening = Listening()
-    replay(record, listening, sampler=sampler)
-    outcomes = {format_span_id(event.context.span_id): str(event.outcome) for event in listening.events}
-    assert len(outcomes) == len(listening.events), f"{record.case}: a step is told twice"
+def outcomes_of(record: Record, sampler: Sampler = ALWAYS_ON) -> dict[str, str]:
+    """By span id, how the steps of *record* are reported; AssertionError where one is reported twice."""
+    recorder = StepRecorder()
+    replay(record, recorder, sampler=sampler)
+    outcomes = {format_span_id(event.context.span_id): str(event.outcome) for event in recorder.events}
+    assert len(outcomes) == len(recorder.events), f"{record.case}: a step is reported twice"
     return outcomes
 
 
-def scores() -> dict[str, Score]:
-    """The score of each framework. A span that is told and is no step counts as a step told wrong."""
-    by_framework: dict[str, Score] = defaultdict(Score)
-    table = {(truth.case, truth.span_id): truth for truth in truths().steps}
-    for record in records():
-        outcomes = told(record)
-        score = by_framework[record.framework]
-        for span in record.spans_in_end_order:
-            outcome = outcomes.get(span.span_id, NOTHING)
-            truth = table.get((record.case, span.span_id))
-            if truth is not None:
-                score.steps += 1
-                score.right += outcome == truth.truth
-                score.right_by_status += _BY_STATUS[span.status.code] == truth.truth
-            elif span.span_id in outcomes:
-                score.steps += 1
-                truth = _no_step(record, span)
-            if truth is not None and outcome != truth.truth:
-                score.wrong.append((truth, outcome))
-    return by_framework
+def verdicts(record: Record, outcomes: dict[str, str]) -> list[Verdict]:
+    """One for each step of *record*. A span that is reported and is no step counts as a step reported wrong."""
+    table = {truth.span_id: truth for truth in truths()[0] if truth.case == record.case}
+    return [
+        Verdict(
+            table.get(span["span_id"]) or Truth(record.case, span["name"], span["span_id"], PAUSED, why="no step"),
+            outcomes.get(span["span_id"], PAUSED),
+            _BY_STATUS[span["status"]["code"]],
+        )
+        for span in record.spans
+        if span["span_id"] in table or span["span_id"] in outcomes
+    ]
 
 
-def _no_step(record: Record, span: RecordedSpan) -> Truth:
-    return Truth(record.case, span.name, span.span_id, "paused", why="it is no step")
+def score(found: list[Verdict]) -> tuple[int, int, int]:
+    """Of how many steps, how many are reported right, and how many by their status alone."""
+    right = [verdict.outcome == verdict.truth.truth for verdict in found]
+    return len(found), sum(right), sum(verdict.by_status == verdict.truth.truth for verdict in found)
 
 
 def main() -> None:
     """Print the table, and each disagreement with its reason."""
     line = "{:<30} {:>6} {:>12} {:>18}"
     print(line.format("framework", "steps", "told right", "by status alone"))
-    total = Score()
-    for framework, score in sorted(scores().items()):
-        print(line.format(framework, score.steps, score.right, score.right_by_status))
-        total.steps += score.steps
-        total.right += score.right
-        total.right_by_status += score.right_by_status
-        total.wrong += score.wrong
-    print(line.format("all", total.steps, total.right, total.right_by_status))
-    print(line.format("", "", f"{total.right / total.steps:.1%}", f"{total.right_by_status / total.steps:.1%}"))
-    for truth, outcome in total.wrong:
-        print(f"\n{truth.case}: {truth.span_name} ({truth.span_id})")
-        print(f"  in truth {truth.truth}, told as {outcome}: {truth.why or 'NOT EXPLAINED'}")
+    everything: list[Verdict] = []
+    for framework, group in groupby(records(), lambda record: record.framework):
+        found = [verdict for record in group for verdict in verdicts(record, outcomes_of(record))]
+        print(line.format(framework, *score(found)))
+        everything += found
+    steps, right, by_status = score(everything)
+    print(line.format("all", steps, right, by_status))
+    print(line.format("", "", f"{right / steps:.1%}", f"{by_status / steps:.1%}"))
+    for truth, outcome, _ in everything:
+        if outcome != truth.truth:
+            print(f"\n{truth.case}: {truth.span_name} ({truth.span_id})")
+            print(f"  in truth {truth.truth}, told as {outcome}: {truth.why or 'NOT EXPLAINED'}")
 
 
 if __name__ == "__main__":

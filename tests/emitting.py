@@ -1,17 +1,18 @@
 """Spans as frameworks make them: when their attributes are set, how they end, and which steps are told of them."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
 import pytest
-from accuracy import Listening
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Span as SDKSpan
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 
-from otel_step_hook.steps.event import Outcome, generated_step_id
+from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 from otel_step_hook.steps.profiles import PROFILES
 from otel_step_hook.steps.reader import StepReader
 from otel_step_hook.steps.rules import Profile
@@ -98,17 +99,24 @@ def made_id(span: Span) -> str:
     return generated_step_id(span.get_span_context())
 
 
-class Choosing(Listening):
-    """With other profiles than the whole table."""
+class StepRecorder(SpanProcessor):
+    """Keeps the events of a reader with these profiles, which it asks as the processor does."""
 
-    def __init__(self, profiles: Iterable[Profile]) -> None:
-        super().__init__()
-        self._reader = StepReader(profiles)
+    def __init__(self, profiles: Iterable[Profile] = PROFILES) -> None:
+        self.reader = StepReader(profiles)
+        self.events: list[StepEvent] = []
+
+    def on_start(self, span: SDKSpan, parent_context: Context | None = None) -> None:
+        del parent_context
+        self.reader.begin(span, sys.exception())
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.events.extend(self.reader.end(span, sys.exception))
 
     @property
     def notes(self) -> int:
         """Of how many spans something is noted."""
-        return len(self._reader._notes)
+        return len(self.reader._notes)
 
 
 class Framework:
@@ -116,14 +124,14 @@ class Framework:
 
     def __init__(self, scope: str, profiles: Iterable[Profile] = PROFILES, limits: SpanLimits | None = None) -> None:
         self.scope = scope
-        self.listening = Choosing(profiles)
+        self.recorder = StepRecorder(profiles)
         self.provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
-        self.provider.add_span_processor(self.listening)
+        self.provider.add_span_processor(self.recorder)
 
     @property
     def told(self) -> list[Told]:
         """The steps that have been told so far."""
-        return [Told(event.name, event.step_id, event.outcome) for event in self.listening.events]
+        return [Told(event.name, event.step_id, event.outcome) for event in self.recorder.events]
 
     def start(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from accuracy import Listening
+from emitting import StepRecorder
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -184,15 +184,15 @@ def test_the_names_that_profiles_start_with_do_not_meet() -> None:
 
 def test_what_encloses_a_tool_is_kept() -> None:
     """Or the tool would be told beside the task that it is a part of."""
-    listening = Listening()
+    recorder = StepRecorder()
     provider = TracerProvider(StepSampler(ALWAYS_OFF), shutdown_on_exit=False)
-    provider.add_span_processor(listening)
+    provider.add_span_processor(recorder)
     tracer = provider.get_tracer("traceloop.tracer")
     with ExitStack() as ending:
         for kind in ("task", "agent", "workflow", "tool"):
             span = ending.enter_context(tracer.start_as_current_span(f"work.{kind}"))
             span.set_attribute("traceloop.span.kind", kind)
-    assert [event.name for event in listening.events] == ["work.task"]
+    assert [event.name for event in recorder.events] == ["work.task"]
 
 
 def test_a_rule_that_fails_keeps_the_span() -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from accuracy import Listening
+from emitting import StepRecorder
 from opentelemetry.sdk.trace import TracerProvider
 from temporalio import activity, workflow  # noqa: F401 -- workflows: imported, so that they are asked
 from temporalio.common import RetryPolicy
@@ -32,10 +32,10 @@ TOLD_FAILED, TOLD_CANCELLED, NOT_TOLD = ["failed"], ["cancelled"], list[str]()
 class Activities:
     """Runs activities, each with the span that Temporal's interceptors make of it."""
 
-    def __init__(self, listening: Listening) -> None:
+    def __init__(self, recorder: StepRecorder) -> None:
         self._provider = TracerProvider(shutdown_on_exit=False)
-        self._provider.add_span_processor(listening)
-        self._listening = listening
+        self._provider.add_span_processor(recorder)
+        self._recorder = recorder
         self.environment = ActivityEnvironment()
         # Its times are those of 1970: without limits they do not matter.
         self.environment.info = dataclasses.replace(
@@ -55,13 +55,13 @@ class Activities:
         self.environment.info = dataclasses.replace(self.environment.info, **info)  # type: ignore[arg-type]  # -- its fields
         with suppress(BaseException):
             self.environment.run(work)
-        return [str(event.outcome) for event in self._listening.events]
+        return [str(event.outcome) for event in self._recorder.events]
 
 
 @pytest.fixture
 def activities() -> Activities:
     """Activities whose steps are written down."""
-    return Activities(Listening())
+    return Activities(StepRecorder())
 
 
 def test_an_activity_that_succeeds_is_told(activities: Activities) -> None:
@@ -205,8 +205,8 @@ def test_a_step_that_ends_while_a_workflow_is_replayed_is_not_told(
     # In the place of a server and a history, which tests/live has.
     unsafe = SimpleNamespace(is_replaying=lambda: replaying)
     monkeypatch.setitem(sys.modules, "temporalio.workflow", SimpleNamespace(in_workflow=lambda: True, unsafe=unsafe))
-    listening = Listening()
+    recorder = StepRecorder()
     provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(listening)
+    provider.add_span_processor(recorder)
     provider.get_tracer("tests").start_span("step", attributes={"step_id": "1"}).end()
-    assert len(listening.events) == events
+    assert len(recorder.events) == events

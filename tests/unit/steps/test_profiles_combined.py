@@ -261,7 +261,7 @@ def test_spans_that_are_handed_on_leave_no_line_behind() -> None:
         after = framework.start("one", below=span)
         end(span)
         span = after
-    (note,) = framework.listening._reader._notes.values()
+    (note,) = framework.recorder.reader._notes.values()
     assert note.above is not None
     assert note.above.above is None
 
@@ -415,5 +415,5 @@ def test_notes_of_spans_that_are_gone_are_few() -> None:
     for number in range(1000):
         framework.start("step", {"step_id": str(number)})
     gc.collect()
-    assert framework.listening.notes == 0
-    assert len(framework.listening._reader._forgotten) == 100
+    assert framework.recorder.notes == 0
+    assert len(framework.recorder.reader._forgotten) == 100

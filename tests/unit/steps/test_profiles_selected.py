@@ -63,7 +63,7 @@ def test_no_row_tells_nothing() -> None:
     framework = Framework(ELSEWHERE, ())
     framework.emit("work", {"step_id": "mine", **_CALL})
     assert framework.told == []
-    assert framework.listening.notes == 0
+    assert framework.recorder.notes == 0
 
 
 # Profiles of the user's

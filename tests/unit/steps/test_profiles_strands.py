@@ -61,7 +61,7 @@ def test_a_cycle_is_told_once_by_its_own_end(ending: Ending, outcome: Outcome) -
     assert strands.told == told(_CYCLE, "cycle-1", outcome)
     end(agent, _stopped("CancelledError"))
     assert strands.told == told(_CYCLE, "cycle-1", outcome)
-    assert strands.listening.notes == 0
+    assert strands.recorder.notes == 0
 
 
 @endings(
@@ -86,7 +86,7 @@ def test_an_open_cycle_is_told_with_the_end_of_its_agent(ending: Ending, outcome
     strands, agent = _strands()
     cycle = _cycle(strands, agent)
     end(agent, ending, _LATER_END)
-    (event,) = strands.listening.events
+    (event,) = strands.recorder.events
     assert strands.told == told(_CYCLE, "cycle-1", outcome)
     assert event.context == cycle.get_span_context()
     assert 0 < event.start_time < event.end_time == _LATER_END
@@ -99,7 +99,7 @@ def test_a_cycle_that_ends_after_it_has_been_told_is_not_told_again() -> None:
     end(agent, _stopped("CancelledError"))
     end(cycle, IS_OK)
     assert strands.told == told(_CYCLE, "cycle-1", CANCELLED)
-    assert strands.listening.notes == 0
+    assert strands.recorder.notes == 0
 
 
 def test_only_the_open_cycles_are_told_with_their_agent() -> None:
@@ -127,7 +127,7 @@ def test_a_cycle_that_nobody_holds_any_more_is_still_told() -> None:
     end(agent, _stopped("CancelledError"))
     assert strands.told == told(_CYCLE, "cycle-1", CANCELLED)
     gc.collect()
-    assert strands.listening.notes == 0
+    assert strands.recorder.notes == 0
 
 
 def test_a_cycle_without_its_id_is_no_step() -> None:
@@ -197,12 +197,12 @@ def test_spans_that_are_abandoned_leave_no_note(*, is_agent_ended: bool) -> None
     strands, agent = _strands()
     cycle = _cycle(strands, agent)
     tool = strands.start("execute_tool weather", below=cycle)
-    assert strands.listening.notes == 3
+    assert strands.recorder.notes == 3
     if is_agent_ended:
         end(agent, _stopped("CancelledError"))
     del tool, cycle, agent
     gc.collect()
-    assert strands.listening.notes == 0
+    assert strands.recorder.notes == 0
 
 
 def test_the_id_of_the_user_is_that_of_an_open_cycle() -> None:
