@@ -253,19 +253,6 @@ def test_what_is_held_is_told_at_shutdown(step_receiver: ScriptedReceiver) -> No
     assert [webhook.step_id for webhook in step_receiver.received] == ["team:1|team:0"]
 
 
-def test_spans_that_are_handed_on_leave_no_line_behind() -> None:
-    """Each begins below the one before it, which then ends: only the last is remembered."""
-    framework = Framework(_GRAPH)
-    span = framework.start("one")
-    for _ in range(1000):
-        after = framework.start("one", below=span)
-        end(span)
-        span = after
-    (note,) = framework.recorder.reader._notes.values()
-    assert note.above is not None
-    assert note.above.above is None
-
-
 @pytest.mark.parametrize("taken", ["first", "last"])
 def test_an_open_cycle_is_told_by_whoever_takes_it(taken: str) -> None:
     """By its own end or by its agent's, also where both come at the same moment."""
@@ -388,7 +375,7 @@ def test_a_step_that_cancel_workflow_has_interrupted_is_cancelled() -> None:
 # Garbage
 
 
-def test_a_span_that_the_garbage_collector_ends_has_its_note() -> None:
+def test_a_step_that_the_garbage_collector_ends_keeps_the_id_of_its_start() -> None:
     """It takes the span's weak references first, and then closes the generator that ends the span."""
     framework = Framework("app", limits=SpanLimits(max_span_attributes=1))
 
@@ -407,13 +394,3 @@ def test_a_span_that_the_garbage_collector_ends_has_its_note() -> None:
     assert framework.told == []
     gc.collect()
     assert framework.told == told("step", "evicted", SUCCESS)
-
-
-def test_notes_of_spans_that_are_gone_are_few() -> None:
-    """A hundred are kept for a moment, however many spans are begun and forgotten."""
-    framework = Framework("app")
-    for number in range(1000):
-        framework.start("step", {"step_id": str(number)})
-    gc.collect()
-    assert framework.recorder.notes == 0
-    assert len(framework.recorder.reader._forgotten) == 100

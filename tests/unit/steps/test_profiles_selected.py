@@ -63,7 +63,6 @@ def test_no_row_tells_nothing() -> None:
     framework = Framework(ELSEWHERE, ())
     framework.emit("work", {"step_id": "mine", **_CALL})
     assert framework.told == []
-    assert framework.recorder.notes == 0
 
 
 # Profiles of the user's

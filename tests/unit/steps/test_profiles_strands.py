@@ -61,7 +61,6 @@ def test_a_cycle_is_told_once_by_its_own_end(ending: Ending, outcome: Outcome) -
     assert strands.told == told(_CYCLE, "cycle-1", outcome)
     end(agent, _stopped("CancelledError"))
     assert strands.told == told(_CYCLE, "cycle-1", outcome)
-    assert strands.recorder.notes == 0
 
 
 @endings(
@@ -93,13 +92,12 @@ def test_an_open_cycle_is_told_with_the_end_of_its_agent(ending: Ending, outcome
 
 
 def test_a_cycle_that_ends_after_it_has_been_told_is_not_told_again() -> None:
-    """The end that comes too late says nothing new, and leaves nothing behind."""
+    """The end that comes too late says nothing new."""
     strands, agent = _strands()
     cycle = _cycle(strands, agent)
     end(agent, _stopped("CancelledError"))
     end(cycle, IS_OK)
     assert strands.told == told(_CYCLE, "cycle-1", CANCELLED)
-    assert strands.recorder.notes == 0
 
 
 def test_only_the_open_cycles_are_told_with_their_agent() -> None:
@@ -126,8 +124,6 @@ def test_a_cycle_that_nobody_holds_any_more_is_still_told() -> None:
     gc.collect()
     end(agent, _stopped("CancelledError"))
     assert strands.told == told(_CYCLE, "cycle-1", CANCELLED)
-    gc.collect()
-    assert strands.recorder.notes == 0
 
 
 def test_a_cycle_without_its_id_is_no_step() -> None:
@@ -189,20 +185,6 @@ def test_a_cycle_below_something_else_is_told_by_its_own_end_alone(parent: str) 
     assert strands.told == []
     end(cycle, IS_OK)
     assert strands.told == told(_CYCLE, "cycle-1", SUCCESS)
-
-
-@pytest.mark.parametrize("is_agent_ended", [False, True])
-def test_spans_that_are_abandoned_leave_no_note(*, is_agent_ended: bool) -> None:
-    """What is noted of a span goes with it, whether its agent has ended or has been abandoned, too."""
-    strands, agent = _strands()
-    cycle = _cycle(strands, agent)
-    tool = strands.start("execute_tool weather", below=cycle)
-    assert strands.recorder.notes == 3
-    if is_agent_ended:
-        end(agent, _stopped("CancelledError"))
-    del tool, cycle, agent
-    gc.collect()
-    assert strands.recorder.notes == 0
 
 
 def test_the_id_of_the_user_is_that_of_an_open_cycle() -> None:
