@@ -1,7 +1,9 @@
-"""The table of profiles as a whole: who is asked, and whose word counts. One row after the other: test_profiles_*.py.
+"""The table of profiles as a whole: which rows are asked, and what decides between them.
 
-Whatever a span holds: test_profiles_of_anything.py.
+One row after the other: test_profiles_*.py. Whatever a span holds: test_profiles_of_anything.py.
 """
+
+from itertools import product
 
 import pytest
 from emitting import (
@@ -19,16 +21,13 @@ from emitting import (
     told,
 )
 from opentelemetry.sdk.trace import SpanLimits
-from profile_examples import EACH, ELSEWHERE, EXAMPLES, Example
+from profile_examples import ELSEWHERE, EXAMPLES
 
-from otel_step_hook.steps.event import SCOPE, Outcome
+from otel_step_hook.steps.event import SCOPE
 from otel_step_hook.steps.profiles import PROFILES
 from otel_step_hook.steps.rules import Profile
 
 _CALL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1"}
-_EACH_SCOPE = pytest.mark.parametrize(
-    ("profile", "scope"), [(example.profile, example.scope) for example in EXAMPLES if example.scope]
-)
 
 
 # Each row
@@ -40,44 +39,60 @@ def test_each_row_has_a_step_below() -> None:
     assert sorted(rows) == sorted((example.profile, example.scope) for example in EXAMPLES)
 
 
-@EACH
-def test_a_step_of_each_row_is_told_once(example: Example) -> None:
-    """The whole table tells it, and its own rows alone do, too."""
-    for profiles in (PROFILES, [row for row in PROFILES if row.name == example.profile]):
-        framework = Framework(ELSEWHERE, profiles)
-        example.emit(framework)
-        assert [(step.name, step.outcome) for step in framework.told] == [(example.name, SUCCESS)]
+def _own_rows(profile: str) -> list[Profile]:
+    return [row for row in PROFILES if row.name == profile]
 
 
-@EACH
-def test_the_rows_of_a_scope_are_asked_about_that_scope_alone(example: Example) -> None:
+def test_a_step_of_each_row_is_reported_once() -> None:
+    """By the whole table, and by its own rows alone, too."""
+    expected, found = {}, {}
+    for example in EXAMPLES:
+        for which, profiles in (("all", PROFILES), ("own", _own_rows(example.profile))):
+            framework = Framework(ELSEWHERE, profiles)
+            example.emit(framework)
+            expected[example.profile, example.scope, which] = [(example.name, SUCCESS)]
+            found[example.profile, example.scope, which] = [(step.name, step.outcome) for step in framework.told]
+    assert found == expected
+
+
+def test_the_rows_of_a_scope_are_asked_about_that_scope_alone() -> None:
     """What is a step of one framework is none under a scope that is not its own."""
-    framework = Framework(ELSEWHERE, [row for row in PROFILES if row.name == example.profile and row.scopes])
-    example.emit(framework, scope=f"{example.scope}.more")
-    assert framework.told == []
+    found = {}
+    for example in EXAMPLES:
+        framework = Framework(ELSEWHERE, [row for row in _own_rows(example.profile) if row.scopes])
+        example.emit(framework, scope=f"{example.scope}.more")
+        if framework.told:
+            found[example.profile, example.scope] = framework.told
+    assert found == {}
 
 
 # Precedence
 
 
-@EACH
-@pytest.mark.parametrize("key", ["step_id", "step.id"])
-def test_the_id_of_the_user_wins(key: str, example: Example) -> None:
-    """``step_id`` on the step of a framework is told instead of the framework's own id, but for Letta's."""
-    framework = Framework(ELSEWHERE)
-    example.emit(framework, {"step_id": "", key: "mine"})
-    assert framework.told == told(example.name, "step-1" if example.profile == "letta" else "mine", SUCCESS)
+def test_the_id_of_the_user_wins() -> None:
+    """``step_id`` on the step of a framework is reported instead of the framework's own id, but for Letta's."""
+    expected, found = {}, {}
+    for example, key in product(EXAMPLES, ("step_id", "step.id")):
+        framework = Framework(ELSEWHERE)
+        example.emit(framework, {"step_id": "", key: "mine"})
+        step_id = "step-1" if example.profile == "letta" else "mine"
+        expected[example.profile, example.scope, key] = told(example.name, step_id, SUCCESS)
+        found[example.profile, example.scope, key] = framework.told
+    assert found == expected
 
 
-@_EACH_SCOPE
-@pytest.mark.parametrize("key", ["step_id", "step.id"])
-def test_an_id_of_the_user_makes_a_step(profile: str, scope: str, key: str) -> None:
+def test_an_id_of_the_user_makes_a_step() -> None:
     """``step_id`` on a span of a framework that is no step of its makes it one, but for Letta's."""
-    framework = Framework(scope)
-    framework.emit("something else", {key: "mine"}, ending=IS_OK)
-    framework.emit("something else", later={key: "mine"}, ending=recorded("CancelledError"))
-    expected = [*told("something else", "mine", SUCCESS), *told("something else", "mine", CANCELLED)]
-    assert framework.told == ([] if profile == "letta" else expected)
+    both = [*told("something else", "mine", SUCCESS), *told("something else", "mine", CANCELLED)]
+    expected, found = {}, {}
+    for example, key in product(EXAMPLES, ("step_id", "step.id")):
+        if example.scope:
+            framework = Framework(example.scope)
+            framework.emit("something else", {key: "mine"}, ending=IS_OK)
+            framework.emit("something else", later={key: "mine"}, ending=recorded("CancelledError"))
+            expected[example.profile, example.scope, key] = [] if example.profile == "letta" else both
+            found[example.profile, example.scope, key] = framework.told
+    assert found == expected
 
 
 def test_an_id_of_the_user_makes_a_step_of_a_tool_inside_of_a_step() -> None:
@@ -115,19 +130,22 @@ def test_a_blank_id_says_nothing(blank: str) -> None:
     assert [step.step_id for step in agent.told] == ["second", "call-1", made_id(without_id)]
 
 
-@EACH
-@pytest.mark.parametrize(("word", "outcome"), [("failed", FAILED), ("cancelled", CANCELLED), ("completed", SUCCESS)])
-def test_the_word_of_the_user_overrules(word: str, outcome: Outcome, example: Example) -> None:
+def test_the_step_status_of_the_user_overrules() -> None:
     """``step.status`` on the step of any framework decides how it ended."""
-    framework = Framework(ELSEWHERE)
-    for ending in (IS_OK, recorded("ValueError", ValueError), in_flight(KeyboardInterrupt)):
-        example.emit(framework, {"step.status": word}, ending=ending)
-    expected = [outcome] if example.profile == "letta" else [outcome] * 3  # Letta's are told once with each outcome
-    assert [step.outcome for step in framework.told] == expected
+    words = {"failed": FAILED, "cancelled": CANCELLED, "completed": SUCCESS}
+    expected, found = {}, {}
+    for example, word in product(EXAMPLES, words):
+        framework = Framework(ELSEWHERE)
+        for ending in (IS_OK, recorded("ValueError", ValueError), in_flight(KeyboardInterrupt)):
+            example.emit(framework, {"step.status": word}, ending=ending)
+        times = 1 if example.profile == "letta" else 3  # Letta's are reported once with each outcome
+        expected[example.profile, example.scope, word] = [words[word]] * times
+        found[example.profile, example.scope, word] = [step.outcome for step in framework.told]
+    assert found == expected
 
 
-def test_the_word_of_the_user_overrules_that_of_the_framework() -> None:
-    """A step that its framework takes for paused has ended if the user says so; an unknown word says nothing."""
+def test_the_step_status_of_the_user_overrules_the_framework() -> None:
+    """A step that its framework takes for paused has ended if the user says so; an unknown status says nothing."""
     agent = Framework("pydantic-ai")
     deferred = {**_CALL, "pydantic_ai.tool.deferral.name": "CallDeferred"}
     agent.emit("execute_tool x", {**deferred, "step.status": "completed"})
@@ -143,15 +161,18 @@ def test_a_span_of_the_hook_itself_is_never_a_step(profiles: list[Profile]) -> N
     assert framework.told == []
 
 
-@pytest.mark.parametrize(("kind", "times"), [("pending_span", 0), ("log", 0), ("span", 1), ("", 1)])
-@pytest.mark.parametrize("scope", ["pydantic-ai", "logfire", ELSEWHERE])
-def test_what_logfire_ends_beside_the_real_spans_is_no_step(scope: str, kind: str, times: int) -> None:
-    """A pending span has the attributes of the one that it announces; only the real one is told."""
-    framework = Framework(scope)
-    framework.emit("execute_tool x", {"logfire.span_type": kind, **_CALL})
-    framework.emit("work", {"logfire.span_type": kind, "step_id": "mine"})
-    expected = [*told("execute_tool x", "call-1", SUCCESS), *told("work", "mine", SUCCESS)]
-    assert framework.told == expected * times
+def test_what_logfire_ends_beside_the_real_spans_is_no_step() -> None:
+    """A pending span has the attributes of the one that it announces; only the real one is reported."""
+    times = {"pending_span": 0, "log": 0, "span": 1, "": 1}
+    both = [*told("execute_tool x", "call-1", SUCCESS), *told("work", "mine", SUCCESS)]
+    expected, found = {}, {}
+    for scope, kind in product(("pydantic-ai", "logfire", ELSEWHERE), times):
+        framework = Framework(scope)
+        framework.emit("execute_tool x", {"logfire.span_type": kind, **_CALL})
+        framework.emit("work", {"logfire.span_type": kind, "step_id": "mine"})
+        expected[scope, kind] = both * times[kind]
+        found[scope, kind] = framework.told
+    assert found == expected
 
 
 @pytest.mark.parametrize(

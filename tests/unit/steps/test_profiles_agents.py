@@ -1,6 +1,7 @@
 """The rows of frameworks that are recognised by one span each: agents, their turns and their tools."""
 
 import asyncio
+from itertools import product
 
 import pytest
 from emitting import (
@@ -157,41 +158,39 @@ def test_smolagents_tells_its_steps(ending: Ending, outcome: Outcome) -> None:
 
 # util-genai, and everybody who keeps the semantic conventions for generative AI
 
-_CONVENTIONAL = endings(
-    returned=(RETURNED, SUCCESS),
-    failed=(Ending(status=ERROR, description="broke", attributes={"error.type": "ValueError"}), FAILED),
-    cancelled=(Ending(status=ERROR, attributes={"error.type": _CANCELLED}), CANCELLED),
-    cancelled_by_its_bare_name=(Ending(status=ERROR, attributes={"error.type": "CancelledError"}), CANCELLED),
-    cancelled_in_flight=(in_flight(asyncio.CancelledError), CANCELLED),
+_CONVENTIONAL = {
+    "returned": (RETURNED, SUCCESS),
+    "failed": (Ending(status=ERROR, description="broke", attributes={"error.type": "ValueError"}), FAILED),
+    "cancelled": (Ending(status=ERROR, attributes={"error.type": _CANCELLED}), CANCELLED),
+    "cancelled by its bare name": (Ending(status=ERROR, attributes={"error.type": "CancelledError"}), CANCELLED),
+    "cancelled in flight": (in_flight(asyncio.CancelledError), CANCELLED),
+}
+_CONVENTIONAL_SCOPES = (
+    "opentelemetry.util.genai.handler",
+    "opentelemetry.instrumentation.genai.langchain",
+    "opentelemetry.instrumentation.genai.llama_index",
+    "opentelemetry.instrumentation.genai.openai_agents",
+    "opentelemetry.instrumentation.genai.smolagents",
+    "the.application",  # gen-ai: the conventions under a scope that no row names
+    "",
 )
 
 
-@_CONVENTIONAL
-@pytest.mark.parametrize(
-    "scope",
-    [
-        "opentelemetry.util.genai.handler",
-        "opentelemetry.instrumentation.genai.langchain",
-        "opentelemetry.instrumentation.genai.llama_index",
-        "opentelemetry.instrumentation.genai.openai_agents",
-        "opentelemetry.instrumentation.genai.smolagents",
-        "the.application",  # gen-ai: the conventions under a scope that no row names
-        "",
-    ],
-)
-def test_the_conventions_for_generative_ai_tell_tool_calls(scope: str, ending: Ending, outcome: Outcome) -> None:
-    """A tool call is a step, whoever tells of it; workflow, agent and model are none."""
-    agent = Framework(scope)
-    run = agent.start("invoke_workflow demo", {"gen_ai.operation.name": "invoke_workflow"})
-    for operation in ("invoke_agent", "create_agent", "chat", "generate_content", "embeddings", "retrieval"):
-        agent.emit(f"{operation} demo", {"gen_ai.operation.name": operation}, below=run, ending=ending)
-    agent.emit("execute_tool weather", _CALL, below=run, ending=ending)
-    without_id = agent.emit("execute_tool weather", _TOOL, below=run, ending=ending)
-    end(run, ending)
-    assert agent.told == [
-        *told("execute_tool weather", "call-1", outcome),
-        *told("execute_tool weather", made_id(without_id), outcome),
-    ]
+def test_the_conventions_for_generative_ai_tell_tool_calls() -> None:
+    """A tool call is a step, under whatever scope; workflow, agent and model are none."""
+    expected, found = {}, {}
+    for case in product(_CONVENTIONAL_SCOPES, _CONVENTIONAL):
+        agent, (ending, outcome) = Framework(case[0]), _CONVENTIONAL[case[1]]
+        run = agent.start("invoke_workflow demo", {"gen_ai.operation.name": "invoke_workflow"})
+        for operation in ("invoke_agent", "create_agent", "chat", "generate_content", "embeddings", "retrieval"):
+            agent.emit(f"{operation} demo", {"gen_ai.operation.name": operation}, below=run, ending=ending)
+        agent.emit("execute_tool weather", _CALL, below=run, ending=ending)
+        without_id = agent.emit("execute_tool weather", _TOOL, below=run, ending=ending)
+        end(run, ending)
+        ids = "call-1", made_id(without_id)
+        expected[case] = [step for step_id in ids for step in told("execute_tool weather", step_id, outcome)]
+        found[case] = agent.told
+    assert found == expected
 
 
 # Haystack

@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+from itertools import product
 
 import pytest
 from emitting import (
@@ -184,13 +185,12 @@ def test_agent_framework_tells_the_tools_of_an_agent_outside_of_workflows(ending
 
 _SENT, _PUBLISHED = '{"sender": "x", "is_rpc": true}', '{"sender": "x", "is_rpc": false}'
 
-_RUNTIMES = pytest.mark.parametrize(
-    "scope", ["autogen SingleThreadedAgentRuntime", "autogen Worker Runtime", "autogen-core"]
-)
+_RUNTIMES = ("autogen SingleThreadedAgentRuntime", "autogen Worker Runtime", "autogen-core")
+_EACH_RUNTIME = pytest.mark.parametrize("scope", _RUNTIMES)
 
 
 @_SDK
-@_RUNTIMES
+@_EACH_RUNTIME
 def test_autogen_tells_what_its_agents_process(
     scope: str, raising: type[BaseException] | None, outcome: Outcome
 ) -> None:
@@ -202,30 +202,26 @@ def test_autogen_tells_what_its_agents_process(
     assert autogen.told == told("autogen process writer.(default)-A", made_id(step), outcome)
 
 
-@_RUNTIMES
-@pytest.mark.parametrize(
-    ("kind", "message", "context", "times"),
-    [
-        ("ChatAgentContainer", "{}", _PUBLISHED, 1),
-        ("ChatAgentContainer", "{}", _SENT, 0),  # a reset or a pause
-        ("ChatAgentContainer", '{"agent_response": 1}', _PUBLISHED, 0),  # what others have said
-        ("RoundRobinGroupChatManager", '{"messages": []}', _PUBLISHED, 0),
-        ("MagenticOneOrchestrator", "{}", _PUBLISHED, 0),
-        ("Writer", "{}", _SENT, 1),
-        ("Writer", '{"text": "hello"}', _PUBLISHED, 1),
-    ],
-)
-def test_autogen_tells_the_turns_of_a_team(scope: str, kind: str, message: str, context: str, times: int) -> None:
-    """Not what a team says to itself; the agents of the application's own are told whatever they hear."""
-    autogen = Framework(scope)
-    attributes = {
-        "messaging.operation": "process",
-        "recipient_agent_class": kind,
-        "message": message,
-        "message_context": context,
+def test_autogen_tells_the_turns_of_a_team() -> None:
+    """Not what a team says to itself; what the agents of the application's own process is a step, whatever it is."""
+    is_step = {
+        ("ChatAgentContainer", "{}", _PUBLISHED): True,
+        ("ChatAgentContainer", "{}", _SENT): False,  # a reset or a pause
+        ("ChatAgentContainer", '{"agent_response": 1}', _PUBLISHED): False,  # what others have said
+        ("RoundRobinGroupChatManager", '{"messages": []}', _PUBLISHED): False,
+        ("MagenticOneOrchestrator", "{}", _PUBLISHED): False,
+        ("Writer", "{}", _SENT): True,
+        ("Writer", '{"text": "hello"}', _PUBLISHED): True,
     }
-    turn = autogen.emit("autogen process writer.(default)-A", attributes)
-    assert autogen.told == told("autogen process writer.(default)-A", made_id(turn), SUCCESS) * times
+    expected, found = {}, {}
+    for case in product(_RUNTIMES, is_step):
+        autogen, (kind, message, context) = Framework(case[0]), case[1]
+        attributes = {"recipient_agent_class": kind, "message": message, "message_context": context}
+        turn = autogen.emit("autogen process writer.(default)-A", {"messaging.operation": "process", **attributes})
+        step = told("autogen process writer.(default)-A", made_id(turn), SUCCESS)
+        expected[case] = step if is_step[case[1]] else []
+        found[case] = autogen.told
+    assert found == expected
 
 
 def test_autogen_takes_tools_inside_of_what_a_team_says_to_itself_for_a_part_of_it() -> None:
@@ -238,7 +234,7 @@ def test_autogen_takes_tools_inside_of_what_a_team_says_to_itself_for_a_part_of_
     assert autogen.told == []
 
 
-@_RUNTIMES
+@_EACH_RUNTIME
 def test_autogen_takes_tools_inside_of_a_processing_for_a_part_of_it(scope: str) -> None:
     """A tool is a step only where no runtime processes the message that needs it."""
     autogen = Framework("autogen-core")
