@@ -1,4 +1,4 @@
-"""What the tests on cancellation share: steps in each form that people write, and what a receiver is told of them."""
+"""What the tests on cancellation share: steps in each form that people write, and what a receiver hears of them."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from opentelemetry.trace import Span
-from support import Pipeline, pipeline
+from support import Pipeline
 
 from otel_step_hook.testing import ScriptedReceiver
 
@@ -31,20 +31,13 @@ class Steps:
         return self.hooked.tracer.start_span(name, attributes={"step_id": name})
 
     @property
-    def told(self) -> dict[str, object]:
-        """What the receiver has been told: the outcome of each step."""
+    def outcomes(self) -> dict[str, object]:
+        """The outcome of each step, as the receiver has it."""
         assert self.hooked.provider.force_flush()
         received = self.receiver.received
         outcomes = {webhook.step_id: webhook.data["outcome"] for webhook in received}
-        assert len(outcomes) == len(received), "a step was told twice"
+        assert len(outcomes) == len(received), "a step was reported twice"
         return outcomes
-
-
-@contextlib.contextmanager
-def stepping(receiver: ScriptedReceiver) -> Iterator[Steps]:
-    """Steps that are told to *receiver*."""
-    with pipeline(receiver.url, payload="full") as hooked:
-        yield Steps(hooked, receiver)
 
 
 def fail(error: BaseException | type[BaseException]) -> NoReturn:
@@ -83,58 +76,46 @@ def cancel(work: Callable[[Work], Coroutine[None, None, None]], *, times: int = 
     run(main())
 
 
-# The forms in which a step is written around *work*. None depends on the library that runs it.
+# The forms in which a step is written.
 
 
-async def as_current(steps: Steps, work: Work) -> None:
-    """The usual form."""
-    with steps.current():
-        await work()
-
-
-async def decorated(steps: Steps, work: Work) -> None:
-    """The decorator on an async function."""
-
-    @steps.current()  # type: ignore[operator]  # -- the SDK's context managers are decorators too
-    async def step() -> None:
-        await work()
-
-    await step()
-
-
-async def with_span(steps: Steps, work: Work) -> None:
-    """A span as its own context manager, which records every exception there is."""
-    with steps.begin():
-        await work()
-
-
-async def ended_in_finally(steps: Steps, work: Work) -> None:
-    """A span ended by hand, with nothing said of how it went."""
-    span = steps.begin()
+@contextlib.contextmanager
+def _ended_in_finally(steps: Steps, name: str) -> Iterator[None]:
+    span = steps.begin(name)
     try:
-        await work()
+        yield
     finally:
         span.end()
 
 
-async def ended_in_except(steps: Steps, work: Work) -> None:
-    """A span ended by hand where the exception is caught, which is raised again."""
-    span = steps.begin()
+@contextlib.contextmanager
+def _ended_in_except(steps: Steps, name: str) -> Iterator[None]:
+    span = steps.begin(name)
     try:
-        await work()
+        yield
     except BaseException:
         span.end()
         raise
     span.end()
 
 
-async def ended_by_exit_stack(steps: Steps, work: Work) -> None:
-    """A span that an exit stack ends."""
-    async with contextlib.AsyncExitStack() as stack:
-        span = steps.begin()
-        stack.callback(span.end)
-        await work()
+BLOCKS: dict[str, Callable[[Steps, str], contextlib.AbstractContextManager[object]]] = {
+    "as current": Steps.current,  # the usual one
+    "with span": Steps.begin,  # records every exception there is
+    "in finally": _ended_in_finally,  # says nothing of how it went, as the next
+    "in except": _ended_in_except,
+}
+FORMS = (*BLOCKS, "decorated", "by exit stack")
 
 
-FORMS = (as_current, decorated, with_span, ended_in_finally, ended_in_except, ended_by_exit_stack)
-Form = Callable[[Steps, Work], Coroutine[None, None, None]]
+async def do(form: str, steps: Steps, work: Work) -> None:
+    """Await *work* inside a step of this form, which is its name; no form depends on the library that runs it."""
+    if form in BLOCKS:
+        with BLOCKS[form](steps, form):
+            await work()
+    elif form == "decorated":
+        await steps.current(form)(work)()  # type: ignore[operator]  # -- the SDK's context managers are decorators too
+    else:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(steps.begin(form).end)
+            await work()

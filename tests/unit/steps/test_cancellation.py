@@ -6,57 +6,43 @@ A row's letter stands in its test's name. Rows H to S and Z: test_cancellation_c
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from opentelemetry.trace import StatusCode
-from stepping import FORMS, Form, Steps, Work, cancel, fail, run, stepping
-
-from otel_step_hook.testing import ScriptedReceiver
-
-
-@pytest.fixture
-def steps(step_receiver: ScriptedReceiver) -> Iterator[Steps]:
-    """Steps of a provider of their own."""
-    with stepping(step_receiver) as made:
-        yield made
-
+from stepping import FORMS, Steps, Work, cancel, do, fail, run
 
 # A step that is cancelled
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_abcdf_a_cancelled_step_is_cancelled(form: Form, steps: Steps) -> None:
+def test_abcdf_a_cancelled_step_is_cancelled(steps: Steps) -> None:
     """However a step is written, ``task.cancel()`` makes it cancelled."""
-
-    async def work(hang: Work) -> None:
-        await form(steps, hang)
-
-    cancel(work)
-    assert steps.told == {"step": "cancelled"}
+    for form in FORMS:
+        cancel(partial(do, form, steps))
+    assert steps.outcomes == dict.fromkeys(FORMS, "cancelled")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_step_that_fails_is_failed(form: Form, steps: Steps) -> None:
+def test_a_step_that_fails_is_failed(steps: Steps) -> None:
     """However a step is written, an exception that leaves it makes it failed, recorded or not."""
 
     async def work() -> None:
         raise ValueError("no")
 
-    with pytest.raises(ValueError, match="no"):
-        run(form(steps, work))
-    assert steps.told == {"step": "failed"}
+    for form in FORMS:
+        with pytest.raises(ValueError, match="no"):
+            run(do(form, steps, work))
+    assert steps.outcomes == dict.fromkeys(FORMS, "failed")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_step_that_ends_well_is_a_success(form: Form, steps: Steps) -> None:
+def test_a_step_that_ends_well_is_a_success(steps: Steps) -> None:
     """However a step is written, reaching its end makes it a success."""
 
     async def succeed() -> None:
         await asyncio.sleep(0)
 
-    run(form(steps, succeed))
-    assert steps.told == {"step": "success"}
+    for form in FORMS:
+        run(do(form, steps, succeed))
+    assert steps.outcomes == dict.fromkeys(FORMS, "success")
 
 
 def test_e_nested_steps_are_all_cancelled(steps: Steps) -> None:
@@ -67,7 +53,7 @@ def test_e_nested_steps_are_all_cancelled(steps: Steps) -> None:
             await hang()
 
     cancel(work)
-    assert steps.told == {"outer": "cancelled", "inner": "cancelled"}
+    assert steps.outcomes == {"outer": "cancelled", "inner": "cancelled"}
 
 
 def test_g_a_step_that_swallows_its_cancellation_is_a_success(steps: Steps) -> None:
@@ -86,7 +72,7 @@ def test_g_a_step_that_swallows_its_cancellation_is_a_success(steps: Steps) -> N
 
     run(goes_on())
     run(returns())
-    assert steps.told == {"goes on": "success", "returns": "success"}
+    assert steps.outcomes == {"goes on": "success", "returns": "success"}
 
 
 def test_o_a_status_ok_does_not_hide_a_cancellation(steps: Steps) -> None:
@@ -98,7 +84,7 @@ def test_o_a_status_ok_does_not_hide_a_cancellation(steps: Steps) -> None:
             await hang()
 
     cancel(work)
-    assert steps.told == {"step": "cancelled"}
+    assert steps.outcomes == {"step": "cancelled"}
 
 
 def test_ctrl_c_cancels_the_step_of_the_main_task(steps: Steps) -> None:
@@ -111,7 +97,7 @@ def test_ctrl_c_cancels_the_step_of_the_main_task(steps: Steps) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(work())
-    assert steps.told == {"step": "cancelled"}
+    assert steps.outcomes == {"step": "cancelled"}
 
 
 # A limit in time, a failing sibling
@@ -127,7 +113,7 @@ def test_p_a_step_that_runs_out_of_its_own_time_is_failed(steps: Steps) -> None:
 
     with pytest.raises(TimeoutError):
         run(work())
-    assert steps.told == {"step": "failed"}
+    assert steps.outcomes == {"step": "failed"}
 
 
 def test_p_a_step_that_runs_out_of_its_caller_s_time_is_cancelled(steps: Steps) -> None:
@@ -140,7 +126,7 @@ def test_p_a_step_that_runs_out_of_its_caller_s_time_is_cancelled(steps: Steps) 
 
     with pytest.raises(TimeoutError):
         run(work())
-    assert steps.told == {"step": "cancelled"}
+    assert steps.outcomes == {"step": "cancelled"}
 
 
 def test_p_wait_for_cancels_the_inner_step_and_fails_the_outer(steps: Steps) -> None:
@@ -156,7 +142,7 @@ def test_p_wait_for_cancels_the_inner_step_and_fails_the_outer(steps: Steps) -> 
 
     with pytest.raises(TimeoutError):
         run(outer())
-    assert steps.told == {"outer": "failed", "inner": "cancelled"}
+    assert steps.outcomes == {"outer": "failed", "inner": "cancelled"}
 
 
 def test_u_a_failing_task_cancels_its_sibling(steps: Steps) -> None:
@@ -182,4 +168,4 @@ def test_u_a_failing_task_cancels_its_sibling(steps: Steps) -> None:
 
     with pytest.raises(ExceptionGroup):
         run(work())
-    assert steps.told == {"outer": "failed", "sibling": "cancelled", "failing": "failed"}
+    assert steps.outcomes == {"outer": "failed", "sibling": "cancelled", "failing": "failed"}

@@ -8,17 +8,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 
-import pytest
-from stepping import LIMIT, Steps, Work, cancel, run, stepping
-
-from otel_step_hook.testing import ScriptedReceiver
-
-
-@pytest.fixture
-def steps(step_receiver: ScriptedReceiver) -> Iterator[Steps]:
-    """Steps of a provider of their own."""
-    with stepping(step_receiver) as made:
-        yield made
+from stepping import LIMIT, Steps, Work, cancel, run
 
 
 async def _clean_up(steps: Steps) -> None:
@@ -38,7 +28,7 @@ def test_h_a_step_inside_except_is_a_success(steps: Steps) -> None:
             raise
 
     cancel(work)
-    assert steps.told == {"step": "success"}
+    assert steps.outcomes == {"step": "success"}
 
 
 def test_i_a_step_inside_finally_is_a_success(steps: Steps) -> None:
@@ -53,7 +43,7 @@ def test_i_a_step_inside_finally_is_a_success(steps: Steps) -> None:
                     await asyncio.sleep(0)
 
     cancel(work)
-    assert steps.told == {"outer": "cancelled", "clean-up": "success"}
+    assert steps.outcomes == {"outer": "cancelled", "clean-up": "success"}
 
 
 def test_j_a_step_in_a_function_that_except_awaits_is_a_success(steps: Steps) -> None:
@@ -66,7 +56,7 @@ def test_j_a_step_in_a_function_that_except_awaits_is_a_success(steps: Steps) ->
             await _clean_up(steps)
 
     cancel(work)
-    assert steps.told == {"clean-up": "success"}
+    assert steps.outcomes == {"clean-up": "success"}
 
 
 def test_k_a_step_in_a_task_that_except_makes_is_a_success(steps: Steps) -> None:
@@ -79,7 +69,7 @@ def test_k_a_step_in_a_task_that_except_makes_is_a_success(steps: Steps) -> None
             await asyncio.create_task(_clean_up(steps))
 
     cancel(work)
-    assert steps.told == {"clean-up": "success"}
+    assert steps.outcomes == {"clean-up": "success"}
 
 
 def test_l_a_step_that_only_passes_on_what_was_in_flight_is_a_success(steps: Steps) -> None:
@@ -93,7 +83,7 @@ def test_l_a_step_that_only_passes_on_what_was_in_flight_is_a_success(steps: Ste
                 raise
 
     cancel(work)
-    assert steps.told == {"step": "success"}
+    assert steps.outcomes == {"step": "success"}
 
 
 def test_m_a_clean_up_that_is_cancelled_too_is_cancelled(steps: Steps) -> None:
@@ -107,7 +97,7 @@ def test_m_a_clean_up_that_is_cancelled_too_is_cancelled(steps: Steps) -> None:
                 await hang()
 
     cancel(work, times=2)
-    assert steps.told == {"step": "cancelled"}
+    assert steps.outcomes == {"step": "cancelled"}
 
 
 def test_n_a_step_ended_in_the_handler_of_its_cancellation_is_cancelled(steps: Steps) -> None:
@@ -121,7 +111,7 @@ def test_n_a_step_ended_in_the_handler_of_its_cancellation_is_cancelled(steps: S
             span.end()
 
     cancel(work)
-    assert steps.told == {"step": "cancelled"}
+    assert steps.outcomes == {"step": "cancelled"}
 
 
 # Generators, callbacks, threads
@@ -145,7 +135,7 @@ def test_s_an_async_generator_that_is_closed_early_is_a_success(steps: Steps) ->
                     break
 
     run(work())
-    assert steps.told == {"current": "success", "recorded": "success"}
+    assert steps.outcomes == {"current": "success", "recorded": "success"}
 
 
 def test_z_a_generator_resumed_by_a_handler_is_cancelled(steps: Steps) -> None:
@@ -164,7 +154,7 @@ def test_z_a_generator_resumed_by_a_handler_is_cancelled(steps: Steps) -> None:
             assert next(items, "ended") == "ended"
 
     cancel(work)
-    assert steps.told == {"step": "cancelled"}
+    assert steps.outcomes == {"step": "cancelled"}
 
 
 def test_r_a_step_ended_by_a_callback_is_a_success(steps: Steps) -> None:
@@ -178,7 +168,7 @@ def test_r_a_step_ended_by_a_callback_is_a_success(steps: Steps) -> None:
         await asyncio.wait([task])
 
     run(main())
-    assert steps.told == {"step": "success"}
+    assert steps.outcomes == {"step": "success"}
 
 
 def test_z2_a_step_ended_in_another_thread_is_a_success(steps: Steps) -> None:
@@ -194,4 +184,4 @@ def test_z2_a_step_ended_in_another_thread_is_a_success(steps: Steps) -> None:
             thread.join(LIMIT)
 
     cancel(work)
-    assert steps.told == {"step": "success"}
+    assert steps.outcomes == {"step": "success"}

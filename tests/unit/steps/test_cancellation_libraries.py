@@ -1,31 +1,18 @@
 """Steps that trio and anyio cancel, as real programs."""
 
-from collections.abc import Iterator
-
 import anyio
 import anyio.lowlevel
 import pytest
 import trio
-from stepping import FORMS, LIMIT, Form, Steps, stepping
-
-from otel_step_hook.testing import ScriptedReceiver
-
-
-@pytest.fixture
-def steps(step_receiver: ScriptedReceiver) -> Iterator[Steps]:
-    """Steps of a provider of their own."""
-    with stepping(step_receiver) as made:
-        yield made
-
+from stepping import FORMS, LIMIT, Steps, do
 
 # trio
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_step_that_trio_cancels_is_cancelled(form: Form, steps: Steps) -> None:
+def test_a_step_that_trio_cancels_is_cancelled(steps: Steps) -> None:
     """However a step is written, a cancelled scope makes it cancelled."""
 
-    async def main() -> None:
+    async def main(form: str) -> None:
         with trio.fail_after(LIMIT):
             async with trio.open_nursery() as nursery:
                 is_waiting = trio.Event()
@@ -34,12 +21,13 @@ def test_a_step_that_trio_cancels_is_cancelled(form: Form, steps: Steps) -> None
                     is_waiting.set()
                     await trio.sleep_forever()
 
-                nursery.start_soon(form, steps, work)
+                nursery.start_soon(do, form, steps, work)
                 await is_waiting.wait()
                 nursery.cancel_scope.cancel()
 
-    trio.run(main)
-    assert steps.told == {"step": "cancelled"}
+    for form in FORMS:
+        trio.run(main, form)
+    assert steps.outcomes == dict.fromkeys(FORMS, "cancelled")
 
 
 def test_a_failing_child_of_a_nursery_cancels_its_sibling(steps: Steps) -> None:
@@ -65,7 +53,7 @@ def test_a_failing_child_of_a_nursery_cancels_its_sibling(steps: Steps) -> None:
 
     with pytest.raises(ExceptionGroup):
         trio.run(main)
-    assert steps.told == {"outer": "failed", "sibling": "cancelled", "failing": "failed"}
+    assert steps.outcomes == {"outer": "failed", "sibling": "cancelled", "failing": "failed"}
 
 
 def test_a_step_around_a_cancelled_nursery_is_cancelled(steps: Steps) -> None:
@@ -79,7 +67,7 @@ def test_a_step_around_a_cancelled_nursery_is_cancelled(steps: Steps) -> None:
                 scope.cancel()
 
     trio.run(main)
-    assert steps.told == {"step": "cancelled"}
+    assert steps.outcomes == {"step": "cancelled"}
 
 
 # anyio
@@ -88,11 +76,10 @@ _backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 @_backends
-@pytest.mark.parametrize("form", FORMS)
-def test_a_step_that_anyio_cancels_is_cancelled(form: Form, backend: str, steps: Steps) -> None:
+def test_a_step_that_anyio_cancels_is_cancelled(backend: str, steps: Steps) -> None:
     """However a step is written, and whichever backend runs it, a cancelled task group makes it cancelled."""
 
-    async def main() -> None:
+    async def main(form: str) -> None:
         with anyio.fail_after(LIMIT):
             async with anyio.create_task_group() as group:
                 is_waiting = anyio.Event()
@@ -101,12 +88,13 @@ def test_a_step_that_anyio_cancels_is_cancelled(form: Form, backend: str, steps:
                     is_waiting.set()
                     await anyio.sleep_forever()
 
-                group.start_soon(form, steps, work)
+                group.start_soon(do, form, steps, work)
                 await is_waiting.wait()
                 group.cancel_scope.cancel()
 
-    anyio.run(main, backend=backend)
-    assert steps.told == {"step": "cancelled"}
+    for form in FORMS:
+        anyio.run(main, form, backend=backend)
+    assert steps.outcomes == dict.fromkeys(FORMS, "cancelled")
 
 
 @_backends
@@ -120,7 +108,7 @@ def test_a_step_is_cancelled_by_its_caller_s_scope_alone(backend: str, steps: St
             await anyio.sleep_forever()
 
     anyio.run(main, backend=backend)
-    assert steps.told == {"inside": "cancelled", "around": "success"}
+    assert steps.outcomes == {"inside": "cancelled", "around": "success"}
 
 
 @_backends
@@ -133,7 +121,7 @@ def test_a_step_that_runs_out_of_its_own_time_is_failed(backend: str, steps: Ste
 
     with pytest.raises(TimeoutError):
         anyio.run(main, backend=backend)
-    assert steps.told == {"step": "failed"}
+    assert steps.outcomes == {"step": "failed"}
 
 
 @_backends
@@ -150,4 +138,4 @@ def test_a_shielded_clean_up_is_a_success(backend: str, steps: Steps) -> None:
                     await anyio.lowlevel.checkpoint()
 
     anyio.run(main, backend=backend)
-    assert steps.told == {"work": "cancelled", "clean-up": "success"}
+    assert steps.outcomes == {"work": "cancelled", "clean-up": "success"}
