@@ -66,12 +66,10 @@ def truths() -> tuple[list[Truth], dict[str, str]]:
 def replay(record: Record, *processors: SpanProcessor, sampler: Sampler = ALWAYS_ON) -> None:
     """Make the spans of *record* again, in a provider of their own with these *processors*, and end them.
 
-    As recorded are names, scopes, kinds, ids, parents, attributes at the start, events, status, durations and the order
-    of the ends; and around each start and end the name of the thread and the exception in flight. What was not
-    recorded: parents begin before their children and children before their parents end, each as late as it can; later
-    attributes and events come just before the end, which is now. There are no asyncio tasks.
-
-    Leaves the processors running. Raises what they raise.
+    All is as recorded, and so are the thread's name and the exception in flight around each start and end. When spans
+    began was not recorded: each begins as late as it can, parents before their children and children before their
+    parents end. Later attributes and events come just before the end, which is now. There are no asyncio tasks.
+    Leaves the processors running, and raises what they raise.
     """
     stage = _Stage(record.spans, sampler)
     for processor in processors:
@@ -144,17 +142,23 @@ class _Stage:
 
 
 def _call(act: Callable[[], None], thread: str, error: BaseException | None) -> None:
-    """Call *act* in a thread of that name, while *error* is what sys.exc_info() shows."""
-    if thread != OWN_THREAD:
-        with ThreadPoolExecutor(1, initializer=lambda: setattr(threading.current_thread(), "name", thread)) as pool:
-            pool.submit(_call, act, OWN_THREAD, error).result()
-    elif error is None:
+    """Call *act* in a thread of that name, while *error* is in flight."""
+    if thread == OWN_THREAD:
+        call_in_flight(error, act)
+        return
+    with ThreadPoolExecutor(1, initializer=lambda: setattr(threading.current_thread(), "name", thread)) as pool:
+        pool.submit(call_in_flight, error, act).result()
+
+
+def call_in_flight(error: BaseException | None, act: Callable[[], object]) -> None:
+    """Call *act* while *error*, if any, is what sys.exc_info() shows."""
+    if error is None:
         act()
-    else:
-        try:
-            raise error
-        except type(error):
-            act()
+        return
+    try:
+        raise error
+    except type(error):
+        act()
 
 
 def _exception(probe: dict[str, Any]) -> BaseException | None:

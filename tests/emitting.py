@@ -1,18 +1,20 @@
-"""Spans as frameworks make them: when their attributes are set, how they end, and which steps are told of them."""
+"""Spans as frameworks make them: when their attributes are set, how they end, and which steps end with them."""
 
 import gc
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, NoReturn
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
+from corpus_replay import call_in_flight
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace import Span as SDKSpan
-from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context, use_span
 
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 from otel_step_hook.steps.profiles import PROFILES
@@ -25,17 +27,17 @@ Value = str | bool | int | float | list[str]
 Attributes = Mapping[str, Value]
 
 
-class Told(NamedTuple):
-    """What is told of a step."""
+class Step(NamedTuple):
+    """A step that has ended."""
 
     name: str
     step_id: str
     outcome: Outcome
 
 
-def told(name: str, step_id: str, outcome: Outcome | None) -> list[Told]:
-    """What is told of one step; nothing for one that has not ended."""
-    return [] if outcome is None else [Told(name, step_id, outcome)]
+def ended(name: str, step_id: str, outcome: Outcome | None) -> list[Step]:
+    """One step; none where *outcome* is None: it has only paused."""
+    return [] if outcome is None else [Step(name, step_id, outcome)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +51,7 @@ class Ending:
     flying: type[BaseException] | None = None
 
 
-RETURNED = Ending()
-IS_OK = Ending(status=OK)
+RETURNED, IS_OK = Ending(), Ending(status=OK)
 
 
 def in_flight(flying: type[BaseException], status: StatusCode = UNSET) -> Ending:
@@ -58,21 +59,13 @@ def in_flight(flying: type[BaseException], status: StatusCode = UNSET) -> Ending
     return Ending(status=status, flying=flying)
 
 
-def recorded(
-    kind: str,
-    flying: type[BaseException] | None = None,
-    *,
-    description: str | None = None,
-    status: StatusCode = ERROR,
-    attributes: Attributes | None = None,
-) -> Ending:
-    """The exception is recorded as an event."""
-    event = ("exception", {"exception.type": kind})
-    return Ending(status=status, description=description, events=(event,), attributes=attributes or {}, flying=flying)
+def recorded(kind: str, flying: type[BaseException] | None = None, **said: Any) -> Ending:
+    """The exception is recorded as an event, under the status ERROR if nothing else is *said*."""
+    return Ending(**{"status": ERROR, "events": (("exception", {"exception.type": kind}),), "flying": flying, **said})
 
 
 def endings(**shapes: tuple[Ending, Outcome | None]) -> pytest.MarkDecorator:
-    """A test for each of these: how a span ends, and what the step is told as; None: nothing."""
+    """A test for each of these: how a span ends, and the outcome of its step; None: it has not ended."""
     return pytest.mark.parametrize(("ending", "outcome"), list(shapes.values()), ids=list(shapes))
 
 
@@ -81,19 +74,8 @@ def end(span: Span, ending: Ending = RETURNED, end_time: int | None = None) -> N
     span.set_attributes(ending.attributes)
     for name, attributes in ending.events:
         span.add_event(name, attributes)
-    if ending.status is not UNSET:
-        span.set_status(Status(ending.status, ending.description))
-    if ending.flying is None:
-        span.end(end_time)
-        return
-    try:
-        _raise(ending.flying)
-    except ending.flying:
-        span.end(end_time)
-
-
-def _raise(kind: type[BaseException]) -> NoReturn:
-    raise kind
+    span.set_status(Status(ending.status, ending.description))
+    call_in_flight(ending.flying() if ending.flying else None, partial(span.end, end_time))
 
 
 def made_id(span: Span) -> str:
@@ -129,7 +111,7 @@ def size_of(reader: StepReader) -> int:
 
 
 class Framework:
-    """Makes spans of instrumentation scope *scope*, and knows which steps have been told of them."""
+    """Makes spans of instrumentation scope *scope*, and keeps the steps that end with them."""
 
     def __init__(self, scope: str, profiles: Iterable[Profile] = PROFILES, limits: SpanLimits | None = None) -> None:
         self.scope = scope
@@ -138,9 +120,8 @@ class Framework:
         self.provider.add_span_processor(self.recorder)
 
     @property
-    def told(self) -> list[Told]:
-        """The steps that have been told so far."""
-        return [Told(event.name, event.step_id, event.outcome) for event in self.recorder.events]
+    def steps(self) -> list[Step]:
+        return [Step(event.name, event.step_id, event.outcome) for event in self.recorder.events]
 
     def start(
         self,
@@ -151,34 +132,22 @@ class Framework:
         below: Span | None = None,
         scope: str | None = None,
     ) -> Span:
-        """A span that begins with *attributes*, and gets those of *later* when everybody has seen it begin."""
+        """A span that begins with *attributes*, and gets those of *later* after its start."""
         context = Context() if below is None else set_span_in_context(below, Context())
         span = self.provider.get_tracer(scope or self.scope).start_span(name, context, attributes=attributes)
         span.set_attributes(later or {})
         return span
 
-    def emit(
-        self,
-        name: str,
-        attributes: Attributes | None = None,
-        *,
-        later: Attributes | None = None,
-        below: Span | None = None,
-        scope: str | None = None,
-        ending: Ending = RETURNED,
-    ) -> Span:
+    def emit(self, name: str, attributes: Attributes | None = None, *, ending: Ending = RETURNED, **more: Any) -> Span:
         """The same, and its end."""
-        span = self.start(name, attributes, later=later, below=below, scope=scope)
+        span = self.start(name, attributes, **more)
         end(span, ending)
         return span
 
     def run(self, name: str, attributes: Attributes | None = None, raising: type[BaseException] | None = None) -> Span:
         """A span around a block that may raise, as the SDK's own context manager ends it."""
-        tracer = self.provider.get_tracer(self.scope)
-        with (
-            suppress(raising) if raising else nullcontext(),
-            tracer.start_as_current_span(name, Context(), attributes=attributes) as span,
-        ):
+        span = self.start(name, attributes)
+        with suppress(raising or Exception), use_span(span, end_on_exit=True):
             if raising is not None:
                 raise raising
         return span

@@ -2,14 +2,16 @@
 
 from typing import NamedTuple
 
-import pytest
 from emitting import IS_OK, Attributes, Ending, Framework
 
 _TOOL = {"gen_ai.operation.name": "execute_tool"}
 _CHAIN = {"openinference.span.kind": "CHAIN"}
 _TASK = {"traceloop.span.kind": "task"}
 _NODE = {"traceloop.association.properties.langgraph_node": "plan", "traceloop.entity.name": "plan", **_TASK}
-_GENAI = "opentelemetry.instrumentation.genai"
+_CYCLE, _INPUT = {"event_loop.cycle_id": "1"}, {"llamaindex.step.input_event": "{}"}
+_OPENINFERENCE, _OTEL = "openinference.instrumentation", "opentelemetry.instrumentation"
+_AIRFLOW = "airflow.api_fastapi.execution_api.routes.task_instances"
+_GENAI = ("agno", "dspy", "qwen_agent", "langchain", "llama_index", "openai_agents", "smolagents")
 ELSEWHERE = "the.application"  # a scope that no row names
 
 
@@ -33,55 +35,33 @@ class Example(NamedTuple):
 
 EXAMPLES = [
     Example("pydantic-ai", "pydantic-ai", "execute_tool x", _TOOL),
-    Example("langgraph", "openinference.instrumentation.langchain", "plan", {"metadata": '{"langgraph_node": "plan"}'}),
-    Example("langgraph", "opentelemetry.instrumentation.langchain", "execute_task plan", _NODE),
-    Example("openai-agents", "openinference.instrumentation.openai_agents", "turn", _CHAIN),
-    Example("openai-agents", "opentelemetry.instrumentation.openai_agents", "x.tool", _TOOL),
+    Example("langgraph", f"{_OPENINFERENCE}.langchain", "plan", {"metadata": '{"langgraph_node": "plan"}'}),
+    Example("langgraph", f"{_OTEL}.langchain", "execute_task plan", _NODE),
+    Example("openai-agents", f"{_OPENINFERENCE}.openai_agents", "turn", _CHAIN),
+    Example("openai-agents", f"{_OTEL}.openai_agents", "x.tool", _TOOL),
     Example("temporal", "", "RunActivity:x", {"temporalActivityID": "1"}),
     Example("dbos", "dbos-tracer", "x", {"operationType": "step"}),
     Example("prefect", "prefect", "x-0", {"prefect.run.type": "task"}),
-    Example("smolagents", "openinference.instrumentation.smolagents", "Step 1", _CHAIN),
-    Example(
-        "strands",
-        "strands.telemetry.tracer",
-        "execute_event_loop_cycle",
-        {"event_loop.cycle_id": "1"},
-        "invoke_agent x",
-    ),
+    Example("smolagents", f"{_OPENINFERENCE}.smolagents", "Step 1", _CHAIN),
+    Example("strands", "strands.telemetry.tracer", "execute_event_loop_cycle", _CYCLE, "invoke_agent x"),
     Example("google-adk", "gcp.vertex.agent", "invoke_node x", {"gen_ai.operation.name": "invoke_node"}),
     Example("agent-framework", "agent_framework", "executor.process x", {"executor.id": "x"}),
-    Example("llama-index", "openinference.instrumentation.llama_index", "Flow.plan", _CHAIN, "Flow.run"),
-    Example(
-        "llama-index", "llamaindex.opentelemetry.tracer", "Flow.plan", {"llamaindex.step.input_event": "{}"}, "Flow.run"
-    ),
-    Example(
-        "airflow",
-        "airflow.api_fastapi.execution_api.routes.task_instances",
-        "task_run.x",
-        {"airflow.task_instance.id": "1"},
-    ),
+    Example("llama-index", f"{_OPENINFERENCE}.llama_index", "Flow.plan", _CHAIN, "Flow.run"),
+    Example("llama-index", "llamaindex.opentelemetry.tracer", "Flow.plan", _INPUT, "Flow.run"),
+    Example("airflow", _AIRFLOW, "task_run.x", {"airflow.task_instance.id": "1"}),
     Example("crewai", "crewai", "execute task", {"gen_ai.operation.name": "execute_task"}),
-    Example("crewai", "openinference.instrumentation.crewai", "x._execute_core", {"task_id": "1"}),
-    Example("crewai", "openinference.instrumentation.crewai._event_listener", "x.execute", {"flow.node.name": "x"}),
-    Example("crewai", "opentelemetry.instrumentation.crewai.instrumentation", "x.task", _TASK),
+    Example("crewai", f"{_OPENINFERENCE}.crewai", "x._execute_core", {"task_id": "1"}),
+    Example("crewai", f"{_OPENINFERENCE}.crewai._event_listener", "x.execute", {"flow.node.name": "x"}),
+    Example("crewai", f"{_OTEL}.crewai.instrumentation", "x.task", _TASK),
     Example("haystack", "", "haystack.agent.step", {"haystack.agent.step": 1}),
     Example("autogen", "autogen SingleThreadedAgentRuntime", "autogen process x", {"messaging.operation": "process"}),
     Example("autogen", "autogen Worker Runtime", "autogen process x", {"messaging.operation": "process"}),
     Example("autogen", "autogen-core", "execute_tool x", _TOOL),
     Example("traceloop", "traceloop.tracer", "x.task", _TASK),
     Example("util-genai", "opentelemetry.util.genai.handler", "execute_tool x", _TOOL),
-    Example("util-genai", f"{_GENAI}.agno", "execute_tool x", _TOOL),
-    Example("util-genai", f"{_GENAI}.dspy", "execute_tool x", _TOOL),
-    Example("util-genai", f"{_GENAI}.qwen_agent", "execute_tool x", _TOOL),
-    Example("util-genai", f"{_GENAI}.langchain", "execute_tool x", _TOOL),
-    Example("util-genai", f"{_GENAI}.llama_index", "execute_tool x", _TOOL),
-    Example("util-genai", f"{_GENAI}.openai_agents", "execute_tool x", _TOOL),
-    Example("util-genai", f"{_GENAI}.smolagents", "execute_tool x", _TOOL),
+    *(Example("util-genai", f"{_OTEL}.genai.{name}", "execute_tool x", _TOOL) for name in _GENAI),
     Example("letta", "letta.otel.tracing", "StepManager.update_step_success_async", {"parameter.step_id": "step-1"}),
     Example("generic", "", "x", {"step_id": "1"}),
     Example("cicd", "", "x", {"cicd.pipeline.task.run.id": "1"}),
     Example("gen-ai", "", "execute_tool x", _TOOL),
 ]
-EACH = pytest.mark.parametrize(
-    "example", EXAMPLES, ids=[f"{profile}-{scope or 'any'}" for profile, scope, *_ in EXAMPLES]
-)

@@ -11,7 +11,6 @@ from support import Pipeline
 
 from otel_step_hook.testing import ScriptedReceiver
 
-LIMIT = 30.0  # seconds; only a fault takes so long
 Work = Callable[[], Coroutine[None, None, None]]
 
 
@@ -23,7 +22,7 @@ class Steps:
     receiver: ScriptedReceiver
 
     def current(self, name: str = "step") -> contextlib.AbstractContextManager[Span]:
-        """``with tracer.start_as_current_span(…)``, which is a decorator as well."""
+        """``with tracer.start_as_current_span(…)``, which is a decorator, too."""
         return self.hooked.tracer.start_as_current_span(name, attributes={"step_id": name})
 
     def begin(self, name: str = "step") -> Span:
@@ -45,35 +44,24 @@ def fail(error: BaseException | type[BaseException]) -> NoReturn:
     raise error
 
 
-def run(main: Coroutine[None, None, None]) -> None:
-    """Run *main* on asyncio, for a limited time."""
-
-    async def limited() -> None:
-        async with asyncio.timeout(LIMIT):
-            await main
-
-    asyncio.run(limited())
-
-
 def cancel(work: Callable[[Work], Coroutine[None, None, None]], *, times: int = 1) -> None:
     """Run *work* as a task of asyncio, and cancel it each time it awaits what it is given, which hangs."""
 
     async def main() -> None:
-        waiting = asyncio.Event()
+        hanging = asyncio.Semaphore(0)
 
         async def hang() -> None:
-            waiting.set()
+            hanging.release()
             await asyncio.Event().wait()
 
         task = asyncio.create_task(work(hang))
         for _ in range(times):
-            await waiting.wait()
-            waiting.clear()
+            await hanging.acquire()
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    run(main())
+    asyncio.run(main())
 
 
 # The forms in which a step is written.

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 from opentelemetry.trace import StatusCode
-from stepping import FORMS, Steps, Work, cancel, do, fail, run
+from stepping import FORMS, Steps, Work, cancel, do, fail
 
 # A step that is cancelled
 
@@ -30,7 +30,7 @@ def test_a_step_that_fails_is_failed(steps: Steps) -> None:
 
     for form in FORMS:
         with pytest.raises(ValueError, match="no"):
-            run(do(form, steps, work))
+            asyncio.run(do(form, steps, work))
     assert steps.outcomes == dict.fromkeys(FORMS, "failed")
 
 
@@ -41,7 +41,7 @@ def test_a_step_that_ends_well_is_a_success(steps: Steps) -> None:
         await asyncio.sleep(0)
 
     for form in FORMS:
-        run(do(form, steps, succeed))
+        asyncio.run(do(form, steps, succeed))
     assert steps.outcomes == dict.fromkeys(FORMS, "success")
 
 
@@ -70,8 +70,8 @@ def test_g_a_step_that_swallows_its_cancellation_is_a_success(steps: Steps) -> N
             except asyncio.CancelledError:
                 return
 
-    run(goes_on())
-    run(returns())
+    asyncio.run(goes_on())
+    asyncio.run(returns())
     assert steps.outcomes == {"goes on": "success", "returns": "success"}
 
 
@@ -96,7 +96,7 @@ def test_ctrl_c_cancels_the_step_of_the_main_task(steps: Steps) -> None:
             await asyncio.Event().wait()
 
     with pytest.raises(KeyboardInterrupt):
-        run(work())
+        asyncio.run(work())
     assert steps.outcomes == {"step": "cancelled"}
 
 
@@ -112,7 +112,7 @@ def test_p_a_step_that_runs_out_of_its_own_time_is_failed(steps: Steps) -> None:
                 await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        run(work())
+        asyncio.run(work())
     assert steps.outcomes == {"step": "failed"}
 
 
@@ -125,7 +125,7 @@ def test_p_a_step_that_runs_out_of_its_caller_s_time_is_cancelled(steps: Steps) 
                 await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        run(work())
+        asyncio.run(work())
     assert steps.outcomes == {"step": "cancelled"}
 
 
@@ -141,7 +141,7 @@ def test_p_wait_for_cancels_the_inner_step_and_fails_the_outer(steps: Steps) -> 
             await asyncio.wait_for(inner(), 0.001)
 
     with pytest.raises(TimeoutError):
-        run(outer())
+        asyncio.run(outer())
     assert steps.outcomes == {"outer": "failed", "inner": "cancelled"}
 
 
@@ -167,5 +167,5 @@ def test_u_a_failing_task_cancels_its_sibling(steps: Steps) -> None:
                 group.create_task(failing())
 
     with pytest.raises(ExceptionGroup):
-        run(work())
+        asyncio.run(work())
     assert steps.outcomes == {"outer": "failed", "sibling": "cancelled", "failing": "failed"}

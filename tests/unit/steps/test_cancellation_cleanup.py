@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 
-from stepping import LIMIT, Steps, Work, cancel, run
+from stepping import Steps, Work, cancel
 
 
 async def _clean_up(steps: Steps) -> None:
@@ -134,7 +134,7 @@ def test_s_an_async_generator_that_is_closed_early_is_a_success(steps: Steps) ->
                 async for _ in items:
                     break
 
-    run(work())
+    asyncio.run(work())
     assert steps.outcomes == {"current": "success", "recorded": "success"}
 
 
@@ -167,7 +167,7 @@ def test_r_a_step_ended_by_a_callback_is_a_success(steps: Steps) -> None:
         task.cancel()
         await asyncio.wait([task])
 
-    run(main())
+    asyncio.run(main())
     assert steps.outcomes == {"step": "success"}
 
 
@@ -181,7 +181,7 @@ def test_z2_a_step_ended_in_another_thread_is_a_success(steps: Steps) -> None:
         except asyncio.CancelledError:
             thread = threading.Thread(target=span.end)
             thread.start()
-            thread.join(LIMIT)
+            thread.join()
 
     cancel(work)
     assert steps.outcomes == {"step": "success"}

@@ -4,7 +4,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 import trio
-from stepping import FORMS, LIMIT, Steps, do
+from stepping import FORMS, Steps, do
 
 # trio
 
@@ -13,17 +13,16 @@ def test_a_step_that_trio_cancels_is_cancelled(steps: Steps) -> None:
     """However a step is written, a cancelled scope makes it cancelled."""
 
     async def main(form: str) -> None:
-        with trio.fail_after(LIMIT):
-            async with trio.open_nursery() as nursery:
-                is_waiting = trio.Event()
+        async with trio.open_nursery() as nursery:
+            is_waiting = trio.Event()
 
-                async def work() -> None:
-                    is_waiting.set()
-                    await trio.sleep_forever()
+            async def work() -> None:
+                is_waiting.set()
+                await trio.sleep_forever()
 
-                nursery.start_soon(do, form, steps, work)
-                await is_waiting.wait()
-                nursery.cancel_scope.cancel()
+            nursery.start_soon(do, form, steps, work)
+            await is_waiting.wait()
+            nursery.cancel_scope.cancel()
 
     for form in FORMS:
         trio.run(main, form)
@@ -46,7 +45,7 @@ def test_a_failing_child_of_a_nursery_cancels_its_sibling(steps: Steps) -> None:
                 await is_waiting.wait()
                 raise ValueError
 
-        with trio.fail_after(LIMIT), steps.current("outer"):
+        with steps.current("outer"):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(sibling)
                 nursery.start_soon(failing)
@@ -80,17 +79,16 @@ def test_a_step_that_anyio_cancels_is_cancelled(backend: str, steps: Steps) -> N
     """However a step is written, and whichever backend runs it, a cancelled task group makes it cancelled."""
 
     async def main(form: str) -> None:
-        with anyio.fail_after(LIMIT):
-            async with anyio.create_task_group() as group:
-                is_waiting = anyio.Event()
+        async with anyio.create_task_group() as group:
+            is_waiting = anyio.Event()
 
-                async def work() -> None:
-                    is_waiting.set()
-                    await anyio.sleep_forever()
+            async def work() -> None:
+                is_waiting.set()
+                await anyio.sleep_forever()
 
-                group.start_soon(do, form, steps, work)
-                await is_waiting.wait()
-                group.cancel_scope.cancel()
+            group.start_soon(do, form, steps, work)
+            await is_waiting.wait()
+            group.cancel_scope.cancel()
 
     for form in FORMS:
         anyio.run(main, form, backend=backend)

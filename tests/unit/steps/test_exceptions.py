@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import product
 
 import pytest
-from stepping import BLOCKS, LIMIT, Steps, fail
+from stepping import BLOCKS, Steps, fail
 
 
 class _OwnError(Exception):
@@ -43,7 +43,7 @@ def test_a_future_that_was_cancelled_cancels_the_step_that_waits_for_it(steps: S
     future: concurrent.futures.Future[None] = concurrent.futures.Future()
     future.cancel()
     with pytest.raises(concurrent.futures.CancelledError), steps.current():
-        future.result(LIMIT)
+        future.result()
     assert steps.outcomes == {"step": "cancelled"}
 
 

@@ -15,10 +15,10 @@ from emitting import (
     Ending,
     Framework,
     end,
+    ended,
     in_flight,
     made_id,
     recorded,
-    told,
 )
 from opentelemetry.sdk.trace import SpanLimits
 from profile_examples import ELSEWHERE, EXAMPLES
@@ -51,7 +51,7 @@ def test_a_step_of_each_row_is_reported_once() -> None:
             framework = Framework(ELSEWHERE, profiles)
             example.emit(framework)
             expected[example.profile, example.scope, which] = [(example.name, SUCCESS)]
-            found[example.profile, example.scope, which] = [(step.name, step.outcome) for step in framework.told]
+            found[example.profile, example.scope, which] = [(step.name, step.outcome) for step in framework.steps]
     assert found == expected
 
 
@@ -61,8 +61,8 @@ def test_the_rows_of_a_scope_are_asked_about_that_scope_alone() -> None:
     for example in EXAMPLES:
         framework = Framework(ELSEWHERE, [row for row in _own_rows(example.profile) if row.scopes])
         example.emit(framework, scope=f"{example.scope}.more")
-        if framework.told:
-            found[example.profile, example.scope] = framework.told
+        if framework.steps:
+            found[example.profile, example.scope] = framework.steps
     assert found == {}
 
 
@@ -76,14 +76,14 @@ def test_the_id_of_the_user_wins() -> None:
         framework = Framework(ELSEWHERE)
         example.emit(framework, {"step_id": "", key: "mine"})
         step_id = "step-1" if example.profile == "letta" else "mine"
-        expected[example.profile, example.scope, key] = told(example.name, step_id, SUCCESS)
-        found[example.profile, example.scope, key] = framework.told
+        expected[example.profile, example.scope, key] = ended(example.name, step_id, SUCCESS)
+        found[example.profile, example.scope, key] = framework.steps
     assert found == expected
 
 
 def test_an_id_of_the_user_makes_a_step() -> None:
     """``step_id`` on a span of a framework that is no step of its makes it one, but for Letta's."""
-    both = [*told("something else", "mine", SUCCESS), *told("something else", "mine", CANCELLED)]
+    both = [*ended("something else", "mine", SUCCESS), *ended("something else", "mine", CANCELLED)]
     expected, found = {}, {}
     for example, key in product(EXAMPLES, ("step_id", "step.id")):
         if example.scope:
@@ -91,7 +91,7 @@ def test_an_id_of_the_user_makes_a_step() -> None:
             framework.emit("something else", {key: "mine"}, ending=IS_OK)
             framework.emit("something else", later={key: "mine"}, ending=recorded("CancelledError"))
             expected[example.profile, example.scope, key] = [] if example.profile == "letta" else both
-            found[example.profile, example.scope, key] = framework.told
+            found[example.profile, example.scope, key] = framework.steps
     assert found == expected
 
 
@@ -101,9 +101,9 @@ def test_an_id_of_the_user_makes_a_step_of_a_tool_inside_of_a_step() -> None:
     node = adk.start("invoke_node plan", {"gen_ai.operation.name": "invoke_node"})
     adk.emit("execute_tool weather", later={**_CALL, "step_id": "mine"}, below=node)
     end(node)
-    assert adk.told == [
-        *told("execute_tool weather", "mine", SUCCESS),
-        *told("invoke_node plan", made_id(node), SUCCESS),
+    assert adk.steps == [
+        *ended("execute_tool weather", "mine", SUCCESS),
+        *ended("invoke_node plan", made_id(node), SUCCESS),
     ]
 
 
@@ -115,9 +115,9 @@ def test_a_step_that_the_user_has_named_ends_by_the_rules_of_its_framework() -> 
     agents.emit("work", {"step_id": "b"}, ending=in_flight(ValueError, IS_OK.status))
     elsewhere = Framework(ELSEWHERE)
     elsewhere.emit("work", {"step_id": "c"}, ending=in_flight(ValueError, IS_OK.status))
-    assert llama.told == told("work", "a", CANCELLED)
-    assert agents.told == told("work", "b", FAILED)
-    assert elsewhere.told == told("work", "c", SUCCESS)
+    assert llama.steps == ended("work", "a", CANCELLED)
+    assert agents.steps == ended("work", "b", FAILED)
+    assert elsewhere.steps == ended("work", "c", SUCCESS)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
@@ -127,7 +127,7 @@ def test_a_blank_id_says_nothing(blank: str) -> None:
     agent.emit("work", {"step_id": blank, "step.id": "second"})
     agent.emit("execute_tool x", {"step_id": blank, "step.id": blank, **_CALL})
     without_id = agent.emit("work", {"step_id": blank})
-    assert [step.step_id for step in agent.told] == ["second", "call-1", made_id(without_id)]
+    assert [step.step_id for step in agent.steps] == ["second", "call-1", made_id(without_id)]
 
 
 def test_the_step_status_of_the_user_overrules() -> None:
@@ -140,7 +140,7 @@ def test_the_step_status_of_the_user_overrules() -> None:
             example.emit(framework, {"step.status": word}, ending=ending)
         times = 1 if example.profile == "letta" else 3  # Letta's are reported once with each outcome
         expected[example.profile, example.scope, word] = [words[word]] * times
-        found[example.profile, example.scope, word] = [step.outcome for step in framework.told]
+        found[example.profile, example.scope, word] = [step.outcome for step in framework.steps]
     assert found == expected
 
 
@@ -150,7 +150,7 @@ def test_the_step_status_of_the_user_overrules_the_framework() -> None:
     deferred = {**_CALL, "pydantic_ai.tool.deferral.name": "CallDeferred"}
     agent.emit("execute_tool x", {**deferred, "step.status": "completed"})
     agent.emit("execute_tool x", {**deferred, "step.status": "perhaps"})
-    assert agent.told == told("execute_tool x", "call-1", SUCCESS)
+    assert agent.steps == ended("execute_tool x", "call-1", SUCCESS)
 
 
 @pytest.mark.parametrize("profiles", [PROFILES, [Profile(name="all", scopes=(SCOPE,), is_step=lambda *_: True)]])
@@ -158,20 +158,20 @@ def test_a_span_of_the_hook_itself_is_never_a_step(profiles: list[Profile]) -> N
     """Whatever its attributes, and whatever the profiles say: it would tell of itself for ever."""
     framework = Framework(SCOPE, profiles)
     framework.emit("step_hook.deliver", {"step_id": "mine", **_CALL})
-    assert framework.told == []
+    assert framework.steps == []
 
 
 def test_what_logfire_ends_beside_the_real_spans_is_no_step() -> None:
     """A pending span has the attributes of the one that it announces; only the real one is reported."""
     times = {"pending_span": 0, "log": 0, "span": 1, "": 1}
-    both = [*told("execute_tool x", "call-1", SUCCESS), *told("work", "mine", SUCCESS)]
+    both = [*ended("execute_tool x", "call-1", SUCCESS), *ended("work", "mine", SUCCESS)]
     expected, found = {}, {}
     for scope, kind in product(("pydantic-ai", "logfire", ELSEWHERE), times):
         framework = Framework(scope)
         framework.emit("execute_tool x", {"logfire.span_type": kind, **_CALL})
         framework.emit("work", {"logfire.span_type": kind, "step_id": "mine"})
         expected[scope, kind] = both * times[kind]
-        found[scope, kind] = framework.told
+        found[scope, kind] = framework.steps
     assert found == expected
 
 
@@ -194,4 +194,4 @@ def test_a_step_stays_one_when_the_sdk_has_evicted_its_attributes(
     for evicting in range(1, 4):
         framework = Framework(scope, limits=limits)
         framework.emit(name, attributes, later={f"later.{number}": number for number in range(evicting)})
-        assert framework.told == told(name, step_id, SUCCESS)
+        assert framework.steps == ended(name, step_id, SUCCESS)

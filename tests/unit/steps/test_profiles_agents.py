@@ -17,11 +17,11 @@ from emitting import (
     Ending,
     Framework,
     end,
+    ended,
     endings,
     in_flight,
     made_id,
     recorded,
-    told,
 )
 
 from otel_step_hook.steps.event import Outcome
@@ -62,7 +62,7 @@ def test_pydantic_ai_tells_its_tool_calls(name: str, ending: Ending, outcome: Ou
     """A tool call of pydantic-ai is a step, by the id of the call; one that is deferred has not ended."""
     agent = Framework("pydantic-ai")
     agent.emit(name, _CALL, ending=ending)
-    assert agent.told == told(name, "call-1", outcome)
+    assert agent.steps == ended(name, "call-1", outcome)
 
 
 def test_pydantic_ai_tells_a_tool_call_after_its_run() -> None:
@@ -72,9 +72,9 @@ def test_pydantic_ai_tells_a_tool_call_after_its_run() -> None:
     agent.emit("chat test", {"gen_ai.operation.name": "chat"}, below=run, ending=in_flight(asyncio.CancelledError))
     tool = agent.start("execute_tool weather", _TOOL, below=run)
     end(run, in_flight(asyncio.CancelledError))
-    assert agent.told == []
+    assert agent.steps == []
     end(tool, recorded(_CANCELLED, asyncio.CancelledError))
-    assert agent.told == told("execute_tool weather", made_id(tool), CANCELLED)
+    assert agent.steps == ended("execute_tool weather", made_id(tool), CANCELLED)
 
 
 # OpenAI Agents
@@ -92,7 +92,7 @@ def test_openai_agents_tells_its_turns(ending: Ending, outcome: Outcome) -> None
     """A turn is a step; its status is OK however it ended, and only the exception in flight tells."""
     agents = Framework("openinference.instrumentation.openai_agents")
     turn = agents.emit("turn", {"openinference.span.kind": "CHAIN"}, ending=ending)
-    assert agents.told == told("turn", made_id(turn), outcome)
+    assert agents.steps == ended("turn", made_id(turn), outcome)
 
 
 def test_openai_agents_tells_nothing_else_than_turns() -> None:
@@ -106,7 +106,7 @@ def test_openai_agents_tells_nothing_else_than_turns() -> None:
     agents.emit("response", {"openinference.span.kind": "LLM"}, below=turn, ending=IS_OK)
     for span in (turn, agent, inner, root, tool):
         end(span, in_flight(asyncio.CancelledError, OK))
-    assert agents.told == told("turn", made_id(turn), CANCELLED)
+    assert agents.steps == ended("turn", made_id(turn), CANCELLED)
 
 
 @endings(
@@ -124,9 +124,9 @@ def test_openai_agents_without_turns_tells_its_tools(ending: Ending, outcome: Ou
     agents.emit("openai.response", {"gen_ai.operation.name": "chat"}, below=agent, ending=ending)
     agents.emit("execute_tool weather", _CALL, below=agent, ending=ending)
     end(agent, ending)
-    assert agents.told == [
-        *told("weather.tool", made_id(tool), outcome),
-        *told("execute_tool weather", "call-1", outcome),
+    assert agents.steps == [
+        *ended("weather.tool", made_id(tool), outcome),
+        *ended("execute_tool weather", "call-1", outcome),
     ]
 
 
@@ -153,7 +153,7 @@ def test_smolagents_tells_its_steps(ending: Ending, outcome: Outcome) -> None:
     for name in ("Step", "Step one", "Step 1 of 2", "My Step 1"):
         agent.emit(name, {"openinference.span.kind": "CHAIN"}, below=run, ending=ending)
     end(run, ending)
-    assert agent.told == [*told("Step 1", made_id(first), SUCCESS), *told("Step 10", made_id(tenth), outcome)]
+    assert agent.steps == [*ended("Step 1", made_id(first), SUCCESS), *ended("Step 10", made_id(tenth), outcome)]
 
 
 # util-genai, and everybody who keeps the semantic conventions for generative AI
@@ -188,8 +188,8 @@ def test_the_conventions_for_generative_ai_tell_tool_calls() -> None:
         without_id = agent.emit("execute_tool weather", _TOOL, below=run, ending=ending)
         end(run, ending)
         ids = "call-1", made_id(without_id)
-        expected[case] = [step for step_id in ids for step in told("execute_tool weather", step_id, outcome)]
-        found[case] = agent.told
+        expected[case] = [step for step_id in ids for step in ended("execute_tool weather", step_id, outcome)]
+        found[case] = agent.steps
     assert found == expected
 
 
@@ -220,7 +220,7 @@ def test_haystack_tells_steps_and_components(
     haystack.emit("haystack.tool.run", later={"haystack.tool.name": "weather"}, below=pipeline, ending=ending)
     haystack.emit(name, below=pipeline, ending=ending)  # of somebody else, who has none of the attributes
     end(pipeline, ending)
-    assert haystack.told == told(name, made_id(step), outcome)
+    assert haystack.steps == ended(name, made_id(step), outcome)
 
 
 def test_haystack_tells_what_the_sdk_ends() -> None:
@@ -228,7 +228,7 @@ def test_haystack_tells_what_the_sdk_ends() -> None:
     haystack = Framework("haystack")
     for raising in (ValueError, asyncio.CancelledError):
         haystack.run("haystack.component.run", {"haystack.component.name": "llm"}, raising)
-    assert [step.outcome for step in haystack.told] == [FAILED, CANCELLED]
+    assert [step.outcome for step in haystack.steps] == [FAILED, CANCELLED]
 
 
 def test_haystack_tells_no_breakpoint() -> None:
@@ -236,7 +236,7 @@ def test_haystack_tells_no_breakpoint() -> None:
     haystack = Framework("haystack")
     broken = recorded("haystack.core.errors.BreakpointException", description="BreakpointException: Breaking at …")
     haystack.emit("haystack.component.run", later={"haystack.component.name": "llm"}, ending=broken)
-    assert haystack.told == []
+    assert haystack.steps == []
 
 
 # CrewAI, by itself and by two instrumentations
@@ -265,11 +265,11 @@ def test_crewai_tells_tasks_and_methods(ending: Ending, outcome: Outcome | None)
     method = {"gen_ai.operation.name": "execute_method", "crewai.method.name": "plan"}
     crew.emit("call method", later={**method, "event_id": "event-2"}, ending=ending)
     without_id = crew.emit("call method", later=method, ending=ending)
-    assert crew.told == [
-        *told("execute task", "event-1", outcome),
-        *told("execute task", "task-1", outcome),
-        *told("call method", "event-2", outcome),
-        *told("call method", made_id(without_id), outcome),
+    assert crew.steps == [
+        *ended("execute task", "event-1", outcome),
+        *ended("execute task", "task-1", outcome),
+        *ended("call method", "event-2", outcome),
+        *ended("call method", made_id(without_id), outcome),
     ]
 
 
@@ -292,9 +292,9 @@ def test_crewai_with_openinference_tells_tasks_and_nodes(scope: str, ending: End
     node = crew.emit("plan.execute", later={"flow.node.name": "plan"}, below=kickoff, ending=ending)
     crew.emit("ToolUsage._use", {"openinference.span.kind": "TOOL"}, below=task, ending=ending)
     end(kickoff, ending)
-    assert crew.told == [
-        *told("Researcher._execute_core", made_id(task), outcome),
-        *told("plan.execute", made_id(node), outcome),
+    assert crew.steps == [
+        *ended("Researcher._execute_core", made_id(task), outcome),
+        *ended("plan.execute", made_id(node), outcome),
     ]
 
 
@@ -305,7 +305,7 @@ def test_crewai_with_openinference_tells_no_pause() -> None:
     flow.emit("Flow_1.ask", later={"flow.node.name": "ask"}, ending=pending)
     listener = Framework("openinference.instrumentation.crewai._event_listener")
     listener.emit("Flow_1.ask", {"flow.node.name": "ask"}, ending=Ending(status=ERROR))
-    assert [*flow.told, *listener.told] == []
+    assert [*flow.steps, *listener.steps] == []
 
 
 @_INSTRUMENTED
@@ -316,7 +316,7 @@ def test_crewai_with_traceloop_tells_tasks_in_threads(ending: Ending, outcome: O
     agent = crew.start("Researcher.agent", {"traceloop.span.kind": "agent"}, below=workflow)
     crew.emit("Writer.agent", {"traceloop.span.kind": "agent"}, below=agent, ending=ending)
     end(agent, ending)
-    assert crew.told == told("Researcher.agent", made_id(agent), outcome)
+    assert crew.steps == ended("Researcher.agent", made_id(agent), outcome)
 
 
 @_INSTRUMENTED
@@ -329,4 +329,4 @@ def test_crewai_with_traceloop_tells_tasks(ending: Ending, outcome: Outcome) -> 
     crew.emit("gpt.llm", {"gen_ai.operation.name": "chat"}, below=task, ending=ending)
     end(task, ending)
     end(workflow, ending)
-    assert crew.told == told("Research.task", made_id(task), outcome)
+    assert crew.steps == ended("Research.task", made_id(task), outcome)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from emitting import CANCELLED, ERROR, FAILED, SUCCESS, Ending, Framework, end, in_flight, recorded, told
+from emitting import CANCELLED, ERROR, FAILED, SUCCESS, Ending, Framework, end, ended, in_flight, recorded
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.trace import StatusCode, set_span_in_context
 
@@ -35,7 +35,7 @@ def test_a_tool_in_a_node_stays_a_part_of_it() -> None:
     node = adk.start("invoke_node fetch", {"gen_ai.operation.name": "invoke_node"})
     adk.emit("execute_tool x", later={"gen_ai.operation.name": "execute_tool"}, below=node)
     end(node)
-    assert [step.name for step in adk.told] == ["invoke_node fetch"]
+    assert [step.name for step in adk.steps] == ["invoke_node fetch"]
 
 
 def test_a_step_below_a_run_is_still_known() -> None:
@@ -43,7 +43,7 @@ def test_a_step_below_a_run_is_still_known() -> None:
     llama = _beside("openinference.instrumentation.llama_index")
     run = llama.start("Flow.run")
     llama.emit("Flow.write", later={"openinference.span.kind": "CHAIN"}, below=run)
-    assert [step.name for step in llama.told] == ["Flow.write"]
+    assert [step.name for step in llama.steps] == ["Flow.write"]
 
 
 def test_an_open_cycle_still_ends_with_its_agent() -> None:
@@ -52,7 +52,7 @@ def test_an_open_cycle_still_ends_with_its_agent() -> None:
     agent = strands.start("invoke_agent x")
     strands.start("execute_event_loop_cycle", later={"event_loop.cycle_id": "cycle-1"}, below=agent)
     end(agent, _CANCELLED_AGENT)
-    assert strands.told == told("execute_event_loop_cycle", "cycle-1", CANCELLED)
+    assert strands.steps == ended("execute_event_loop_cycle", "cycle-1", CANCELLED)
 
 
 # A user's profile without a scope
@@ -65,7 +65,7 @@ def test_a_profile_without_a_scope_knows_parents() -> None:
     run = own.start("run")
     own.emit("my step", below=run)
     own.emit("my other")
-    assert [step.name for step in own.told] == ["my step"]
+    assert [step.name for step in own.steps] == ["my step"]
 
 
 def test_a_profile_without_a_scope_knows_tools_and_namesakes() -> None:
@@ -79,7 +79,7 @@ def test_a_profile_without_a_scope_knows_tools_and_namesakes() -> None:
     own.emit("step 1", {"my.id": "1"}, below=step)
     end(step)
     own.emit("tool 2")
-    assert [span.name for span in own.told] == ["step 1", "tool 2"]
+    assert [span.name for span in own.steps] == ["step 1", "tool 2"]
 
 
 def test_namesakes_without_an_id_are_told_each() -> None:
@@ -88,7 +88,7 @@ def test_namesakes_without_an_id_are_told_each() -> None:
     outer = framework.start("plan")
     framework.emit("plan", later={"metadata": '{"langgraph_node": "plan", "langgraph_ch'}, below=outer)
     end(outer, Ending(attributes={"metadata": '{"langgraph_node": "plan"}'}))
-    assert [span.name for span in framework.told] == ["plan", "plan"]
+    assert [span.name for span in framework.steps] == ["plan", "plan"]
 
 
 # What the user says on a framework's spans
@@ -99,7 +99,7 @@ def test_a_namesake_with_an_id_of_the_users_is_a_step() -> None:
     graph = Framework("openinference.instrumentation.langchain")
     node = graph.start("plan")
     graph.emit("plan", later={"step_id": "mine"}, below=node)
-    assert graph.told == told("plan", "mine", SUCCESS)
+    assert graph.steps == ended("plan", "mine", SUCCESS)
 
 
 def test_an_evicted_id_of_the_users_is_stronger_than_the_frameworks() -> None:
@@ -107,7 +107,7 @@ def test_an_evicted_id_of_the_users_is_stronger_than_the_frameworks() -> None:
     agent = Framework("pydantic-ai", limits=SpanLimits(max_span_attributes=3))
     begins = {"step_id": "mine", "gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1"}
     agent.emit("execute_tool x", begins, later={"another": "1"})
-    assert agent.told == told("execute_tool x", "mine", SUCCESS)
+    assert agent.steps == ended("execute_tool x", "mine", SUCCESS)
 
 
 def test_the_users_word_on_an_open_cycle_counts() -> None:
@@ -117,7 +117,7 @@ def test_the_users_word_on_an_open_cycle_counts() -> None:
     cycle = {"event_loop.cycle_id": "cycle-1", "step.status": "success"}
     strands.start("execute_event_loop_cycle", later=cycle, below=agent)
     end(agent, _CANCELLED_AGENT)
-    assert strands.told == told("execute_event_loop_cycle", "cycle-1", SUCCESS)
+    assert strands.steps == ended("execute_event_loop_cycle", "cycle-1", SUCCESS)
 
 
 def test_an_agent_that_is_a_step_itself_still_tells_its_open_cycles() -> None:
@@ -126,7 +126,7 @@ def test_an_agent_that_is_a_step_itself_still_tells_its_open_cycles() -> None:
     agent = strands.start("invoke_agent x", {"step_id": "mine"})
     strands.start("execute_event_loop_cycle", later={"event_loop.cycle_id": "cycle-1"}, below=agent)
     end(agent, _CANCELLED_AGENT)
-    assert [step.step_id for step in strands.told] == ["cycle-1", "mine"]
+    assert [step.step_id for step in strands.steps] == ["cycle-1", "mine"]
 
 
 # What cannot be read
@@ -143,7 +143,7 @@ def test_a_cycle_that_cannot_be_told_costs_no_other(place: int) -> None:
         strands.start("execute_event_loop_cycle", later={"event_loop.cycle_id": cycle_id}, below=agent)
     with pytest.raises(ValueError, match="a step id has"):
         end(agent, _CANCELLED_AGENT)
-    assert strands.told == told("execute_event_loop_cycle", "cycle-1", CANCELLED)
+    assert strands.steps == ended("execute_event_loop_cycle", "cycle-1", CANCELLED)
 
 
 @pytest.mark.parametrize("key", ["langgraph_node", "langgraph_checkpoint_ns"])
@@ -154,7 +154,7 @@ def test_an_escape_that_json_does_not_know_is_survived(key: str) -> None:
         key
     ]
     graph.emit("x", later={"metadata": f'{{{other}, "{key}": "\\q"}}'})
-    assert [step.step_id[:5] for step in graph.told] == ([] if key == "langgraph_node" else ["step-"])
+    assert [step.step_id[:5] for step in graph.steps] == ([] if key == "langgraph_node" else ["step-"])
 
 
 def test_without_the_generic_row_an_id_makes_no_step() -> None:
@@ -163,7 +163,7 @@ def test_without_the_generic_row_an_id_makes_no_step() -> None:
     for scope in ("app", "pydantic-ai"):
         framework = Framework(scope, some)
         framework.emit("step", {"step_id": "1"})
-        assert framework.told == []
+        assert framework.steps == []
 
 
 # LangGraph's spans of one name
@@ -184,10 +184,10 @@ def test_a_node_of_a_node_of_its_name_is_a_step_of_its_own() -> None:
     sequence = framework.start("RunnableSequence", below=graph)
     framework.emit("team", later=_metadata("team", "team:1|team:2"), below=sequence)
     framework.emit("team", later=_metadata("team", "team:1|team:2"), below=graph)
-    assert framework.told == []
+    assert framework.steps == []
     end(graph, Ending(attributes=_metadata("team", "team:1")))
     end(outer, Ending(attributes=_metadata("team", "team:1")))
-    assert [step.step_id for step in framework.told] == ["team:1|team:2", "team:1|team:2", "team:1"]
+    assert [step.step_id for step in framework.steps] == ["team:1|team:2", "team:1|team:2", "team:1"]
 
 
 def test_a_piece_of_a_node_with_its_name_is_a_part_of_it_however_deep() -> None:
@@ -199,7 +199,7 @@ def test_a_piece_of_a_node_with_its_name_is_a_part_of_it_however_deep() -> None:
         framework.emit("search", later=_metadata("search", "search:1"), below=sequence)
         end(sequence)
         end(node, replace(ending, attributes=_metadata("search", "search:1")))
-    assert framework.told == told("search", "search:1", SUCCESS)
+    assert framework.steps == ended("search", "search:1", SUCCESS)
 
 
 def test_what_was_held_for_a_span_that_is_gone_is_told() -> None:
@@ -207,11 +207,11 @@ def test_what_was_held_for_a_span_that_is_gone_is_told() -> None:
     framework = Framework(_GRAPH)
     outer = framework.start("team")
     framework.emit("team", later=_metadata("team", "team:1|team:2"), below=outer)
-    assert framework.told == []
+    assert framework.steps == []
     del outer
     gc.collect()
     framework.emit("LangGraph")
-    assert framework.told == told("team", "team:1|team:2", SUCCESS)
+    assert framework.steps == ended("team", "team:1|team:2", SUCCESS)
 
 
 def test_a_loop_inside_of_a_node_of_its_name_waits_for_it_only_so_long() -> None:
@@ -220,9 +220,9 @@ def test_a_loop_inside_of_a_node_of_its_name_waits_for_it_only_so_long() -> None
     outer = framework.start("team")
     for number in range(250):
         framework.emit("team", later=_metadata("team", f"team:1|team:{number}"), below=outer)
-    assert len(framework.told) == 150
+    assert len(framework.steps) == 150
     end(outer, Ending(attributes=_metadata("team", "team:1")))
-    assert [step.step_id for step in framework.told] == [*(f"team:1|team:{number}" for number in range(250)), "team:1"]
+    assert [step.step_id for step in framework.steps] == [*(f"team:1|team:{number}" for number in range(250)), "team:1"]
 
 
 def test_what_is_held_is_told_although_the_span_around_it_cannot_be() -> None:
@@ -232,7 +232,7 @@ def test_what_is_held_is_told_although_the_span_around_it_cannot_be() -> None:
     framework.emit("team", later=_metadata("team", "team:1|team:2"), below=outer)
     with pytest.raises(ValueError, match="a step id has"):
         end(outer, Ending(attributes={"step_id": "x" * (MAX_STEP_ID + 1)}))
-    assert framework.told == told("team", "team:1|team:2", SUCCESS)
+    assert framework.steps == ended("team", "team:1|team:2", SUCCESS)
 
 
 def test_what_is_held_is_told_at_shutdown(step_receiver: ScriptedReceiver) -> None:
@@ -262,7 +262,7 @@ def test_an_open_cycle_is_told_by_whoever_takes_it(taken: str) -> None:
     ends = [(cycle, Ending()), (agent, _CANCELLED_AGENT)]
     for span, ending in ends if taken == "first" else reversed(ends):
         end(span, ending)
-    assert strands.told == told("execute_event_loop_cycle", "cycle-1", SUCCESS if taken == "first" else CANCELLED)
+    assert strands.steps == ended("execute_event_loop_cycle", "cycle-1", SUCCESS if taken == "first" else CANCELLED)
 
 
 def test_a_cycle_that_outlives_its_agent_is_told_by_its_own_end() -> None:
@@ -273,7 +273,7 @@ def test_a_cycle_that_outlives_its_agent_is_told_by_its_own_end() -> None:
     del agent
     gc.collect()
     end(cycle)
-    assert strands.told == told("execute_event_loop_cycle", "cycle-1", SUCCESS)
+    assert strands.steps == ended("execute_event_loop_cycle", "cycle-1", SUCCESS)
 
 
 # Profiles that cannot be meant
@@ -308,7 +308,7 @@ def test_a_word_that_is_no_outcome_is_no_silence() -> None:
         else:
             with pytest.raises(ValueError, match="'done' is not a valid Outcome"):
                 own.emit("unit")
-        assert [str(step.outcome) for step in own.told] == (["failed"] if is_one else [])
+        assert [str(step.outcome) for step in own.steps] == (["failed"] if is_one else [])
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_a_sentence_is_no_type_of_an_exception(description: str, outcome: Outcom
     """A description names a type where nothing, a colon or a bracket follows."""
     own = Framework("app")
     own.emit("step", {"step_id": "1"}, ending=Ending(status=ERROR, description=description))
-    assert own.told == told("step", "1", outcome)
+    assert own.steps == ended("step", "1", outcome)
 
 
 def test_a_child_that_outlives_its_namesake_is_told_at_once() -> None:
@@ -335,7 +335,7 @@ def test_a_child_that_outlives_its_namesake_is_told_at_once() -> None:
     inner = framework.start("team", below=outer)
     end(outer, Ending(attributes=_metadata("team", "team:1")))
     end(inner, Ending(attributes=_metadata("team", "team:1|team:2")))
-    assert [step.step_id for step in framework.told] == ["team:1", "team:1|team:2"]
+    assert [step.step_id for step in framework.steps] == ["team:1", "team:1|team:2"]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_langgraphs_own_nodes_are_no_steps(scope: str, name: str, later: dict[st
     """A conditional edge that leads from the start has a span like a node's."""
     framework = Framework(scope)
     framework.emit(name, later=later)
-    assert framework.told == []
+    assert framework.steps == []
 
 
 class DBOSWorkflowCancelledError(BaseException):
@@ -369,7 +369,7 @@ def test_a_step_that_cancel_workflow_has_interrupted_is_cancelled() -> None:
     dbos = Framework("dbos-tracer")
     step = dbos.start("step", later={"operationType": "step"})
     end(step, in_flight(DBOSWorkflowCancelledError, ERROR))
-    assert [event.outcome for event in dbos.told] == [CANCELLED]
+    assert [event.outcome for event in dbos.steps] == [CANCELLED]
 
 
 # Garbage
@@ -391,6 +391,6 @@ def test_a_step_that_the_garbage_collector_ends_keeps_the_id_of_its_start() -> N
     circle: list[object] = [generator]
     circle.append(circle)
     del generator, circle
-    assert framework.told == []
+    assert framework.steps == []
     gc.collect()
-    assert framework.told == told("step", "evicted", SUCCESS)
+    assert framework.steps == ended("step", "evicted", SUCCESS)

@@ -19,11 +19,11 @@ from emitting import (
     Ending,
     Framework,
     end,
+    ended,
     endings,
     in_flight,
     made_id,
     recorded,
-    told,
 )
 from opentelemetry.trace import StatusCode
 
@@ -59,7 +59,7 @@ def test_temporal_tells_activities_by_run_and_activity(scope: str, ending: Endin
         temporal.emit(name, workflow, ending=ending)
     temporal.emit("StartActivity:charge", _ACTIVITY, ending=ending)
     temporal.emit("RunActivity:charge", _ACTIVITY, ending=ending)
-    assert temporal.told == told("RunActivity:charge", "run-1/7", outcome)
+    assert temporal.steps == ended("RunActivity:charge", "run-1/7", outcome)
 
 
 @pytest.mark.parametrize("attributes", [{"temporalActivityID": "7"}, {"temporalActivityID": "7", "temporalRunID": ""}])
@@ -67,7 +67,7 @@ def test_temporal_tells_an_activity_without_a_run_by_its_span(attributes: Attrib
     """Half an id would be that of other activities, too."""
     temporal = Framework("temporalio.contrib.opentelemetry")
     activity = temporal.emit("RunActivity:charge", attributes)
-    assert temporal.told == told("RunActivity:charge", made_id(activity), SUCCESS)
+    assert temporal.steps == ended("RunActivity:charge", made_id(activity), SUCCESS)
 
 
 # DBOS
@@ -120,7 +120,7 @@ def test_dbos_tells_steps_by_workflow_and_number(
     app.emit("insert", later={kind: "transaction", workflow_id: "wf-1"}, below=workflow, ending=ending)
     end(step, ending)
     end(workflow, ending)
-    assert app.told == told("charge", "wf-1/3", outcome)
+    assert app.steps == ended("charge", "wf-1/3", outcome)
 
 
 @_DBOS_WORDS
@@ -129,7 +129,7 @@ def test_dbos_counts_from_zero(dbos: _Dbos, kind: str, workflow_id: str) -> None
     app = Framework("dbos-tracer")
     dbos.begin_step(0)
     app.emit("charge", {kind: "step", workflow_id: "wf-1"})
-    assert app.told == told("charge", "wf-1/0", SUCCESS)
+    assert app.steps == ended("charge", "wf-1/0", SUCCESS)
 
 
 @_DBOS_WORDS
@@ -141,7 +141,7 @@ def test_dbos_tells_a_step_without_workflow_or_number_by_its_span(
     dbos.begin_step(number)
     app = Framework("dbos-tracer")
     step = app.emit("charge", later={kind: "step"} if number else {kind: "step", workflow_id: "wf-1"})
-    assert app.told == told("charge", made_id(step), SUCCESS)
+    assert app.steps == ended("charge", made_id(step), SUCCESS)
 
 
 class _OldDbos:
@@ -156,7 +156,7 @@ def test_dbos_that_does_not_answer_tells_steps_by_their_spans(dbos: _Dbos, kind:
     dbos.DBOS = _OldDbos()  # type: ignore[assignment]  # -- in the place of the whole module
     app = Framework("dbos-tracer")
     step = app.emit("charge", later={kind: "step", workflow_id: "wf-1"})
-    assert app.told == told("charge", made_id(step), SUCCESS)
+    assert app.steps == ended("charge", made_id(step), SUCCESS)
 
 
 @_DBOS_WORDS
@@ -164,7 +164,7 @@ def test_dbos_that_has_not_been_imported_tells_steps_by_their_spans(kind: str, w
     """Spans of another process, or of an older version, say no number."""
     app = Framework("dbos-tracer")
     step = app.emit("charge", later={kind: "step", workflow_id: "wf-1"})
-    assert app.told == told("charge", made_id(step), SUCCESS)
+    assert app.steps == ended("charge", made_id(step), SUCCESS)
 
 
 # Prefect
@@ -217,7 +217,7 @@ def test_prefect_tells_tasks_by_their_last_state(ending: Ending, outcome: Outcom
     flow = prefect.start("my-flow", {"prefect.run.type": "flow", "prefect.run.id": "flow-1"})
     prefect.emit("charge-0", _TASK_RUN, below=flow, ending=ending)
     end(flow, ending)
-    assert prefect.told == told("charge-0", "run-1", outcome)
+    assert prefect.steps == ended("charge-0", "run-1", outcome)
 
 
 # Airflow
@@ -248,7 +248,7 @@ def test_airflow_tells_task_instances_by_their_state(state: str, status: StatusC
     airflow.emit("PATCH /task-instances/ti-1/state", later=instance, ending=Ending(status=status))
     airflow.emit("task_run.extract", ending=Ending(status=status))
     airflow.emit("worker.extract", later=instance, scope="task_runner", ending=Ending(status=status))
-    assert airflow.told == told("task_run.extract", "ti-1", outcome)
+    assert airflow.steps == ended("task_run.extract", "ti-1", outcome)
 
 
 # The semantic conventions for CI/CD
@@ -276,8 +276,8 @@ def test_cicd_tells_tasks_by_their_result() -> None:
         without_id = pipeline.emit("build", below=run, ending=ending)
         end(run, ending=Ending(status=status))
         outcome = _RESULTS[result]
-        expected[case] = [*told("build", "task-1", outcome), *told("build", made_id(without_id), outcome)]
-        found[case] = pipeline.told
+        expected[case] = [*ended("build", "task-1", outcome), *ended("build", made_id(without_id), outcome)]
+        found[case] = pipeline.steps
     assert found == expected
 
 
@@ -291,4 +291,4 @@ def test_cicd_without_a_known_result_is_told_by_the_general_rules(ending: Ending
     """A task run that says nothing of its result is told as any other step."""
     pipeline = Framework("ci")
     pipeline.emit("build", {"cicd.pipeline.task.run.id": "task-1"}, ending=ending)
-    assert pipeline.told == told("build", "task-1", outcome)
+    assert pipeline.steps == ended("build", "task-1", outcome)

@@ -17,10 +17,10 @@ from emitting import (
     Framework,
     Value,
     end,
+    ended,
     endings,
     made_id,
     recorded,
-    told,
 )
 from opentelemetry.sdk.trace import SpanLimits
 
@@ -60,7 +60,7 @@ def test_langgraph_with_openinference_tells_its_nodes(ending: Ending, outcome: O
         graph.emit(name, later=inside, below=node, ending=ending)
     end(node, ending)
     end(root, ending)
-    assert graph.told == told("plan", "plan:1", outcome)
+    assert graph.steps == ended("plan", "plan:1", outcome)
 
 
 def test_langgraph_tells_each_attempt_under_the_same_id() -> None:
@@ -69,7 +69,7 @@ def test_langgraph_tells_each_attempt_under_the_same_id() -> None:
     graph.emit("flaky", later=_metadata("flaky", "flaky:1"), ending=recorded("ConnectionError"))
     graph.emit("flaky", later=_metadata("flaky", "flaky:1"), ending=recorded(_INTERRUPT, status=OK))
     graph.emit("flaky", later=_metadata("flaky", "flaky:1"), ending=IS_OK)
-    assert graph.told == [*told("flaky", "flaky:1", FAILED), *told("flaky", "flaky:1", SUCCESS)]
+    assert graph.steps == [*ended("flaky", "flaky:1", FAILED), *ended("flaky", "flaky:1", SUCCESS)]
 
 
 def test_langgraph_with_openinference_tells_a_namesake_once() -> None:
@@ -83,9 +83,9 @@ def test_langgraph_with_openinference_tells_a_namesake_once() -> None:
     end(agent, IS_OK)
     end(node, IS_OK)
     end(root, IS_OK)
-    assert graph.told == [
-        *told("model", "researcher:1|model:1", SUCCESS),
-        *told("researcher", "researcher:1", SUCCESS),
+    assert graph.steps == [
+        *ended("model", "researcher:1|model:1", SUCCESS),
+        *ended("researcher", "researcher:1", SUCCESS),
     ]
 
 
@@ -94,7 +94,7 @@ def test_langgraph_tells_a_node_below_a_namesake_of_another_scope() -> None:
     graph = Framework(_OPENINFERENCE)
     above = graph.start("plan", scope="the.application")
     graph.emit("plan", later=_metadata("plan", "plan:1"), below=above)
-    assert graph.told == told("plan", "plan:1", SUCCESS)
+    assert graph.steps == ended("plan", "plan:1", SUCCESS)
 
 
 @pytest.mark.parametrize("name", ["plan", 'the "plan"', "C:\\plan", "планирование", "a\nb", "}, {", "🗺"])
@@ -104,7 +104,7 @@ def test_langgraph_nodes_may_have_any_name(name: str) -> None:
     for is_ascii in (True, False):
         metadata = json.dumps({"langgraph_node": name, "langgraph_checkpoint_ns": f"{name}:1"}, ensure_ascii=is_ascii)
         graph.emit(name, later={"metadata": metadata})
-    assert graph.told == told(name, f"{name}:1", SUCCESS) * 2
+    assert graph.steps == ended(name, f"{name}:1", SUCCESS) * 2
 
 
 def test_langgraph_reads_metadata_that_was_cut_short() -> None:
@@ -116,7 +116,7 @@ def test_langgraph_reads_metadata_that_was_cut_short() -> None:
         has_name = length > whole.index('plan"') + len("plan")
         has_checkpoint = length > whole.index('plan:1"') + len("plan:1")
         step_id = "plan:1" if has_checkpoint else made_id(node)
-        assert graph.told == told("plan", step_id, SUCCESS if has_name else None)
+        assert graph.steps == ended("plan", step_id, SUCCESS if has_name else None)
 
 
 @pytest.mark.parametrize("metadata", ["", "plan", "null", '{"langgraph_node": 1}', '{"langgraph_node": null}', 7])
@@ -125,7 +125,7 @@ def test_langgraph_metadata_without_a_node_makes_no_step(metadata: Value) -> Non
     graph = Framework(_OPENINFERENCE)
     graph.emit("plan", later={"metadata": metadata})
     graph.emit("plan")
-    assert graph.told == []
+    assert graph.steps == []
 
 
 # LangGraph with traceloop
@@ -171,7 +171,7 @@ def test_langgraph_with_traceloop_tells_its_nodes(ending: Ending, outcome: Outco
     graph.emit("execute_tool plan", later=tool, below=node, ending=ending)
     for span in (node, root, agent):
         end(span, ending)
-    assert graph.told == told("execute_task plan", "plan:1", outcome)
+    assert graph.steps == ended("execute_task plan", "plan:1", outcome)
 
 
 def test_langgraph_with_traceloop_takes_the_id_of_the_task_where_there_is_no_checkpoint() -> None:
@@ -179,9 +179,9 @@ def test_langgraph_with_traceloop_takes_the_id_of_the_task_where_there_is_no_che
     graph = Framework(_TRACELOOP)
     graph.emit("execute_task plan", later=_task("plan", task_id="task-1"))
     without_id = graph.emit("execute_task plan", later=_task("plan"))
-    assert graph.told == [
-        *told("execute_task plan", "task-1", SUCCESS),
-        *told("execute_task plan", made_id(without_id), SUCCESS),
+    assert graph.steps == [
+        *ended("execute_task plan", "task-1", SUCCESS),
+        *ended("execute_task plan", made_id(without_id), SUCCESS),
     ]
 
 
@@ -191,7 +191,7 @@ def test_langgraph_with_traceloop_tells_a_namesake_once() -> None:
     node = graph.start("execute_task researcher", later=_task("researcher", checkpoint="researcher:1"))
     graph.emit("execute_task researcher", later=_task("researcher", checkpoint="researcher:1"), below=node)
     end(node)
-    assert graph.told == told("execute_task researcher", "researcher:1", SUCCESS)
+    assert graph.steps == ended("execute_task researcher", "researcher:1", SUCCESS)
 
 
 # LlamaIndex workflows, with openinference and by themselves
@@ -229,7 +229,7 @@ def test_llama_index_tells_the_steps_of_a_workflow(
     flow.emit("MockLLM.complete", later={"openinference.span.kind": "LLM", **_INPUT}, below=model, ending=ending)
     for span in (model, step, run):
         end(span, ending)
-    assert flow.told == told("MyFlow.plan", made_id(step), outcome)
+    assert flow.steps == ended("MyFlow.plan", made_id(step), outcome)
 
 
 @_ROWS
@@ -244,9 +244,9 @@ def test_llama_index_tells_the_steps_of_a_workflow_inside_of_a_step(scope: str) 
     flow.emit("Other.run", later=attributes, below=run)
     for span in (inner_run, step, run):
         end(span)
-    assert flow.told == [
-        *told("Inner.look", made_id(inner_step), SUCCESS),
-        *told("MyFlow.plan", made_id(step), SUCCESS),
+    assert flow.steps == [
+        *ended("Inner.look", made_id(inner_step), SUCCESS),
+        *ended("MyFlow.plan", made_id(step), SUCCESS),
     ]
 
 
@@ -257,7 +257,7 @@ def test_llama_index_tells_a_function_that_is_a_step(scope: str) -> None:
     flow = Framework(scope)
     run = flow.start("MyFlow.run", later=_KIND)
     step = flow.emit("plan", later=attributes, below=run)
-    assert flow.told == told("plan", made_id(step), SUCCESS)
+    assert flow.steps == ended("plan", made_id(step), SUCCESS)
 
 
 def test_llama_index_takes_the_parts_of_an_ingestion_for_none() -> None:
@@ -265,7 +265,7 @@ def test_llama_index_takes_the_parts_of_an_ingestion_for_none() -> None:
     pipeline = Framework("openinference.instrumentation.llama_index")
     run = pipeline.start("IngestionPipeline.run", later=_KIND)
     pipeline.emit("SentenceSplitter.__call__", later=_KIND, below=run)
-    assert pipeline.told == []
+    assert pipeline.steps == []
 
 
 @_ROWS
@@ -275,7 +275,7 @@ def test_llama_index_tells_nothing_outside_of_a_run(scope: str) -> None:
     flow = Framework(scope)
     flow.emit("MockLLM.chat", later=attributes)
     flow.emit("MyFlow.plan", later=attributes, below=flow.start("application.run", scope="the.application"))
-    assert flow.told == []
+    assert flow.steps == []
 
 
 @_ROWS
@@ -283,4 +283,4 @@ def test_llama_index_tells_nothing_of_spans_without_its_attributes(scope: str) -
     """A span directly below a run that the framework's own marks are missing on is no step."""
     flow = Framework(scope)
     flow.emit("MyFlow.plan", below=flow.start("MyFlow.run"))
-    assert flow.told == []
+    assert flow.steps == []

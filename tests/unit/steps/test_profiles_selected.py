@@ -10,10 +10,10 @@ from emitting import (
     SUCCESS,
     Ending,
     Framework,
-    Told,
+    Step,
     end,
+    ended,
     made_id,
-    told,
 )
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
 from profile_examples import ELSEWHERE, EXAMPLES
@@ -37,7 +37,7 @@ def test_only_the_selected_rows_report() -> None:
             example.emit(framework)
         framework.emit("work", {"step_id": "mine"})
         expected[selected] = [example.name for example in EXAMPLES if example.profile == selected]
-        found[selected] = [step.name for step in framework.told]
+        found[selected] = [step.name for step in framework.steps]
     assert found == expected
 
 
@@ -47,7 +47,7 @@ def test_several_rows_may_be_selected() -> None:
     framework.emit("execute_tool x", _CALL)
     framework.emit("x-0", {"prefect.run.type": "task", "prefect.run.id": "run-1"}, scope="prefect")
     framework.emit("execute_tool x", _CALL, scope="prefect")
-    assert framework.told == [*told("execute_tool x", "call-1", SUCCESS), *told("x-0", "run-1", SUCCESS)]
+    assert framework.steps == [*ended("execute_tool x", "call-1", SUCCESS), *ended("x-0", "run-1", SUCCESS)]
 
 
 def test_the_generic_row_alone_tells_steps_of_all_scopes() -> None:
@@ -56,14 +56,14 @@ def test_the_generic_row_alone_tells_steps_of_all_scopes() -> None:
     framework.emit("execute_tool x", _CALL)
     for scope in ("pydantic-ai", "letta.otel.tracing", ELSEWHERE):
         framework.emit("work", {"step_id": "mine"}, scope=scope)
-    assert framework.told == told("work", "mine", SUCCESS) * 3
+    assert framework.steps == ended("work", "mine", SUCCESS) * 3
 
 
 def test_no_row_tells_nothing() -> None:
     """Without profiles no span is a step."""
     framework = Framework(ELSEWHERE, ())
     framework.emit("work", {"step_id": "mine", **_CALL})
-    assert framework.told == []
+    assert framework.steps == []
 
 
 # Profiles of the user's
@@ -90,13 +90,13 @@ def test_a_profile_of_the_users_reads_a_scope_of_its_own() -> None:
         framework.emit("execute_tool x", _CALL, scope=scope)
         framework.emit("work", {"step_id": "generic"}, scope=scope)
     outcomes = (SUCCESS, FAILED, CANCELLED)
-    assert framework.told == [
-        *(Told("job 1", "mine", outcome) for outcome in outcomes),
-        *told("work", "generic", SUCCESS),
-        *(Told("job 1", "mine.too", outcome) for outcome in outcomes),
-        *told("work", "generic", SUCCESS),
-        *told("execute_tool x", "call-1", SUCCESS),
-        *told("work", "generic", SUCCESS),
+    assert framework.steps == [
+        *(Step("job 1", "mine", outcome) for outcome in outcomes),
+        *ended("work", "generic", SUCCESS),
+        *(Step("job 1", "mine.too", outcome) for outcome in outcomes),
+        *ended("work", "generic", SUCCESS),
+        *ended("execute_tool x", "call-1", SUCCESS),
+        *ended("work", "generic", SUCCESS),
     ]
 
 
@@ -114,9 +114,9 @@ def test_a_profile_of_the_users_adds_steps_to_a_framework(*, is_first: bool) -> 
     agent.emit("execute_tool x", _CALL)
     agent.emit("execute_tool x", {**_CALL, "pydantic_ai.tool.deferral.name": "CallDeferred"})
     agent.emit("invoke_agent demo", {"gen_ai.operation.name": "invoke_agent"})
-    assert agent.told == [
-        *told("chat test", "response-1", SUCCESS),
-        *told("execute_tool x", "call-1", SUCCESS),
+    assert agent.steps == [
+        *ended("chat test", "response-1", SUCCESS),
+        *ended("execute_tool x", "call-1", SUCCESS),
     ]
 
 
@@ -127,7 +127,7 @@ def test_the_first_profile_that_knows_a_step_reads_it() -> None:
     )
     agent = _with(mine, "pydantic-ai")
     tool = agent.emit("execute_tool x", _CALL)
-    assert agent.told == told("execute_tool x", made_id(tool), FAILED)
+    assert agent.steps == ended("execute_tool x", made_id(tool), FAILED)
 
 
 def _always_failed(_span: ReadableSpan, _attributes: object, _exception: BaseException | None) -> Outcome | Verdict:
@@ -142,13 +142,13 @@ def test_a_profile_without_scopes_is_asked_about_all_scopes_that_no_row_names(ma
     for scope in ("one", "another", "pydantic-ai"):
         framework.emit("job 1", {"job.id": scope, **_CALL}, scope=scope)
         framework.emit("job 2", {"step_id": "mine", "job.id": scope}, scope=scope)
-    assert framework.told == [
-        *told("job 1", "one", SUCCESS),
-        *told("job 2", "mine", SUCCESS),
-        *told("job 1", "another", SUCCESS),
-        *told("job 2", "mine", SUCCESS),
-        *told("job 1", "call-1", SUCCESS),
-        *told("job 2", "mine", SUCCESS),
+    assert framework.steps == [
+        *ended("job 1", "one", SUCCESS),
+        *ended("job 2", "mine", SUCCESS),
+        *ended("job 1", "another", SUCCESS),
+        *ended("job 2", "mine", SUCCESS),
+        *ended("job 1", "call-1", SUCCESS),
+        *ended("job 2", "mine", SUCCESS),
     ]
 
 
@@ -160,8 +160,8 @@ def test_a_step_without_marks_is_known_only_where_all_spans_are_looked_at() -> N
         framework.emit("job 1")
         framework.emit("task 1")
         framework.emit("execute_tool x", _CALL)
-    assert [step.name for step in by_mark.told] == ["execute_tool x"]
-    assert [step.name for step in by_name.told] == ["job 1", "execute_tool x"]
+    assert [step.name for step in by_mark.steps] == ["execute_tool x"]
+    assert [step.name for step in by_name.steps] == ["job 1", "execute_tool x"]
 
 
 def test_a_step_of_a_profile_of_the_users_is_remembered_from_its_start() -> None:
@@ -171,7 +171,7 @@ def test_a_step_of_a_profile_of_the_users_is_remembered_from_its_start() -> None
     span = framework.start("job 1", {"job.id": "1"}, later={"other": "x"})
     span.update_name("renamed")
     end(span, Ending(status=ERROR))
-    assert framework.told == told("renamed", "1", FAILED)
+    assert framework.steps == ended("renamed", "1", FAILED)
 
 
 def test_a_profile_that_is_asked_to_tells_a_step_once_with_each_outcome() -> None:
@@ -180,8 +180,8 @@ def test_a_profile_that_is_asked_to_tells_a_step_once_with_each_outcome() -> Non
     framework = _with(mine)
     for job, ending in (("1", RETURNED), ("1", Ending(status=ERROR)), ("1", IS_OK), ("2", IS_OK), ("1", IS_OK)):
         framework.emit("job", {"job.id": job}, ending=ending)
-    assert framework.told == [
-        *told("job", "1", SUCCESS),
-        *told("job", "1", FAILED),
-        *told("job", "2", SUCCESS),
+    assert framework.steps == [
+        *ended("job", "1", SUCCESS),
+        *ended("job", "1", FAILED),
+        *ended("job", "2", SUCCESS),
     ]

@@ -15,11 +15,11 @@ from emitting import (
     Ending,
     Framework,
     end,
+    ended,
     endings,
     in_flight,
     made_id,
     recorded,
-    told,
 )
 from opentelemetry.trace import Span
 
@@ -58,9 +58,9 @@ def test_a_cycle_is_told_once_by_its_own_end(ending: Ending, outcome: Outcome) -
     tool = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1"}
     strands.emit("execute_tool weather", later=tool, below=cycle, ending=in_flight(asyncio.CancelledError, OK))
     end(cycle, ending)
-    assert strands.told == told(_CYCLE, "cycle-1", outcome)
+    assert strands.steps == ended(_CYCLE, "cycle-1", outcome)
     end(agent, _stopped("CancelledError"))
-    assert strands.told == told(_CYCLE, "cycle-1", outcome)
+    assert strands.steps == ended(_CYCLE, "cycle-1", outcome)
 
 
 @endings(
@@ -86,7 +86,7 @@ def test_an_open_cycle_is_told_with_the_end_of_its_agent(ending: Ending, outcome
     cycle = _cycle(strands, agent)
     end(agent, ending, _LATER_END)
     (event,) = strands.recorder.events
-    assert strands.told == told(_CYCLE, "cycle-1", outcome)
+    assert strands.steps == ended(_CYCLE, "cycle-1", outcome)
     assert event.context == cycle.get_span_context()
     assert 0 < event.start_time < event.end_time == _LATER_END
 
@@ -97,7 +97,7 @@ def test_a_cycle_that_ends_after_it_has_been_told_is_not_told_again() -> None:
     cycle = _cycle(strands, agent)
     end(agent, _stopped("CancelledError"))
     end(cycle, IS_OK)
-    assert strands.told == told(_CYCLE, "cycle-1", CANCELLED)
+    assert strands.steps == ended(_CYCLE, "cycle-1", CANCELLED)
 
 
 def test_only_the_open_cycles_are_told_with_their_agent() -> None:
@@ -107,13 +107,13 @@ def test_only_the_open_cycles_are_told_with_their_agent() -> None:
     end(_cycle(strands, agent, "cycle-2"), recorded("ValueError"))
     open_cycle = _cycle(strands, agent, "cycle-3")
     end(agent, _stopped("CancelledError"))
-    assert strands.told == [
-        *told(_CYCLE, "cycle-1", SUCCESS),
-        *told(_CYCLE, "cycle-2", FAILED),
-        *told(_CYCLE, "cycle-3", CANCELLED),
+    assert strands.steps == [
+        *ended(_CYCLE, "cycle-1", SUCCESS),
+        *ended(_CYCLE, "cycle-2", FAILED),
+        *ended(_CYCLE, "cycle-3", CANCELLED),
     ]
     end(open_cycle)
-    assert len(strands.told) == 3
+    assert len(strands.steps) == 3
 
 
 def test_a_cycle_that_nobody_holds_any_more_is_still_told() -> None:
@@ -123,7 +123,7 @@ def test_a_cycle_that_nobody_holds_any_more_is_still_told() -> None:
     del cycle
     gc.collect()
     end(agent, _stopped("CancelledError"))
-    assert strands.told == told(_CYCLE, "cycle-1", CANCELLED)
+    assert strands.steps == ended(_CYCLE, "cycle-1", CANCELLED)
 
 
 def test_a_cycle_without_its_id_is_no_step() -> None:
@@ -132,18 +132,18 @@ def test_a_cycle_without_its_id_is_no_step() -> None:
     cycle = strands.start(_CYCLE, below=agent)
     end(agent, _stopped("CancelledError"))
     end(cycle)
-    assert strands.told == []
+    assert strands.steps == []
 
 
 def test_a_blank_id_is_none() -> None:
     """The id is made from the span, when it ends and when its agent does."""
     strands, agent = _strands()
-    ended, left_open = _cycle(strands, agent, ""), _cycle(strands, agent, "")
-    end(ended)
+    first, left_open = _cycle(strands, agent, ""), _cycle(strands, agent, "")
+    end(first)
     end(agent, _stopped("CancelledError"))
-    assert strands.told == [
-        *told(_CYCLE, made_id(ended), SUCCESS),
-        *told(_CYCLE, made_id(left_open), CANCELLED),
+    assert strands.steps == [
+        *ended(_CYCLE, made_id(first), SUCCESS),
+        *ended(_CYCLE, made_id(left_open), CANCELLED),
     ]
 
 
@@ -155,12 +155,12 @@ def test_an_agent_below_an_agent_is_never_told() -> None:
     inner, directly_below = strands.start("invoke_agent Y", below=tool), strands.start("invoke_agent Z", below=outer)
     inner_cycle = _cycle(strands, inner, "inner")
     end(inner, _stopped("CancelledError"))
-    assert strands.told == told(_CYCLE, "inner", CANCELLED)
+    assert strands.steps == ended(_CYCLE, "inner", CANCELLED)
     end(outer, _stopped("CancelledError"))
-    assert strands.told[1:] == told(_CYCLE, "outer", CANCELLED)
+    assert strands.steps[1:] == ended(_CYCLE, "outer", CANCELLED)
     for span in (inner_cycle, tool, outer_cycle, directly_below):
         end(span)
-    assert len(strands.told) == 2
+    assert len(strands.steps) == 2
 
 
 def test_what_other_scopes_have_below_an_agent_is_not_told_with_it() -> None:
@@ -168,9 +168,9 @@ def test_what_other_scopes_have_below_an_agent_is_not_told_with_it() -> None:
     strands, agent = _strands()
     other = strands.start("work", {"step_id": "mine"}, below=agent, scope="the.application")
     end(agent, _stopped("CancelledError"))
-    assert strands.told == []
+    assert strands.steps == []
     end(other)
-    assert strands.told == told("work", "mine", SUCCESS)
+    assert strands.steps == ended("work", "mine", SUCCESS)
 
 
 @pytest.mark.parametrize("parent", ["", "execute_event_loop_cycle", "POST /ask"])
@@ -182,9 +182,9 @@ def test_a_cycle_below_something_else_is_told_by_its_own_end_alone(parent: str) 
     if above is not None:
         end(above, _stopped("CancelledError"))
     end(agent, _stopped("CancelledError"))
-    assert strands.told == []
+    assert strands.steps == []
     end(cycle, IS_OK)
-    assert strands.told == told(_CYCLE, "cycle-1", SUCCESS)
+    assert strands.steps == ended(_CYCLE, "cycle-1", SUCCESS)
 
 
 def test_the_id_of_the_user_is_that_of_an_open_cycle() -> None:
@@ -193,4 +193,4 @@ def test_the_id_of_the_user_is_that_of_an_open_cycle() -> None:
     cycle = _cycle(strands, agent)
     cycle.set_attribute("step_id", "mine")
     end(agent, _stopped("CancelledError"))
-    assert strands.told == told(_CYCLE, "mine", CANCELLED)
+    assert strands.steps == ended(_CYCLE, "mine", CANCELLED)

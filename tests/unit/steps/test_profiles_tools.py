@@ -16,11 +16,11 @@ from emitting import (
     Ending,
     Framework,
     end,
+    ended,
     endings,
     in_flight,
     made_id,
     recorded,
-    told,
 )
 
 from otel_step_hook.steps.event import Outcome
@@ -49,7 +49,7 @@ def test_google_adk_tells_its_nodes(raising: type[BaseException] | None, outcome
     """A node is a step, however the SDK's own block around it ends."""
     adk = Framework(_ADK)
     node = adk.run("invoke_node plan", _NODE, raising)
-    assert adk.told == told("invoke_node plan", made_id(node), outcome)
+    assert adk.steps == ended("invoke_node plan", made_id(node), outcome)
 
 
 @endings(
@@ -77,9 +77,9 @@ def test_google_adk_tells_the_tools_of_an_agent_without_nodes(ending: Ending, ou
     adk.emit("execute_tool (merged)", later={**_TOOL, "gen_ai.tool.call.id": "event-1"}, below=agent, ending=ending)
     end(model, ending)
     end(agent, ending)
-    assert adk.told == [
-        *told("execute_tool weather", "call-1", outcome),
-        *told("execute_tool weather", made_id(without_id), outcome),
+    assert adk.steps == [
+        *ended("execute_tool weather", "call-1", outcome),
+        *ended("execute_tool weather", made_id(without_id), outcome),
     ]
 
 
@@ -92,7 +92,7 @@ def test_google_adk_takes_tools_inside_of_a_node_for_a_part_of_it(between: str) 
     adk.emit("execute_tool weather", later=_CALL, below=inside)
     adk.emit("execute_tool (merged)", later=_CALL, below=inside)
     end(node)
-    assert adk.told == told("invoke_node plan", made_id(node), SUCCESS)
+    assert adk.steps == ended("invoke_node plan", made_id(node), SUCCESS)
 
 
 def test_google_adk_knows_where_a_tool_began_when_its_node_has_ended() -> None:
@@ -103,7 +103,7 @@ def test_google_adk_knows_where_a_tool_began_when_its_node_has_ended() -> None:
     end(node)
     adk.emit("execute_tool weather", later=_CALL, below=tool)
     end(tool)
-    assert adk.told == told("invoke_node plan", made_id(node), SUCCESS)
+    assert adk.steps == ended("invoke_node plan", made_id(node), SUCCESS)
 
 
 def test_google_adk_tells_tools_beside_a_node() -> None:
@@ -114,10 +114,10 @@ def test_google_adk_tells_tools_beside_a_node() -> None:
     adk.emit("execute_tool weather", later=_CALL, below=root)
     inner = adk.emit("invoke_node inner", _NODE, below=node)
     end(node)
-    assert adk.told == [
-        *told("execute_tool weather", "call-1", SUCCESS),
-        *told("invoke_node inner", made_id(inner), SUCCESS),
-        *told("invoke_node plan", made_id(node), SUCCESS),
+    assert adk.steps == [
+        *ended("execute_tool weather", "call-1", SUCCESS),
+        *ended("invoke_node inner", made_id(inner), SUCCESS),
+        *ended("invoke_node plan", made_id(node), SUCCESS),
     ]
 
 
@@ -156,7 +156,7 @@ def test_agent_framework_tells_executors_and_takes_their_tools_for_a_part(ending
     framework.emit("message.send", {"message.type": "text"}, below=executor, ending=ending)
     for span in (agent, executor, workflow):
         end(span, ending)
-    assert framework.told == told("executor.process plan", made_id(executor), outcome)
+    assert framework.steps == ended("executor.process plan", made_id(executor), outcome)
 
 
 @endings(
@@ -174,11 +174,11 @@ def test_agent_framework_tells_the_tools_of_an_agent_outside_of_workflows(ending
     nameless: Attributes = {_Key.OPERATION: _Word.EXECUTE_TOOL, _Key.CALL_ID: _Word.UNKNOWN}
     without_id = framework.emit("execute_tool weather", nameless, below=agent, ending=ending)
     end(agent, ending)
-    assert framework.told == [
-        *told("execute_tool weather", "call-1", outcome),
-        *told("execute_tool weather", made_id(without_id), outcome),
+    assert framework.steps == [
+        *ended("execute_tool weather", "call-1", outcome),
+        *ended("execute_tool weather", made_id(without_id), outcome),
     ]
-    assert type(framework.told[0].step_id) is str
+    assert type(framework.steps[0].step_id) is str
 
 
 # AutoGen
@@ -199,7 +199,7 @@ def test_autogen_tells_what_its_agents_process(
     step = autogen.run("autogen process writer.(default)-A", {"messaging.operation": "process"}, raising)
     for operation in ("create", "send", "publish", "ack"):
         autogen.run(f"autogen {operation} writer.(default)-A", {"messaging.operation": operation}, raising)
-    assert autogen.told == told("autogen process writer.(default)-A", made_id(step), outcome)
+    assert autogen.steps == ended("autogen process writer.(default)-A", made_id(step), outcome)
 
 
 def test_autogen_tells_the_turns_of_a_team() -> None:
@@ -218,9 +218,9 @@ def test_autogen_tells_the_turns_of_a_team() -> None:
         autogen, (kind, message, context) = Framework(case[0]), case[1]
         attributes = {"recipient_agent_class": kind, "message": message, "message_context": context}
         turn = autogen.emit("autogen process writer.(default)-A", {"messaging.operation": "process", **attributes})
-        step = told("autogen process writer.(default)-A", made_id(turn), SUCCESS)
+        step = ended("autogen process writer.(default)-A", made_id(turn), SUCCESS)
         expected[case] = step if is_step[case[1]] else []
-        found[case] = autogen.told
+        found[case] = autogen.steps
     assert found == expected
 
 
@@ -231,7 +231,7 @@ def test_autogen_takes_tools_inside_of_what_a_team_says_to_itself_for_a_part_of_
     step = autogen.start("autogen process m.(default)-A", manager, scope="autogen SingleThreadedAgentRuntime")
     autogen.emit("execute_tool weather", _CALL, below=step)
     end(step)
-    assert autogen.told == []
+    assert autogen.steps == []
 
 
 @_EACH_RUNTIME
@@ -247,11 +247,11 @@ def test_autogen_takes_tools_inside_of_a_processing_for_a_part_of_it(scope: str)
     autogen.emit("execute_tool weather", _CALL, below=alone, ending=recorded("ValueError", ValueError))
     autogen.emit("execute_tool weather", _CALL, below=alone, ending=in_flight(asyncio.CancelledError))
     without_id = autogen.emit("execute_tool weather", _TOOL, below=alone)
-    assert autogen.told == [
-        *told("autogen process writer.(default)-A", made_id(step), SUCCESS),
-        *told("execute_tool weather", "call-1", FAILED),
-        *told("execute_tool weather", "call-1", CANCELLED),
-        *told("execute_tool weather", made_id(without_id), SUCCESS),
+    assert autogen.steps == [
+        *ended("autogen process writer.(default)-A", made_id(step), SUCCESS),
+        *ended("execute_tool weather", "call-1", FAILED),
+        *ended("execute_tool weather", "call-1", CANCELLED),
+        *ended("execute_tool weather", made_id(without_id), SUCCESS),
     ]
 
 
@@ -278,9 +278,9 @@ def test_traceloop_tells_tasks_and_takes_their_tools_for_a_part(ending: Ending, 
     inner = app.emit("review.task", later={"traceloop.span.kind": "task"}, below=task, ending=ending)
     for span in (model, task, agent, workflow):
         end(span, ending)
-    assert app.told == [
-        *told("review.task", made_id(inner), outcome),
-        *told("write.task", made_id(task), outcome),
+    assert app.steps == [
+        *ended("review.task", made_id(inner), outcome),
+        *ended("write.task", made_id(task), outcome),
     ]
 
 
@@ -294,8 +294,8 @@ def test_traceloop_tells_tools_outside_of_tasks(ending: Ending, outcome: Outcome
     end(outer, ending)
     alone = app.emit("search.tool", later={"traceloop.span.kind": "tool"}, ending=ending)
     end(workflow, IS_OK)
-    assert app.told == [
-        *told("fetch.tool", made_id(inner), outcome),
-        *told("search.tool", made_id(outer), outcome),
-        *told("search.tool", made_id(alone), outcome),
+    assert app.steps == [
+        *ended("fetch.tool", made_id(inner), outcome),
+        *ended("search.tool", made_id(outer), outcome),
+        *ended("search.tool", made_id(alone), outcome),
     ]
