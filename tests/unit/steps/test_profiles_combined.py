@@ -82,7 +82,7 @@ def test_a_profile_without_a_scope_knows_tools_and_namesakes() -> None:
     assert [span.name for span in own.steps] == ["step 1", "tool 2"]
 
 
-def test_namesakes_without_an_id_are_told_each() -> None:
+def test_spans_of_one_name_without_an_id_are_reported_each() -> None:
     """Nothing says that one is a part of the other."""
     framework = Framework("openinference.instrumentation.langchain")
     outer = framework.start("plan")
@@ -202,8 +202,8 @@ def test_a_piece_of_a_node_with_its_name_is_a_part_of_it_however_deep() -> None:
     assert framework.steps == ended("search", "search:1", SUCCESS)
 
 
-def test_what_was_held_for_a_span_that_is_gone_is_told() -> None:
-    """With the next span of which anything was noted."""
+def test_a_step_that_waits_for_a_span_that_is_gone_is_reported() -> None:
+    """With the next span that may be a step."""
     framework = Framework(_GRAPH)
     outer = framework.start("team")
     framework.emit("team", later=_metadata("team", "team:1|team:2"), below=outer)
@@ -225,7 +225,7 @@ def test_a_loop_inside_of_a_node_of_its_name_waits_for_it_only_so_long() -> None
     assert [step.step_id for step in framework.steps] == [*(f"team:1|team:{number}" for number in range(250)), "team:1"]
 
 
-def test_what_is_held_is_told_although_the_span_around_it_cannot_be() -> None:
+def test_a_step_that_waits_is_reported_although_the_span_around_it_cannot_be() -> None:
     """An id that is too long costs the step whose it is, and no other."""
     framework = Framework(_GRAPH)
     outer = framework.start("team")
@@ -235,7 +235,7 @@ def test_what_is_held_is_told_although_the_span_around_it_cannot_be() -> None:
     assert framework.steps == ended("team", "team:1|team:2", SUCCESS)
 
 
-def test_what_is_held_is_told_at_shutdown(step_receiver: ScriptedReceiver) -> None:
+def test_a_step_that_waits_is_reported_at_shutdown(step_receiver: ScriptedReceiver) -> None:
     """Nobody knows any more whether it is a part of something."""
     hook = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, outcomes="success", shutdown_timeout=5))
     provider = TracerProvider(shutdown_on_exit=False)
@@ -254,7 +254,7 @@ def test_what_is_held_is_told_at_shutdown(step_receiver: ScriptedReceiver) -> No
 
 
 @pytest.mark.parametrize("taken", ["first", "last"])
-def test_an_open_cycle_is_told_by_whoever_takes_it(taken: str) -> None:
+def test_an_open_cycle_is_reported_by_the_first_end(taken: str) -> None:
     """By its own end or by its agent's, also where both come at the same moment."""
     strands = Framework(_STRANDS)
     agent = strands.start("invoke_agent x")

@@ -129,4 +129,4 @@ def test_a_span_without_any_of_the_marks_is_asked_nothing(scope: str) -> None:
     )
     span = TracerProvider(shutdown_on_exit=False).get_tracer(scope).start_span("run", attributes={"other": 1})
     assert isinstance(span, Span)
-    assert reader.end(span, _fail) == ()
+    assert list(reader.end(span, _fail)) == []
