@@ -10,14 +10,14 @@ import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from time import time_ns
 from typing import Any, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 
@@ -57,6 +57,7 @@ def records() -> list[Record]:
     return [Record(one["case"], one["spans_in_end_order"]) for one in loaded]
 
 
+@cache
 def truths() -> tuple[list[Truth], dict[str, str]]:
     """The table of truths, as it was reviewed: all steps, and why some records have none."""
     table = tomllib.loads((CORPUS / "truths.toml").read_text(encoding="utf-8"))
@@ -82,25 +83,12 @@ def replay(record: Record, *processors: SpanProcessor, sampler: Sampler = ALWAYS
         _call(partial(stage.end, span), span["probe"]["end_thread"], stage.errors[span["span_id"]])
 
 
-class _RecordedIds(threading.local, RandomIdGenerator):
-    """The ids of the span that this thread is starting; random ones for the spans of deliveries."""
-
-    starting: RecordedSpan | None = None
-
-    def generate_trace_id(self) -> int:
-        return int(self.starting["trace_id"], 16) if self.starting else super().generate_trace_id()
-
-    def generate_span_id(self) -> int:
-        return int(self.starting["span_id"], 16) if self.starting else super().generate_span_id()
-
-
 class _Stage:
     """Starts and ends spans; owns those that have begun, and their exceptions."""
 
     def __init__(self, spans: list[RecordedSpan], sampler: Sampler) -> None:
         now = time_ns()
-        self._ids = _RecordedIds()
-        self.provider = TracerProvider(sampler=sampler, id_generator=self._ids, shutdown_on_exit=False)
+        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
         self._spans = {span["span_id"]: span for span in spans}
         self._begun: dict[str, trace.Span] = {}
         self.errors = {span["span_id"]: _exception(span["probe"]) for span in spans}
@@ -116,20 +104,21 @@ class _Stage:
             _call(partial(self._start, span), probe.get("start_thread", OWN_THREAD), before)
 
     def _start(self, span: RecordedSpan) -> None:
-        context, at_start = Context(), span["probe"]["attributes_at_on_start"]
-        if span["parent_id"] is not None:
-            ids = int(span["trace_id"], 16), int(span["parent_id"], 16)
-            parent = trace.SpanContext(*ids, is_remote=False, trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED))
-            context = trace.set_span_in_context(trace.NonRecordingSpan(parent), context)
-        self._ids.starting = span
-        self._begun[span["span_id"]] = self.provider.get_tracer(*span["scope"]).start_span(
+        trace_id, span_id, parent_id = (int(span[key] or "0", 16) for key in ("trace_id", "span_id", "parent_id"))
+        parent = trace.SpanContext(trace_id, parent_id, is_remote=False, trace_flags=trace.TraceFlags(1))
+        at_start = span["probe"]["attributes_at_on_start"]
+        tracer = self.provider.get_tracer(*span["scope"])
+        assert isinstance(tracer, Tracer)
+        tracer.id_generator = ids = RandomIdGenerator()  # of this tracer alone: deliveries have other ids
+        ids.generate_trace_id = lambda: trace_id  # type: ignore[method-assign]  # -- shorter than a class
+        ids.generate_span_id = lambda: span_id  # type: ignore[method-assign]  # -- the same
+        self._begun[span["span_id"]] = tracer.start_span(
             span["name"],
-            context,
+            trace.set_span_in_context(trace.NonRecordingSpan(parent), Context()),  # invalid where there is none
             trace.SpanKind[span["kind"]],
             {key: value for key, value in span["attributes"].items() if key in at_start},
             start_time=self._end_times[span["span_id"]] - round(span["duration_ms"] * 1e6),
         )
-        self._ids.starting = None
 
     def end(self, span: RecordedSpan) -> None:
         """Give *span* all that was recorded, and end it."""
