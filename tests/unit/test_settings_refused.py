@@ -3,51 +3,50 @@
 import re
 
 import pytest
-from refusals import Refuse, from_both, refusal
+from refusals import assert_refused, refusal
 
 from otel_step_hook import ConfigurationError, StepHookProcessor
+from otel_step_hook.installed import profile_names
 
 _URL = "; expected an absolute URL such as https://example.com/hook"
+_PROXY = "; expected an absolute URL such as http://proxy.example.com:3128"
 _SECONDS = "; expected a number of seconds above 0 and up to 315360000 (ten years), such as 15"
 
 
-@from_both
-@pytest.mark.parametrize("name", ["webhook", "proxy"])
-@pytest.mark.parametrize(
-    ("url", "what"),
-    [
-        ("SEKRET.example.com/hook", "has no scheme"),
-        ("//SEKRET.example.com/hook", "has no scheme"),
-        ("localhost:8080/SEKRET", "has no scheme"),
-        ("https:/SEKRET", "has no scheme"),
-        ("SEKRET?next=https://example.com", "has no scheme"),
-        ("ftp://example.com/SEKRET", "has a scheme that is neither https nor http"),
-        ("htps://example.com/SEKRET", "has a scheme that is neither https nor http"),
-        ("https:///SEKRET", "has no host"),
-        ("https://user:SEKRET@/", "has no host"),
-        ("https://:8080/SEKRET", "has no host"),
-        ("https://example.com:0/SEKRET", "has port 0, on which nothing can be reached"),
-        ("https://[::1/SEKRET", "has a host or a port that cannot be read"),
-        ("https://user:SEKRET@example.com:eighty/", "has a host or a port that cannot be read"),
-        ("https://example.com:65536/SEKRET", "has a host or a port that cannot be read"),
-        ("https://user:SEKRET/x@example.com/", "has a host or a port that cannot be read"),
-        ("https://exam ple.com/SEKRET", "holds a space, a backslash or a control character"),
-        ("https://example.com\\@SEKRET", "holds a space, a backslash or a control character"),
-        ("https://example.com/SEKRET\r\nx-evil: 1", "holds a space, a backslash or a control character"),
-    ],
-)
-def test_a_url_that_cannot_be_used_is_refused(
-    refuse: Refuse, name: str, url: str, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A URL is told by what is wrong with it; nothing of it is shown, for any part may be secret."""
-    told = refuse(monkeypatch, name, url, secret="SEKRET")
-    assert told.startswith(f"STEP_COMPLETE_{name.upper()} {what}; expected an absolute URL such as http")
+def test_a_url_that_cannot_be_used_is_refused() -> None:
+    """The sentence says what is wrong with a URL and shows nothing of it, for any part may be secret."""
+    unreadable = "has a host or a port that cannot be read"
+    unprintable = "holds a space, a backslash or a control character"
+    urls = {
+        "SEKRET.example.com/hook": "has no scheme",
+        "//SEKRET.example.com/hook": "has no scheme",
+        "localhost:8080/SEKRET": "has no scheme",
+        "https:/SEKRET": "has no scheme",
+        "SEKRET?next=https://example.com": "has no scheme",
+        "ftp://example.com/SEKRET": "has a scheme that is neither https nor http",
+        "htps://example.com/SEKRET": "has a scheme that is neither https nor http",
+        "https:///SEKRET": "has no host",
+        "https://user:SEKRET@/": "has no host",
+        "https://:8080/SEKRET": "has no host",
+        "https://example.com:0/SEKRET": "has port 0, on which nothing can be reached",
+        "https://[::1/SEKRET": unreadable,
+        "https://user:SEKRET@example.com:eighty/": unreadable,
+        "https://example.com:65536/SEKRET": unreadable,
+        "https://user:SEKRET/x@example.com/": unreadable,
+        "https://exam ple.com/SEKRET": unprintable,
+        "https://example.com\\@SEKRET": unprintable,
+        "https://example.com/SEKRET\r\nx-evil: 1": unprintable,
+    }
+    assert_refused(
+        (name, url, f"STEP_COMPLETE_{name.upper()} {what}{expected}")
+        for name, expected in (("webhook", _URL), ("proxy", _PROXY))
+        for url, what in urls.items()
+    )
 
 
-@from_both
-@pytest.mark.parametrize(
-    "host",
-    [
+def test_a_metadata_service_is_refused_however_it_is_spelled() -> None:
+    """A webhook never asks a cloud for the machine's credentials."""
+    hosts = [
         "169.254.169.254",
         "user@169.254.169.254:80",
         "2852039166",
@@ -61,69 +60,48 @@ def test_a_url_that_cannot_be_used_is_refused(
         "Metadata.Google.Internal.",
         "\uff4detadata",  # fullwidth m
         "\u2460\u2465\u2468.254.169.254",  # circled digits
-    ],
-)
-def test_a_metadata_service_is_refused_however_it_is_spelled(
-    refuse: Refuse, host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A webhook never asks a cloud for the machine's credentials."""
-    told = refuse(monkeypatch, "webhook", f"http://{host}/latest")
-    assert told == f"STEP_COMPLETE_WEBHOOK points to a cloud metadata service, which is refused{_URL}"
+    ]
+    sentence = f"STEP_COMPLETE_WEBHOOK points to a cloud metadata service, which is refused{_URL}"
+    assert_refused(("webhook", f"http://{host}/latest", sentence) for host in hosts)
 
 
-_NUMBERS = ["timeout", "give_up_after", "initial_backoff", "max_backoff", "shutdown_timeout"]
-
-
-@from_both
-@pytest.mark.parametrize("name", _NUMBERS)
-@pytest.mark.parametrize("number", ["-1", "0", "nan", "inf", "-inf", "soon", "15s", "1e9", "0x10"])
-def test_seconds_that_are_none_are_refused(
-    refuse: Refuse, name: str, number: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_seconds_that_are_none_are_refused() -> None:
     """A time is a finite number above 0, without a unit."""
-    assert refuse(monkeypatch, name, number) == f"STEP_COMPLETE_{name.upper()} is {number!r}{_SECONDS}"
+    assert_refused(
+        (name, number, f"STEP_COMPLETE_{name.upper()} is {number!r}{_SECONDS}")
+        for name in ("timeout", "give_up_after", "initial_backoff", "max_backoff", "shutdown_timeout")
+        for number in ("-1", "0", "nan", "inf", "-inf", "soon", "15s", "1e9", "0x10")
+    )
 
 
-@from_both
-@pytest.mark.parametrize(
-    ("name", "number", "expected"),
-    [
-        ("backoff_multiplier", "0.5", "a number from 1 to 1000, such as 2"),
-        ("backoff_multiplier", "nan", "a number from 1 to 1000, such as 2"),
-        ("concurrency", "0", "a whole number from 1 to 1000, such as 8"),
-        ("concurrency", "2.5", "a whole number from 1 to 1000, such as 8"),
-        ("concurrency", "many", "a whole number from 1 to 1000, such as 8"),
-        ("max_queue_size", "-5", "a whole number from 1 to 10000000, such as 2048"),
-        ("max_queue_size", "inf", "a whole number from 1 to 10000000, such as 2048"),
-    ],
-)
-def test_other_numbers_are_refused_with_their_range(
-    refuse: Refuse, name: str, number: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What cannot be a count or a factor is told together with what can."""
-    assert refuse(monkeypatch, name, number) == f"STEP_COMPLETE_{name.upper()} is {number!r}; expected {expected}"
+def test_other_numbers_are_refused_with_their_range() -> None:
+    """The sentence that refuses a count or a factor says what is allowed."""
+    allowed = {
+        "backoff_multiplier": ("a number from 1 to 1000, such as 2", ["0.5", "nan"]),
+        "concurrency": ("a whole number from 1 to 1000, such as 8", ["0", "2.5", "many"]),
+        "max_queue_size": ("a whole number from 1 to 10000000, such as 2048", ["-5", "inf"]),
+    }
+    assert_refused(
+        (name, number, f"STEP_COMPLETE_{name.upper()} is {number!r}; expected {expected}")
+        for name, (expected, numbers) in allowed.items()
+        for number in numbers
+    )
 
 
-@from_both
-@pytest.mark.parametrize(
-    ("name", "words", "told"),
-    [
-        ("payload", "everything", "is 'everything'; expected step_id or full"),
-        ("outcomes", "success,done", "holds 'done'; expected some of success, failed, cancelled, separated by commas"),
-        ("outcomes", ",", "names none; expected some of success, failed, cancelled, separated by commas"),
-        (
-            "profiles",
-            "auto,crewai2",
-            "names 'crewai2', which is no profile; expected auto, or some of agent-framework, airflow, autogen, ",
-        ),
-        ("profiles", " , ", "names none; expected auto, or some of agent-framework, airflow, autogen, "),
-    ],
-)
-def test_unknown_words_are_refused_with_the_known_ones(
-    refuse: Refuse, name: str, words: str, told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An unknown outcome, profile or payload is told with those there are; none at all would disable the hook."""
-    assert refuse(monkeypatch, name, words).startswith(f"STEP_COMPLETE_{name.upper()} {told}")
+def test_unknown_words_are_refused_with_the_known_ones() -> None:
+    """An unknown outcome, profile or payload is refused with those there are; none at all would disable the hook."""
+    outcomes = "expected some of success, failed, cancelled, separated by commas"
+    names = ", ".join(name for name in profile_names() if name != "auto")
+    profiles = f"expected auto, or some of {names}, separated by commas"
+    assert_refused(
+        [
+            ("payload", "everything", "STEP_COMPLETE_PAYLOAD is 'everything'; expected step_id or full"),
+            ("outcomes", "success,done", f"STEP_COMPLETE_OUTCOMES holds 'done'; {outcomes}"),
+            ("outcomes", ",", f"STEP_COMPLETE_OUTCOMES names none; {outcomes}"),
+            ("profiles", "auto,crewai2", f"STEP_COMPLETE_PROFILES names 'crewai2', which is no profile; {profiles}"),
+            ("profiles", " , ", f"STEP_COMPLETE_PROFILES names none; {profiles}"),
+        ]
+    )
 
 
 def test_no_outcome_at_all_is_refused() -> None:
@@ -149,7 +127,7 @@ def test_a_long_value_is_cut() -> None:
 def test_user_information_and_another_authorization_are_refused(name: str) -> None:
     """A request carries one authorization; which one is meant is not ours to guess."""
     other = {"key": "SEKRET", "headers": "Authorization=SEKRET"}[name]
-    told = refusal("SEKRET", webhook="https://user:SEKRET@example.com/", **{name: other})
+    told = refusal(webhook="https://user:SEKRET@example.com/", **{name: other})
     assert told == (
         f"STEP_COMPLETE_WEBHOOK holds a user name and STEP_COMPLETE_{name.upper()} an authorization: "
         "a request carries one of them; remove the other"
@@ -158,38 +136,38 @@ def test_user_information_and_another_authorization_are_refused(name: str) -> No
 
 def test_a_key_and_an_authorization_among_the_headers_are_refused() -> None:
     """The same, for the other pair of the three."""
-    assert refusal("SEKRET", key="SEKRET", headers="authorization=SEKRET") == (
+    assert refusal(key="SEKRET", headers="authorization=SEKRET") == (
         "STEP_COMPLETE_KEY and STEP_COMPLETE_HEADERS each hold an authorization: "
         "a request carries one of them; remove the other"
     )
 
 
-@from_both
-def test_a_client_key_without_a_certificate_is_refused(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_key_without_a_certificate_is_refused() -> None:
     """A private key proves nothing without its certificate."""
-    told = refuse(monkeypatch, "client_key", "client.key")
-    assert told == "STEP_COMPLETE_CLIENT_KEY is set without STEP_COMPLETE_CLIENT_CERTIFICATE: set both or none"
+    sentence = "STEP_COMPLETE_CLIENT_KEY is set without STEP_COMPLETE_CLIENT_CERTIFICATE: set both or none"
+    assert_refused([("client_key", "client.key", sentence)])
 
 
-@pytest.mark.parametrize(("path", "what"), [("ca\0.pem", "holds a NUL"), (5, "is 5")])
-def test_what_cannot_be_a_path_is_refused(path: object, what: str) -> None:
-    """It is told as a setting, before the TLS library stumbles over it."""
-    told = refusal(certificate=path)
-    assert told == f"STEP_COMPLETE_CERTIFICATE {what}; expected the path of a PEM file that can be read"
+def test_what_cannot_be_a_path_is_refused() -> None:
+    """The sentence names the setting, before the TLS library fails at it."""
+    expected = "expected the path of a PEM file that can be read"
+    assert_refused(
+        [
+            ("certificate", "ca\0.pem", f"STEP_COMPLETE_CERTIFICATE holds a NUL; {expected}"),
+            ("certificate", 5, f"STEP_COMPLETE_CERTIFICATE is 5; {expected}"),
+        ]
+    )
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("webhok", "webhok is not a setting; did you mean webhook?"),
-        ("STEP_COMPLETE_KEY", "STEP_COMPLETE_KEY is not a setting; did you mean key?"),
-        ("give_up", "give_up is not a setting; did you mean give_up_after?"),
-        ("xyzzy", "xyzzy is not a setting"),
-    ],
-)
-def test_a_misspelt_argument_is_refused_with_the_nearest(name: str, told: str) -> None:
+def test_a_misspelt_argument_is_refused_with_the_nearest() -> None:
     """An argument that means nothing is a mistake in the program, and its value is not shown."""
-    assert refusal("SEKRET", **{name: "SEKRET"}) == told
+    sentences = {
+        "webhok": "webhok is not a setting; did you mean webhook?",
+        "STEP_COMPLETE_KEY": "STEP_COMPLETE_KEY is not a setting; did you mean key?",
+        "give_up": "give_up is not a setting; did you mean give_up_after?",
+        "xyzzy": "xyzzy is not a setting",
+    }
+    assert {name: refusal(**{name: "SEKRET"}) for name in sentences} == sentences
 
 
 def test_a_processor_refuses_wrong_settings_at_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
