@@ -1,7 +1,6 @@
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,42 +58,45 @@ _INSIDE = st.sampled_from(["127.0.0.1", "10.1.2.3", "172.16.0.9", "192.168.1.7",
 )
 
 
-@pytest.mark.parametrize("spell", _SPELLINGS_V4.values(), ids=_SPELLINGS_V4.keys())
 @given(v4=_LINK_LOCAL | _SINGLE)
-def test_a_metadata_ipv4_address_is_found_in_every_spelling(spell: Callable[[int], str], v4: int) -> None:
+def test_a_metadata_ipv4_address_is_found_in_every_spelling(v4: int) -> None:
     """Whatever the C library would connect to 169.254.x.y counts as 169.254.x.y."""
-    assert is_metadata_address(spell(v4))
-    assert is_metadata_host(spell(v4))
+    written = {how: spell(v4) for how, spell in _SPELLINGS_V4.items()}
+    missed = {how: text for how, text in written.items() if not (is_metadata_address(text) and is_metadata_host(text))}
+    assert not missed, str(missed)
 
 
-@pytest.mark.parametrize("carry", _CARRIERS.values(), ids=_CARRIERS.keys())
-@pytest.mark.parametrize("spell", _SPELLINGS_V6.values(), ids=_SPELLINGS_V6.keys())
 @given(v4=_LINK_LOCAL | _SINGLE)
-def test_a_metadata_ipv4_address_is_found_inside_ipv6(
-    carry: Callable[[int], int], spell: Callable[[int], str], v4: int
-) -> None:
+def test_a_metadata_ipv4_address_is_found_inside_ipv6(v4: int) -> None:
     """An IPv6 address that leads to a metadata service through a gateway or a tunnel is one too."""
-    assert is_metadata_address(spell(carry(v4)))
+    written = {
+        f"{carrier}, {how}": spell(carry(v4))
+        for carrier, carry in _CARRIERS.items()
+        for how, spell in _SPELLINGS_V6.items()
+    }
+    missed = {how: text for how, text in written.items() if not is_metadata_address(text)}
+    assert not missed, str(missed)
 
 
-@pytest.mark.parametrize("spell", _SPELLINGS_V4.values(), ids=_SPELLINGS_V4.keys())
 @given(v4=_INSIDE)
-def test_other_ipv4_addresses_are_free(spell: Callable[[int], str], v4: int) -> None:
+def test_other_ipv4_addresses_are_free(v4: int) -> None:
     """Loopback, private and public addresses may be delivered to, in every spelling."""
-    assert not is_metadata_address(spell(v4))
-    assert not is_metadata_host(spell(v4))
+    written = {how: spell(v4) for how, spell in _SPELLINGS_V4.items()}
+    refused = {how: text for how, text in written.items() if is_metadata_address(text) or is_metadata_host(text)}
+    assert not refused, str(refused)
 
 
-@pytest.mark.parametrize("carry", _CARRIERS.values(), ids=_CARRIERS.keys())
 @given(v4=_INSIDE)
-def test_other_ipv4_addresses_inside_ipv6_are_free(carry: Callable[[int], int], v4: int) -> None:
+def test_other_ipv4_addresses_inside_ipv6_are_free(v4: int) -> None:
     """Gateways and tunnels are not refused as such: only where they lead."""
-    assert not is_metadata_address(str(IPv6Address(carry(v4))))
+    written = {carrier: str(IPv6Address(carry(v4))) for carrier, carry in _CARRIERS.items()}
+    refused = {carrier: text for carrier, text in written.items() if is_metadata_address(text)}
+    assert not refused, str(refused)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
+def test_documented_metadata_addresses_are_known() -> None:
+    """Each address that a cloud's documentation names is refused."""
+    addresses = [
         "169.254.169.254",
         "169.254.170.2",
         "169.254.170.23",
@@ -111,16 +113,14 @@ def test_other_ipv4_addresses_inside_ipv6_are_free(carry: Callable[[int], int], 
         "[fe80::a9fe:a9fe]%eth0",
         " 169.254.169.254 ",
         "169.254.169.254.",
-    ],
-)
-def test_documented_metadata_addresses_are_known(address: str) -> None:
-    """Each address that a cloud's documentation names is refused."""
-    assert is_metadata_address(address)
+    ]
+    missed = [address for address in addresses if not is_metadata_address(address)]
+    assert not missed, str(missed)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
+def test_neighbours_of_metadata_addresses_are_free() -> None:
+    """An address next to a metadata service's is an ordinary one."""
+    addresses = [
         "::1",
         "fd00:ec3::254",
         "fd20:ce::253",
@@ -129,16 +129,14 @@ def test_documented_metadata_addresses_are_known(address: str) -> None:
         "2001:db8::5601:5601",
         "::",
         "169.253.0.1",
-    ],
-)
-def test_neighbours_of_metadata_addresses_are_free(address: str) -> None:
-    """An address next to a metadata service's is an ordinary one."""
-    assert not is_metadata_address(address)
+    ]
+    refused = [address for address in addresses if is_metadata_address(address)]
+    assert not refused, str(refused)
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
+def test_metadata_hosts_are_known_as_a_resolver_reads_them() -> None:
+    """Case, a trailing dot, look-alike letters and invisible characters hide no metadata service."""
+    hosts = [
         "metadata",
         "Metadata.Google.Internal",
         "metadata.google.internal.",
@@ -151,17 +149,16 @@ def test_neighbours_of_metadata_addresses_are_free(address: str) -> None:
         "\uff11\uff16\uff19\u3002254\uff61169\uff0e254",
         "\u2460\u2465\u2468.254.169.254",  # circled digits
         "[fd00:ec2::254]",
-    ],
-)
-def test_metadata_hosts_are_known_as_a_resolver_reads_them(host: str) -> None:
-    """Case, a trailing dot, look-alike letters and invisible characters hide no metadata service."""
-    assert is_metadata_host(host)
+    ]
+    missed = [host for host in hosts if not is_metadata_host(host)]
+    assert not missed, str(missed)
 
 
-@pytest.mark.parametrize("host", ["example.com", "localhost", "metadata.example.com", "my-metadata", "", "."])
-def test_other_hosts_are_free(host: str) -> None:
+def test_other_hosts_are_free() -> None:
     """A name that merely resembles a metadata service's is an ordinary one."""
-    assert not is_metadata_host(host)
+    hosts = ["example.com", "localhost", "metadata.example.com", "my-metadata", "", "."]
+    refused = [host for host in hosts if is_metadata_host(host)]
+    assert not refused, str(refused)
 
 
 @given(st.text(st.characters(exclude_categories=())))
@@ -171,7 +168,8 @@ def test_no_text_makes_it_raise(text: str) -> None:
     assert is_metadata_address(f"1{text}") in {True, False}
 
 
-@pytest.mark.parametrize("text", ["1\0", "\ud800", "1.2.3.4.5", "256.1.1.1", "0x100000000", "[::g]", "%", "[]"])
-def test_what_is_no_address_is_no_metadata_address(text: str) -> None:
+def test_what_is_no_address_is_no_metadata_address() -> None:
     """What cannot be an address is left to the resolver, whose answer is asked about again."""
-    assert not is_metadata_address(text)
+    texts = ["1\0", "\ud800", "1.2.3.4.5", "256.1.1.1", "0x100000000", "[::g]", "%", "[]"]
+    refused = [text for text in texts if is_metadata_address(text)]
+    assert not refused, str(refused)
