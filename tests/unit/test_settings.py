@@ -64,14 +64,14 @@ def test_a_setting_is_read_from_the_environment() -> None:
     """Each setting has its variable."""
     read = {name: _read(name, written) for name, (written, _, _) in _GIVEN.items()}
     wrong = {name: value for name, value in read.items() if value != _GIVEN[name][2]}
-    assert not wrong, wrong
+    assert not wrong, str(wrong)
 
 
 def test_a_setting_is_read_from_an_argument() -> None:
     """Each setting has its argument, which is stronger than its variable, even than a wrong one."""
     read = {name: _read(name, "\x80", **{name: argument}) for name, (_, argument, _) in _GIVEN.items()}
     wrong = {name: value for name, value in read.items() if value != _GIVEN[name][2]}
-    assert not wrong, wrong
+    assert not wrong, str(wrong)
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
