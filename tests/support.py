@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -39,6 +40,9 @@ class Pipeline:
         return [span for span in self.spans if span.name == name]
 
 
+NewPipeline = Callable[..., Pipeline]  # the type of the fixture `pipeline`
+
+
 @contextmanager
 def pipeline(
     url: str | None, *, is_step: Callable[[ReadableSpan], bool] | None = None, **settings: object
@@ -54,3 +58,8 @@ def pipeline(
         yield Pipeline(provider, hook, exporter)
     finally:
         provider.shutdown()
+
+
+def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Level and message of what the library has logged; everything, once its hooks are shut down."""
+    return [f"{one.levelname} {one.getMessage()}" for one in caplog.records if one.name == "otel_step_hook"]

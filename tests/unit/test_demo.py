@@ -5,7 +5,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from pytest_httpserver import HTTPServer
 from rich.console import Console
-from support import pipeline
+from support import Pipeline
 
 import otel_step_hook.demo
 from otel_step_hook.demo import AgentRun, agent, run
@@ -82,17 +82,16 @@ def test_a_demo_without_the_sdk(console: Console, tmp_path: Path, monkeypatch: p
     assert not picture.exists()
 
 
-def test_a_delivery_that_is_not_as_it_should_be(console: Console, step_receiver: ScriptedReceiver) -> None:
+def test_a_delivery_that_is_not_as_it_should_be(hooked: Pipeline, console: Console) -> None:
     """Where another outcome than the step's was delivered, or none, or one too easily, each is told in words."""
-    with pipeline(step_receiver.url) as traced:
-        for step_id in ("step-1", "step-2-search_flights", "step-3"):
-            traced.end_step(step_id)
+    for step_id in ("step-1", "step-2-search_flights", "step-3"):
+        hooked.end_step(step_id)
     outcomes = {
         "step-1": Outcome.FAILED,
         "step-2-search_flights": Outcome.SUCCESS,
         "step-4": Outcome.CANCELLED,
     }
-    assert otel_step_hook.demo._judge(console, AgentRun("0" * 32, outcomes), traced.spans) == 1
+    assert otel_step_hook.demo._judge(console, AgentRun("0" * 32, outcomes), hooked.spans) == 1
     assert _output(console).splitlines() == [
         "Not as it should be:",
         "  step-1: expected failed, and success was delivered",
@@ -102,19 +101,18 @@ def test_a_delivery_that_is_not_as_it_should_be(console: Console, step_receiver:
     ]
 
 
-def test_the_agent(step_receiver: ScriptedReceiver) -> None:
+def test_the_agent(hooked: Pipeline, step_receiver: ScriptedReceiver) -> None:
     """What the agent says of its steps is what the hook finds out about them, in one trace."""
-    with pipeline(step_receiver.url) as traced:
-        done = asyncio.run(agent(traced.tracer))
-        assert traced.provider.force_flush()
-        told = {
-            span.attributes["step_hook.step_id"]: span.attributes["step_hook.outcome"]
-            for span in traced.named("step_hook.deliver")
-            if span.attributes is not None
-        }
-        assert told == done.outcomes
-        assert set(told.values()) == set(Outcome)
-        assert {trace.format_trace_id(span.context.trace_id) for span in traced.spans} == {done.trace_id}
+    done = asyncio.run(agent(hooked.tracer))
+    assert hooked.provider.force_flush()
+    told = {
+        span.attributes["step_hook.step_id"]: span.attributes["step_hook.outcome"]
+        for span in hooked.named("step_hook.deliver")
+        if span.attributes is not None
+    }
+    assert told == done.outcomes
+    assert set(told.values()) == set(Outcome)
+    assert {trace.format_trace_id(span.context.trace_id) for span in hooked.spans} == {done.trace_id}
     assert {received.step_id for received in step_receiver.received} == set(done.outcomes)
 
 
@@ -122,11 +120,10 @@ def test_the_agent(step_receiver: ScriptedReceiver) -> None:
 
 
 @pytest.fixture
-def spans(step_receiver: ScriptedReceiver) -> Iterator[Sequence[ReadableSpan]]:
+def spans(hooked: Pipeline) -> Sequence[ReadableSpan]:
     """A few spans that have ended."""
-    with pipeline(step_receiver.url) as traced:
-        traced.end_step()
-        yield traced.spans
+    hooked.end_step()
+    return hooked.spans
 
 
 def test_export(console: Console, httpserver: HTTPServer) -> None:

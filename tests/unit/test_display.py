@@ -1,13 +1,11 @@
 import re
-import socket
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from rich.console import Console, RenderableType
-from support import pipeline
+from support import NewPipeline, Pipeline
 
 from otel_step_hook.display import ARRIVAL_HEADING, arrival_line, harmless, status_words, trace_picture, write_svg
 from otel_step_hook.listener import Arrival
@@ -63,20 +61,19 @@ def test_statuses(status: int, words: str) -> None:
 
 
 @pytest.fixture
-def spans(step_receiver: ScriptedReceiver) -> Iterator[list[ReadableSpan]]:
+def spans(hooked: Pipeline, step_receiver: ScriptedReceiver) -> list[ReadableSpan]:
     """A workflow of three steps: one is delivered at the second attempt, one fails, one is no step."""
     step_receiver.answers(503, 204)
-    with pipeline(step_receiver.url) as traced:
-        with traced.tracer.start_as_current_span("workflow"):
-            traced.end_step("step-1")
-            with (
-                pytest.raises(LookupError),
-                traced.tracer.start_as_current_span("lookup", attributes={"step_id": "2"}),
-            ):
-                raise LookupError
-            traced.tracer.start_span("thinking").end()
-        assert traced.provider.force_flush()
-        yield traced.spans
+    with hooked.tracer.start_as_current_span("workflow"):
+        hooked.end_step("step-1")
+        with (
+            pytest.raises(LookupError),
+            hooked.tracer.start_as_current_span("lookup", attributes={"step_id": "2"}),
+        ):
+            raise LookupError
+        hooked.tracer.start_span("thinking").end()
+    assert hooked.provider.force_flush()
+    return hooked.spans
 
 
 def _without_times(lines: list[str]) -> list[str]:
@@ -113,15 +110,13 @@ def test_a_narrow_terminal(spans: list[ReadableSpan]) -> None:
     assert re.search(r"took  0 +[0-9]+ ms$", _shown(trace_picture(spans, 20))[0])
 
 
-def test_a_delivery_that_was_given_up() -> None:
+def test_a_delivery_that_was_given_up(pipeline: NewPipeline, closed_port: int) -> None:
     """A discarded delivery, and an attempt without an answer, say so."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
-        with pipeline(url, give_up_after=999.0, initial_backoff=99.0, max_backoff=99.0) as traced:
-            traced.tracer.start_span("step", attributes={"step_id": "step-1"}).end()
-            traced.provider.shutdown()
-            lines = _without_times(_shown(trace_picture(traced.spans, 92)))
+    url = f"http://127.0.0.1:{closed_port}/"
+    hooked = pipeline(url, give_up_after=999.0, initial_backoff=99.0, max_backoff=99.0)
+    hooked.tracer.start_span("step", attributes={"step_id": "step-1"}).end()
+    hooked.provider.shutdown()
+    lines = _without_times(_shown(trace_picture(hooked.spans, 92)))
     assert lines[1:] == [
         "step                  success",
         "└─ step_hook.deliver  discarded, 1 attempt",
