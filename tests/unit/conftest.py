@@ -5,8 +5,11 @@ from contextlib import ExitStack
 
 import pytest
 import support
+from opentelemetry.trace import Tracer, format_trace_id
 from support import NewPipeline, Pipeline
 
+from otel_step_hook.demo import AgentRun
+from otel_step_hook.steps.event import Outcome
 from otel_step_hook.testing import ScriptedReceiver
 
 
@@ -21,3 +24,15 @@ def pipeline(step_receiver: ScriptedReceiver) -> Iterator[NewPipeline]:
 def hooked(pipeline: NewPipeline) -> Pipeline:
     """A pipeline with the default settings."""
     return pipeline()
+
+
+@pytest.fixture
+def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent of the demo ends one step at once; its own six take a second, and two that are refused another."""
+
+    async def agent(tracer: Tracer) -> AgentRun:
+        with tracer.start_as_current_span("weekend in Lisbon") as workflow:
+            tracer.start_span("plan", attributes={"step_id": "step-1-plan"}).end()
+        return AgentRun(format_trace_id(workflow.get_span_context().trace_id), {"step-1-plan": Outcome.SUCCESS})
+
+    monkeypatch.setattr("otel_step_hook.demo.agent", agent)
