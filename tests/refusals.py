@@ -1,31 +1,25 @@
 """How settings are refused, and that no refusal shows a secret, which is any text with SEKRET in it."""
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
-from pydantic import ValidationError
 
 from otel_step_hook import ConfigurationError, StepHookSettings
 
 
-def text_of(error: BaseException) -> str:
-    """All that *error* and the errors behind it hold, printed by default or not."""
-    shown = [*traceback.format_exception(error), repr(error), repr(vars(error))]
-    if isinstance(error, ValidationError):
-        shown.append(repr(error.errors()))  # which hold the input
-    behind = error.__cause__ or error.__context__
-    return "\n".join(shown if behind is None else [*shown, text_of(behind)])
-
-
 def refusal(**values: object) -> str:
-    """The sentence that refuses *values*, or what is wrong with the refusal."""
+    """The sentence that refuses *values*; what is wrong with it; or that there is none."""
     try:
         StepHookSettings(**values)
-    except ConfigurationError as error:
-        if "SEKRET" in text_of(error):
-            return f"shows the secret: {error}"
-        return str(error) if "\n" not in str(error) else f"more than one line: {error}"
+    except ConfigurationError as refused:
+        error: BaseException | None = refused
+        while error is not None:  # with those behind it, printed by default or not
+            inputs: Callable[[], object] = getattr(error, "errors", list)  # of pydantic's
+            if "SEKRET" in f"{traceback.format_exception(error)} {error!r} {vars(error)} {inputs()}":
+                return f"shows a secret: {error!r}"
+            error = error.__cause__ or error.__context__
+        return str(refused) if "\n" not in str(refused) else f"more than a line: {refused}"
     return "not refused"
 
 
