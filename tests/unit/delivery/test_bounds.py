@@ -19,7 +19,7 @@ from otel_step_hook.delivery.log import Trouble
 HOUR = 3600.0  # seconds
 QUEUE = 4  # steps that may wait
 IN_FLIGHT = 2
-MARGIN = 100  # objects more than half an hour before: what happens to be under way, and the flushes that may wait
+MARGIN = 300  # objects more than half an hour before: what happens to be under way, and flushes that have given up
 
 
 class VirtualTime:

@@ -1,12 +1,11 @@
 """Profiles whose rules raise: they cost nobody else's steps, and the log tells of them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from lines import Lines
 from opentelemetry.sdk.trace import Span, TracerProvider
+from support import log_lines
 
 from otel_step_hook import ConfigurationError, Profile, StepHookProcessor, StepHookSettings
 from otel_step_hook.steps.reader import StepReader
@@ -17,22 +16,27 @@ _DROP = "dropped a step (unreadable): LookupError"
 _CALL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1"}
 
 
+Provided = Callable[..., TracerProvider]  # the type of the fixture `provided`
+
+
 def _fail(*_: object) -> Any:
     raise LookupError("not of ours")
 
 
-@contextmanager
-def _provider(receiver: ScriptedReceiver, **options: Any) -> Iterator[TracerProvider]:
-    hook = StepHookProcessor(StepHookSettings(webhook=receiver.url, shutdown_timeout=5), **options)
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(hook)
-    try:
-        yield provider
-    finally:
-        provider.shutdown()
+@pytest.fixture
+def provided(step_receiver: ScriptedReceiver) -> Iterator[Callable[..., TracerProvider]]:
+    """Makes providers whose hooks have these rules; they are shut down in the end, at the latest."""
+    made: list[TracerProvider] = []
 
+    def provider(**options: Any) -> TracerProvider:
+        made.append(TracerProvider(shutdown_on_exit=False))
+        settings = StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5)
+        made[-1].add_span_processor(StepHookProcessor(settings, **options))
+        return made[-1]
 
-_Make = Callable[..., Profile]
+    yield provider
+    for one in made:
+        one.shutdown()
 
 
 def _theirs(**rules: Any) -> Profile:
@@ -54,25 +58,26 @@ def _theirs(**rules: Any) -> Profile:
     ],
 )
 def test_a_rule_that_raises_costs_no_step_of_the_row_beside_it(
-    profile: Profile, step_receiver: ScriptedReceiver
+    profile: Profile, provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another profile for the same scope is asked all the same."""
-    with Lines() as lines, _provider(step_receiver, profiles=[profile]) as provider:
-        with provider.get_tracer("pydantic-ai").start_as_current_span("run"):
-            provider.get_tracer("pydantic-ai").start_span("execute_tool x", attributes=_CALL).end()
-        lines.wait_for("a fault of otel-step-hook: ")
-        assert provider.force_flush()
-        assert [webhook.step_id for webhook in step_receiver.received] == ["call-1"]
+    provider = provided(profiles=[profile])
+    with provider.get_tracer("pydantic-ai").start_as_current_span("run"):
+        provider.get_tracer("pydantic-ai").start_span("execute_tool x", attributes=_CALL).end()
+    provider.shutdown()
+    assert "a fault of otel-step-hook: " in caplog.text
+    assert [webhook.step_id for webhook in step_receiver.received] == ["call-1"]
 
 
-def test_a_profile_without_scopes_that_raises_costs_no_step_that_has_an_id(step_receiver: ScriptedReceiver) -> None:
+def test_a_profile_without_scopes_that_raises_costs_no_step_that_has_an_id(
+    provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is asked about the spans of everybody, and knows the attributes of few."""
-    everybodys = Profile(name="theirs", is_step=_fail)
-    with Lines() as lines, _provider(step_receiver, profiles=[everybodys]) as provider:
-        provider.get_tracer("tests").start_span("step", attributes={"step_id": "step-1"}).end()
-        lines.wait_for(_FAULT)
-        assert provider.force_flush()
-        assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
+    provider = provided(profiles=[Profile(name="theirs", is_step=_fail)])
+    provider.get_tracer("tests").start_span("step", attributes={"step_id": "step-1"}).end()
+    provider.shutdown()
+    assert _FAULT in caplog.text
+    assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
 
 
 @pytest.mark.parametrize("given", ["pydantic-ai", [int], [None], None, 5])
@@ -84,38 +89,49 @@ def test_what_is_no_profile_is_refused_at_the_start(given: Any) -> None:
         StepHookProcessor(StepHookSettings(webhook="http://127.0.0.1:9/"), profiles=given)
 
 
-def test_a_span_that_may_have_been_a_step_is_counted_as_dropped(step_receiver: ScriptedReceiver) -> None:
+def test_a_span_that_may_have_been_a_step_is_counted_as_dropped(
+    provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nobody else takes it, and whether the rule would have cannot be known."""
-    with Lines() as lines, _provider(step_receiver, profiles=[_theirs(is_step=_fail)]) as provider:
-        provider.get_tracer("pydantic-ai").start_span("run").end()
-        assert lines.wait_for(_DROP).levelname == "ERROR"
+    provider = provided(profiles=[_theirs(is_step=_fail)])
+    provider.get_tracer("pydantic-ai").start_span("run").end()
+    provider.shutdown()
+    assert [line for line in log_lines(caplog) if line.startswith(f"ERROR {_DROP}")]
     assert step_receiver.received == []
 
 
-def test_a_source_of_ids_that_raises_is_told_when_the_step_ends(step_receiver: ScriptedReceiver) -> None:
+def test_a_source_of_ids_that_raises_is_logged_when_the_step_ends(
+    provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
     """The step began as one, and cannot be named: it is dropped, and counted once."""
     profile = Profile(name="theirs", scopes=("theirs",), is_step=lambda *_: True, step_id=_fail)
-    with Lines() as lines, _provider(step_receiver, profiles=[profile]) as provider:
-        provider.get_tracer("theirs").start_span("unit").end()
-        lines.wait_for(_DROP)
+    provider = provided(profiles=[profile])
+    provider.get_tracer("theirs").start_span("unit").end()
+    provider.shutdown()
+    (line,) = log_lines(caplog)
+    assert line.startswith(f"ERROR {_DROP}")
     assert step_receiver.received == []
 
 
-def test_a_rule_of_the_users_is_not_stopped_by_a_profile_that_raises(step_receiver: ScriptedReceiver) -> None:
+def test_a_rule_of_the_users_is_not_stopped_by_a_profile_that_raises(
+    provided: Provided, step_receiver: ScriptedReceiver
+) -> None:
     """It replaces the rules of all profiles for what a step is."""
     options = {"profiles": [_theirs(is_step=_fail)], "is_step": lambda span: span.name == "mine"}
-    with _provider(step_receiver, **options) as provider:
-        provider.get_tracer("pydantic-ai").start_span("mine", attributes={"step_id": "step-1"}).end()
-        assert provider.force_flush()
-        assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
+    provider = provided(**options)
+    provider.get_tracer("pydantic-ai").start_span("mine", attributes={"step_id": "step-1"}).end()
+    assert provider.force_flush()
+    assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
 
 
-def test_a_rule_of_the_users_makes_a_step_of_any_span_of_lettas(step_receiver: ScriptedReceiver) -> None:
+def test_a_rule_of_the_users_makes_a_step_of_any_span_of_lettas(
+    provided: Provided, step_receiver: ScriptedReceiver
+) -> None:
     """What Letta's row says of the end of a step is about the spans that save one."""
-    with _provider(step_receiver, is_step=lambda span: span.name == "agent_step") as provider:
-        provider.get_tracer("letta.otel.tracing").start_span("agent_step", attributes={"step_id": "step-1"}).end()
-        assert provider.force_flush()
-        assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
+    provider = provided(is_step=lambda span: span.name == "agent_step")
+    provider.get_tracer("letta.otel.tracing").start_span("agent_step", attributes={"step_id": "step-1"}).end()
+    assert provider.force_flush()
+    assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
 
 
 @pytest.mark.parametrize("scope", ["theirs", "tests"])
