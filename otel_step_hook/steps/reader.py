@@ -157,6 +157,7 @@ class StepReader:
         except Exception as error:  # noqa: BLE001 -- raised again, when the steps of other spans have been told
             unreadable = error
         yield from self._sorted_out(own, known_as, attributes, note)
+        note.namesake = None  # where spans of one name are handed on, the line would have no end
         if unreadable is not None:
             raise unreadable
 

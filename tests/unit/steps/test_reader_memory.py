@@ -30,12 +30,13 @@ def growth(framework: Framework, live: Callable[[Framework], object], rounds: in
 # Lives of spans
 
 
-def _hand_on() -> Callable[[Framework], None]:
+def _hand_on(*, is_named_alike: bool) -> Callable[[Framework], None]:
     """Each span begins below the one before it, which then ends; one is always open."""
     last: list[Span] = []
 
     def live(framework: Framework) -> None:
-        last.append(framework.start(f"span {next(_NUMBERS)}", below=last[-1] if last else None, scope=_GRAPH))
+        name = "span" if is_named_alike else f"span {next(_NUMBERS)}"
+        last.append(framework.start(name, below=last[-1] if last else None, scope=_GRAPH))
         if len(last) > 1:
             end(last.pop(0))
 
@@ -68,7 +69,8 @@ _LIVES: dict[str, Callable[[Framework], object]] = {
     "no step": lambda framework: framework.emit("GET /"),
     "step": lambda framework: framework.emit("work", {"step_id": str(next(_NUMBERS))}),
     "step without end": lambda framework: framework.start("work", {"step_id": str(next(_NUMBERS))}),
-    "handed on": _hand_on(),
+    "handed on": _hand_on(is_named_alike=False),
+    "handed on under one name": _hand_on(is_named_alike=True),
     "cycle, then agent": lambda framework: _agent(framework, _STOPPED, "first"),
     "agent, then cycle": lambda framework: _agent(framework, _STOPPED, "last"),
     "agent with a cycle without end": lambda framework: _agent(framework, _STOPPED, "never"),
