@@ -53,8 +53,6 @@ class _Limit:
         """An event that is set when everything has had its last word, and the connections are closed."""
         over = threading.Event()
         self._waiting.put(over)
-        if self.is_over:
-            over.set()
         return over
 
     def end(self) -> None:
@@ -125,7 +123,7 @@ class Worker:
         done = threading.Event()
         own.inbox.flushes.put(done)
         # Where the loop has died meanwhile nobody sets it.
-        return self._await(done, time.monotonic() + timeout) or not own.inbox.store.pending
+        return self._await(done, lambda: done.is_set() or not own.inbox.store.pending, time.monotonic() + timeout)
 
     def shutdown(self, timeout: float) -> None:
         """Take nothing more, deliver for up to *timeout* seconds, discard the rest visibly.
@@ -144,7 +142,7 @@ class Worker:
             return
         if time.monotonic() >= limit.deadline:  # nobody waits any more, however often it is called
             self._wake()
-        elif not self._await(limit.when_over(), limit.deadline):
+        elif not self._await(limit.when_over(), lambda: limit.is_over, limit.deadline):
             self._run_alone(own, limit)
         left = own.inbox.store.pending
         if left and not limit.is_over and not limit.is_told:
@@ -156,14 +154,14 @@ class Worker:
         if time.monotonic() < limit.deadline and own.running.acquire(blocking=False):
             self._run(own)
 
-    def _await(self, done: threading.Event, deadline: float) -> bool:
-        """Wait until *done*, or the monotonic time *deadline*, or until there is nobody to wait for."""
-        while not done.is_set():
+    def _await(self, event: threading.Event, is_done: Callable[[], bool], deadline: float) -> bool:
+        """Wait until *is_done* or the monotonic time *deadline*, if anybody can do it; *event* says when to look."""
+        while not is_done():
             is_awake, left = self._wake(), deadline - time.monotonic()
             if left <= 0 or not is_awake:
                 break
-            done.wait(min(left, _LOOK_AGAIN))
-        return done.is_set()
+            event.wait(min(left, _LOOK_AGAIN))
+        return is_done()
 
     def _stop_by(self) -> float:
         return self._limit.deadline
