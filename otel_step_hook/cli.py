@@ -158,13 +158,10 @@ def send(
     except ValueError as error:
         _complain(f"--step-id: {error}", _MISUSED)
     _say(console, f"POST {_with_webhook(settings)}")
-    trial = _run(send_one(settings, step_id))
-    _tell_trial(console, trial)
-    _tell_body(console, trial.result, is_shown=show_body)
-    raise typer.Exit(0 if trial.result.is_success else _FAILED)
+    raise typer.Exit(_tell_trial(console, _run(send_one(settings, step_id)), shows_body=show_body))
 
 
-def _tell_trial(console: Console, trial: Trial) -> None:
+def _tell_trial(console: Console, trial: Trial, *, shows_body: bool) -> int:
     _say(console, f"  step     {printable(trial.step_id)}\n  webhook  {trial.webhook_id}\n")
     result = trial.result
     what = status_words(result.status_code) if result.status_code else f"No answer: {result.error_type}"
@@ -177,6 +174,8 @@ def _tell_trial(console: Console, trial: Trial) -> None:
         _say(console, f"  It says webhook-delivery: {result.directive}")
     if result.status_code is None:
         _say(console, "  To find out why, run: otel-step-hook check")
+    _tell_body(console, result, is_shown=shows_body)
+    return 0 if result.is_success else _FAILED
 
 
 def _tell_body(console: Console, result: AttemptResult, *, is_shown: bool) -> None:
