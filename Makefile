@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 ENVS := .venvs
-PYTEST := -m pytest -q -m "not servers" --hypothesis-profile brief
+# As many processes as there are cores; the real servers have ports of their own, and are tried one by one.
+PYTEST := -m pytest -q --numprocesses auto --dist worksteal -m "not servers"
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # pyenv hides all versions but one; this makes each of them a python3.x on the path.
 ifneq ($(shell command -v pyenv),)
 export PYENV_VERSION := $(shell pyenv versions --bare | grep -E '^3\.1[1-9]\.[0-9]+$$' | paste -sd:)
 endif
 
-.PHONY: help demo test lint test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean environment
+.PHONY: help demo test test-all lint test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,9 +32,12 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready ## an agent whose steps succeed, fail and are cancelled; the webhooks and the trace
 	@$(BIN)/python -m otel_step_hook demo
 
-test: $(VENV)/ready ## the tests, with full branch coverage
+test: $(VENV)/ready ## the tests that a person waits for: two minutes on two cores
+	@$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal -m "not servers and not slow"
+
+test-all: $(VENV)/ready ## all tests but those of the real servers, with full branch coverage
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m coverage run -m pytest -m "not servers" --hypothesis-profile thorough
+	@$(BIN)/python -m coverage run $(PYTEST) --hypothesis-profile thorough
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 
