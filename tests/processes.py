@@ -1,4 +1,4 @@
-"""Real programs in processes of their own, and a receiver that writes down what came over which connection."""
+"""Real programs in processes of their own, and the receiver of their webhooks."""
 
 import contextlib
 import json
@@ -7,193 +7,153 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
+import textwrap
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from socket import MSG_DONTWAIT, MSG_PEEK, socket
+from socket import socket
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple
 
 from otel_step_hook.testing import HostileReceiver, read_request
 
 PROGRAMS = Path(__file__).parent / "programs"
-LONG = 30.0  # seconds after which a test says what it waited for; nothing takes so long unless it hangs
+INSTRUMENT = str(Path(sys.executable).with_name("opentelemetry-instrument"))
+LIMIT = 40.0  # seconds a test waits for a program or a webhook; nothing takes so long unless it hangs
 
-# What nobody wants to find on a process's stderr: asyncio's and the interpreter's words for something left behind.
+# What asyncio and the interpreter write to stderr when something is left behind.
 _NOISE = re.compile(r"was destroyed|unclosed|never awaited|never retrieved|Exception ignored|Traceback|Fatal|fault")
+_PYTHON = {"PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "default::ResourceWarning"}
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A program that has ended, with everything that it forked."""
+class Ended(NamedTuple):
+    """How a program has ended, together with all that it forked."""
 
     code: int
     out: list[str]
     err: str
-    seconds: float  # from its start to the end of the last of its processes
 
     @property
     def noise(self) -> list[str]:
-        """The lines on stderr that tell of something left behind."""
+        """The lines on stderr about something that was left behind."""
         return [line for line in self.err.splitlines() if _NOISE.search(line)]
 
+    @property
+    def spans(self) -> list[str]:
+        """The names of the spans that OpenTelemetry's console exporter has printed, sorted."""
+        return sorted(line.partition(": ")[2].strip('",') for line in self.out if '  "name": ' in line)
 
-class Program:
-    """A program of ``tests/programs``, or a module, that runs with these settings.
 
-    A context manager: what is still alive at its end is killed.
-    """
-
-    def __init__(self, name: str, *args: str, url: str, **settings: object) -> None:
-        environment = os.environ | {
-            "STEP_COMPLETE_WEBHOOK": url,
-            **{f"STEP_COMPLETE_{setting.upper()}": str(value) for setting, value in settings.items()},
+def metric_points(line: str) -> dict[str, dict[str, float]]:
+    """Of each metric in a line of JSON the values, or the counts, by their labels."""
+    (scope,) = json.loads(line)["resource_metrics"][0]["scope_metrics"]
+    assert scope["scope"]["name"] == "otel_step_hook"
+    return {
+        f"{metric['name']} {metric['unit']}": {
+            ", ".join(f"{name}={value}" for name, value in sorted(point["attributes"].items())): point.get(
+                "count", point.get("value")
+            )
+            for point in metric["data"]["data_points"]
         }
-        options = ("-X", "faulthandler", "-W", "default::ResourceWarning")
-        program = PROGRAMS / f"{name}.py"
-        target = (str(program),) if program.exists() else ("-m", name)
-        self._err = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed in __exit__
-        self._began = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, *options, *target, *args],
+        for metric in scope["metrics"]
+    }
+
+
+class Program(subprocess.Popen[str]):
+    """A command that runs in ``tests/programs`` with these variables, in a process group of its own."""
+
+    def __init__(self, *command: str, **environment: str) -> None:
+        super().__init__(
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._err,
+            stderr=subprocess.PIPE,
             text=True,
             cwd=PROGRAMS,
-            env=environment,
+            env=os.environ | _PYTHON | environment,
             start_new_session=True,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._say_where_it_is(error)
-        if self.process.poll() is None or error is not None:
-            # The group is this program's alone: start_new_session made it.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        with self.process, self._err:
-            pass
-
-    def _say_where_it_is(self, error: BaseException) -> None:
-        """Add to *error* what the program has told, and what each of its threads is in the middle of."""
-        state = "is running" if self.process.poll() is None else f"has ended with {self.process.returncode}"
-        self.process.send_signal(signal.SIGABRT)  # which `-X faulthandler` answers; nothing happens to a dead one
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(LONG)
-        self._err.seek(0)
-        error.add_note(f"the program {state}; its stderr:\n{self._err.read()}")
-
-    def says(self) -> str:
-        """The next line on its stdout, once there is one."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip("\n")
+    def read_line(self) -> str:
+        """The next line on stdout, once there is one."""
+        assert self.stdout is not None
+        return self.stdout.readline().rstrip("\n")
 
     def go_on(self) -> None:
-        """Let it go on from `application.wait_to_be_told`."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(".")
-        self.process.stdin.flush()
+        """End the program's `application.wait_for_test`."""
+        assert self.stdin is not None
+        self.stdin.write(".")
+        self.stdin.flush()
 
-    def ended(self, limit: float = LONG) -> Ended:
-        """What is left of it once it, and everything that it forked, has ended."""
-        out, _ = self.process.communicate(timeout=limit)
-        seconds = time.monotonic() - self._began
-        self._err.seek(0)
-        return Ended(self.process.returncode, out.splitlines(), self._err.read(), seconds)
+    def ended(self) -> Ended:
+        """Wait until it has ended, and all that it forked; a failure shows where each thread is."""
+        try:
+            out, err = self.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.pid, signal.SIGABRT)
+            raise AssertionError(f"still running after {LIMIT:g} s: {self.communicate(timeout=LIMIT)}") from None
+        return Ended(self.returncode, out.splitlines(), err)
 
-
-def run(name: str, *args: str, url: str, **settings: object) -> Ended:
-    """Run a program to its end."""
-    with Program(name, *args, url=url, **settings) as program:
-        return program.ended()
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One webhook, and the number of the connection that it came over."""
-
-    step_id: str
-    connection: int
+    def kill_group(self) -> None:
+        """End what still runs of it and of all that it forked."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.communicate(timeout=LIMIT)
 
 
-class Ledger:
-    """A receiver that keeps connections alive, and writes down which webhook came over which of them.
+Start = Callable[..., Program]  # `python_program`, with the receiver's URL
+Run = Callable[..., Ended]  # the same, to its end
 
-    A context manager. While *gate* is cleared nothing is answered. The first *refuse* webhooks get a 503.
+
+def python_program(program: str, *args: str, **settings: object) -> Program:
+    """Start a module, or the code of an application that has all names of `application`, with these settings."""
+    code = f"import os, sys, threading\nfrom application import *\n{textwrap.dedent(program)}"
+    target = ("-m", program) if program.isidentifier() else ("-c", code)
+    variables = {f"STEP_COMPLETE_{setting.upper()}": str(value) for setting, value in settings.items()}
+    return Program(sys.executable, *target, *args, **variables)
+
+
+class StepReceiver(HostileReceiver):
+    """A receiver that keeps connections alive and remembers which step id came over which of them.
+
+    It answers 204, and nothing while *gate* is cleared.
     """
 
-    def __init__(self, *, refuse: int = 0) -> None:
-        self._refuse = refuse
+    def __init__(self) -> None:
+        super().__init__(self._answer)
         self.gate = threading.Event()
         self.gate.set()
-        self._changed = threading.Condition()
-        self._arrivals: list[Arrival] = []
-        self._accepted = 0
-        self._open: set[int] = set()  # numbers of connections
-        self._receiver = HostileReceiver(self._behave)
-        self.url = self._receiver.url
-
-    def __enter__(self) -> Self:
-        self._receiver.__enter__()
-        return self
+        self._arrived = threading.Condition()
+        self._arrivals: list[tuple[str, socket]] = []
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.gate.set()
-        self._receiver.__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)
 
-    def _behave(self, connection: socket, closing: threading.Event) -> None:
-        with self._changed:
-            self._accepted += 1
-            number = self._accepted
-            self._open.add(number)
-        try:
-            while not closing.is_set() and (request := read_request(connection)):
-                step_id = json.loads(request.partition(b"\r\n\r\n")[2])["step_id"]
-                self._change(lambda step_id=step_id: self._arrivals.append(Arrival(step_id, number)))  # type: ignore[misc]  # -- bound now
-                while not self.gate.wait(0.01):  # seconds; between them, see whether the sender has closed
-                    with contextlib.suppress(BlockingIOError):
-                        if not connection.recv(1, MSG_PEEK | MSG_DONTWAIT):
-                            return
-                with self._changed:
-                    self._refuse -= 1
-                    status = b"204 No Content" if self._refuse < 0 else b"503 Service Unavailable"
-                connection.sendall(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
-        finally:
-            self._change(lambda: self._open.discard(number))
-
-    def _change(self, change: Callable[[], None]) -> None:
-        with self._changed:
-            change()
-            self._changed.notify_all()
-
-    def _wait(self, condition: Callable[[], bool]) -> None:
-        if not self._changed.wait_for(condition, LONG):
-            raise AssertionError(f"arrived: {self._arrivals}, connections that are open: {self._open}")
+    def _answer(self, connection: socket, _: threading.Event) -> None:
+        while request := read_request(connection):
+            step_id = json.loads(request.partition(b"\r\n\r\n")[2])["step_id"]
+            with self._arrived:
+                self._arrivals.append((step_id, connection))
+                self._arrived.notify_all()
+            self.gate.wait()
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
     @property
     def steps(self) -> list[str]:
         """The step ids that have arrived, sorted."""
-        with self._changed:
-            return sorted(arrival.step_id for arrival in self._arrivals)
+        with self._arrived:
+            return sorted(step_id for step_id, _ in self._arrivals)
 
-    def wait_for(self, count: int) -> list[Arrival]:
-        """What has arrived, once there are *count* webhooks."""
-        with self._changed:
-            self._wait(lambda: len(self._arrivals) >= count)
-            return list(self._arrivals)
+    def wait_for(self, count: int) -> None:
+        """Wait until *count* webhooks have arrived."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self._arrivals) >= count, LIMIT), self._arrivals
 
-    def connections(self, prefix: str) -> set[int]:
-        """The connections over which steps with this prefix have come."""
-        with self._changed:
-            return {arrival.connection for arrival in self._arrivals if arrival.step_id.startswith(prefix)}
+    def connections_of(self, prefix: str) -> set[socket]:
+        """The connections over which step ids with *prefix* have come."""
+        with self._arrived:
+            return {connection for step_id, connection in self._arrivals if step_id.startswith(prefix)}

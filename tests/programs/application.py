@@ -2,9 +2,15 @@
 
 import os
 import sys
+import time
+from collections.abc import Callable
 
 import interruptible  # noqa: F401 -- for what it does
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import Tracer
 
 # httpx and httpcore import these where they are installed, and need them for nothing that is done here. Most
 # applications have them not; with them each of the many programs takes half as long again to start.
@@ -12,23 +18,64 @@ sys.modules |= dict.fromkeys(("trio", "click"))  # type: ignore[arg-type]  # -- 
 
 from otel_step_hook import StepHookProcessor  # noqa: E402 -- see above
 
+
+def provider_with(hook: StepHookProcessor) -> TracerProvider:
+    """A provider whose only processor is *hook*."""
+    provider = TracerProvider()
+    provider.add_span_processor(hook)
+    return provider
+
+
 hook = StepHookProcessor()
-provider = TracerProvider()
-provider.add_span_processor(hook)
+provider = provider_with(hook)
 tracer = provider.get_tracer("tests")
 
 
-def end_step(step_id: str) -> None:
-    """A step that succeeds."""
+def end_step(step_id: str, tracer: Tracer = tracer) -> None:
+    """End a step that succeeds."""
     tracer.start_span("step", attributes={"step_id": step_id}).end()
 
 
 def end_steps(name: str, count: int) -> None:
-    """Steps that succeed."""
+    """End steps that succeed."""
     for number in range(count):
         end_step(f"{name}-{number}")
 
 
-def wait_to_be_told() -> None:
+def deliver(step_id: str) -> None:
+    """End a step and wait for its delivery."""
+    end_step(step_id)
+    provider.force_flush()
+
+
+def fork(in_child: Callable[[], object] = lambda: end_steps("child", 2)) -> None:
+    """Fork, and print how the child has ended: with 3, by itself, after *in_child*."""
+    pid = os.fork()
+    if pid == 0:
+        in_child()
+        sys.exit(3)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def wait_for_test() -> None:
     """Wait for the test's `go_on`."""
     os.read(0, 1)
+
+
+def compute(seconds: float) -> None:
+    """Keep the interpreter busy."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+def count_metrics() -> Callable[[], None]:
+    """Install a meter provider, of which a process can have one. Returns what prints the metrics, as a line of JSON."""
+    reader = InMemoryMetricReader()
+    metrics.set_meter_provider(MeterProvider([reader]))
+
+    def print_metrics() -> None:
+        counted = reader.get_metrics_data()
+        print(counted.to_json(indent=None) if counted is not None else "", flush=True)
+
+    return print_metrics

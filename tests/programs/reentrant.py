@@ -1,9 +1,8 @@
 """Ends steps where one does not expect it: in signal handlers, finalisers, log handlers and exporters.
 
-Prints how many have ended and how many of them were dropped. A watchdog ends it when it hangs.
+Prints how many have ended, and the metrics.
 """
 
-import faulthandler
 import gc
 import itertools
 import logging
@@ -13,11 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from application import end_step, hook, provider, tracer
-from opentelemetry import metrics
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from application import count_metrics, end_step, hook, provider, provider_with, tracer
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from otel_step_hook import StepHookProcessor
@@ -25,11 +21,9 @@ from otel_step_hook import StepHookProcessor
 _RUN = 1.5  # seconds; long enough for thousands of interruptions
 _OFTEN = 0.0005  # seconds between two signals
 _DEEP = 20  # signal handlers that interrupt one another
-_LOG = logging.getLogger("otel_step_hook")
 
-reader = InMemoryMetricReader()
 ended = itertools.count()
-_finalised: list[object] = []
+_finalised: list[None] = []
 
 
 def _end(name: str) -> None:
@@ -37,37 +31,31 @@ def _end(name: str) -> None:
     end_step(f"{name}-{next(ended)}")
 
 
-def _dropped() -> int:
-    """How many steps the metric says were dropped."""
-    data = reader.get_metrics_data()
-    points = [
-        point
-        for resource in (data.resource_metrics if data is not None else ())
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-        if metric.name == "step_hook.dropped"
-        for point in metric.data.data_points
-    ]
-    return sum(getattr(point, "value", 0) for point in points)
-
-
-def _work(name: str) -> None:
-    """What an application does all the time, and more often."""
-    log = logging.getLogger("application")
-    until = time.monotonic() + _RUN
-    rounds = 0
-    while time.monotonic() < until:
-        rounds += 1
-        _end(name)
-        thread = threading.Thread(target=_end, args=(name,))
+def _end_in_threads(count: int, work: Callable[[int], None]) -> None:
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
         thread.start()
-        log.warning("at work")
-        if rounds % 50 == 0:
-            provider.force_flush(20)
+    for thread in threads:
         thread.join()
 
 
-def _interrupt(handler: Callable[[], None], every: float = _OFTEN) -> None:
+def _work(also: Callable[[], object] = lambda: None) -> None:
+    """What an application does all the time, and more often."""
+    log = logging.getLogger("application")
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    until = time.monotonic() + _RUN
+    for rounds in itertools.count(1):
+        _end("main")
+        _end_in_threads(1, lambda _: _end("thread"))
+        log.warning("at work")
+        also()
+        if rounds % 50 == 0:
+            provider.force_flush(20)
+        if time.monotonic() > until:
+            break
+
+
+def _interrupt(handler: Callable[[], None], every: float) -> None:
     def interrupt(*_: object) -> None:
         # On a slow machine a handler takes longer than it is until the next signal: without an end
         # to their nesting there would be none to the stack.
@@ -83,33 +71,20 @@ def _interrupt(handler: Callable[[], None], every: float = _OFTEN) -> None:
 
 def in_signal_handler() -> None:
     """A signal handler ends steps while its thread does anything."""
-    _interrupt(lambda: _end("signal"))
-    _work("main")
+    _interrupt(lambda: _end("signal"), _OFTEN)
+    _work()
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def first_in_signal_handler() -> None:
     """A signal handler ends the first step of a hook, which starts a thread, while its thread starts threads."""
     for _ in range(40):
-        other = StepHookProcessor()
-        own = TracerProvider(shutdown_on_exit=False)
-        own.add_span_processor(other)
+        own = provider_with(StepHookProcessor())
         begun = own.get_tracer("tests").start_span("step", attributes={"step_id": f"first-{next(ended)}"})
         _interrupt(begun.end, every=0)
         while begun.is_recording():
             threading.Thread(target=int).start()
         own.shutdown()
-
-
-class _Ending:
-    """Ends a step when it is collected, which only the garbage collector can do."""
-
-    def __init__(self) -> None:
-        self.me = self
-
-    def __del__(self) -> None:
-        _end("finaliser")
-        _finalised.append(self.me)
 
 
 def _generator() -> Iterator[None]:
@@ -118,33 +93,21 @@ def _generator() -> Iterator[None]:
         yield
     finally:
         span.end()
-        _finalised.append(span)
-
-
-def _abandon() -> None:
-    _Ending()
-    held: list[object] = [generator := _generator()]
-    held.append(held)
-    next(generator)
+        _finalised.append(None)
 
 
 def in_finaliser() -> None:
-    """The garbage collector ends steps, at any allocation of any thread."""
+    """The garbage collector ends the steps of abandoned generators, at any allocation of any thread."""
     gc.set_threshold(3)
-
     abandoned: list[None] = []
 
-    def produce() -> None:
-        until = time.monotonic() + _RUN
-        while time.monotonic() < until:
-            _abandon()
-            abandoned.extend((None, None))
-            time.sleep(0.001)  # or nobody else would run
+    def abandon() -> None:
+        cycle: list[object] = [generator := _generator()]
+        cycle.append(cycle)
+        next(generator)
+        abandoned.append(None)
 
-    producer = threading.Thread(target=produce)
-    producer.start()
-    _work("main")
-    producer.join()
+    _work(abandon)
     while len(_finalised) < len(abandoned):
         gc.collect()  # in vain while another thread collects
 
@@ -158,11 +121,7 @@ def in_many_threads() -> None:
             if step % 100 == number:
                 provider.force_flush(100)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _end_in_threads(16, work)
 
 
 class _Handler(logging.Handler):
@@ -180,7 +139,7 @@ class _Handler(logging.Handler):
 
 def in_log_handler() -> None:
     """A log handler ends a step, flushes, shuts down, and exits, all on the sender's own thread."""
-    _LOG.addHandler(_Handler())
+    logging.getLogger("otel_step_hook").addHandler(_Handler())
     for _ in range(20):
         _end("main")
     provider.force_flush()
@@ -204,17 +163,9 @@ def in_exporter() -> None:
         _end("main")
 
 
-def main() -> None:
-    """Do what the argument says, and count."""
-    faulthandler.dump_traceback_later(25, exit=True)
-    metrics.set_meter_provider(MeterProvider([reader]))
-    logging.getLogger("application").addHandler(logging.StreamHandler(sys.stdout))
-    logging.getLogger("application").propagate = False
+if __name__ == "__main__":
+    print_metrics = count_metrics()
     globals()[sys.argv[1]]()
     provider.shutdown()
-    print("counted ended", next(ended))
-    print("counted dropped", _dropped())
-
-
-if __name__ == "__main__":
-    main()
+    print(next(ended))
+    print_metrics()

@@ -2,145 +2,244 @@
 
 import signal
 import urllib.request
-from collections.abc import Iterator
 
 import pytest
-from processes import Ledger, Program, run
+from processes import Run, Start, StepReceiver
+
+pytest_plugins = ["starting"]
 
 
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    """A receiver that is running."""
-    with Ledger() as ledger:
-        yield ledger
-
-
-def test_without_earlier_steps(ledger: Ledger) -> None:
+def test_without_earlier_steps(receiver: StepReceiver, run: Run) -> None:
     """A process that has sent nothing yet can fork, and its child delivers when it ends."""
-    ended = run("forks", "idle", url=ledger.url)
+    ended = run("fork()")
     assert (ended.code, ended.out, ended.noise) == (0, ["3"], [])
-    assert ledger.steps == ["child-0", "child-1"]
+    assert receiver.steps == ["child-0", "child-1"]
 
 
-def test_at_any_moment(ledger: Ledger) -> None:
+def test_at_any_moment(receiver: StepReceiver, run: Run) -> None:
     """A fork soon after the first step, whatever the thread is just doing, loses nothing and doubles nothing."""
-    ended = run("forks", "at_any_moment", url=ledger.url)
-    assert (ended.code, ended.noise) == (0, [])
-    assert ledger.steps == sorted(f"{who}-{number}" for who in ("parent", "child") for number in range(16))
-    assert ledger.connections("parent").isdisjoint(ledger.connections("child"))
+    ended = run("""
+        for number in range(16):
+            own = provider_with(StepHookProcessor())
+            tracer = own.get_tracer("tests")
+            end_step(f"parent-{number}", tracer)
+            compute(number * 0.0006)  # seconds; the delivery takes about 10 ms
+            fork(lambda: end_step(f"child-{number}", tracer))
+            own.shutdown()
+    """)
+    assert (ended.code, ended.out, ended.noise) == (0, ["3"] * 16, [])
+    assert receiver.steps == sorted(f"{who}-{number}" for who in ("parent", "child") for number in range(16))
+    assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
-def test_nothing_is_left_to_do_once(ledger: Ledger) -> None:
+def test_nothing_is_left_to_do_once(receiver: StepReceiver, run: Run) -> None:
     """The sending thread imports no module and makes no TLS context: a fork in the middle of that would be for ever."""
-    ended = run("forks", "nothing_late", url=ledger.url)
+    ended = run("""
+        import ssl
+        known, made = set(sys.modules), []
+        def note(frame, event, _):
+            if frame.f_code is ssl.SSLContext.__new__.__code__:
+                made.append("a TLS context")
+        threading.setprofile(note)
+        end_step("parent-0")
+        provider.shutdown()
+        print(sorted({*sys.modules} - known) + made)
+    """)
     assert (ended.code, ended.out, ended.noise) == (0, ["[]"], [])
-    assert ledger.steps == ["parent-0"]
+    assert receiver.steps == ["parent-0"]
 
 
-def test_after_a_delivery(ledger: Ledger) -> None:
+def test_after_a_delivery(receiver: StepReceiver, run: Run) -> None:
     """The child opens connections of its own; the parent's goes on to serve the parent when the child has ended."""
-    ended = run("forks", "delivered", url=ledger.url)
+    ended = run("""
+        deliver("parent-0")
+        fork()
+        end_step("parent-1")
+    """)
     assert (ended.code, ended.out, ended.noise) == (0, ["3"], [])
-    assert ledger.steps == ["child-0", "child-1", "parent-0", "parent-1"]
-    assert len(ledger.connections("parent")) == 1
-    assert ledger.connections("parent").isdisjoint(ledger.connections("child"))
+    assert receiver.steps == ["child-0", "child-1", "parent-0", "parent-1"]
+    assert len(receiver.connections_of("parent")) == 1
+    assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
-def test_in_flight(ledger: Ledger) -> None:
+def test_in_flight(receiver: StepReceiver, start: Start) -> None:
     """What is in flight or queued at the fork is sent once, by the parent, over connections of the parent."""
-    ledger.gate.clear()
-    with Program("forks", "flying", url=ledger.url, concurrency=4) as program:
-        ledger.wait_for(4)
-        program.go_on()
-        ledger.wait_for(6)
-        ledger.gate.set()
-        ended = program.ended()
+    receiver.gate.clear()
+    program = start(
+        """
+        end_steps("parent", 12)
+        wait_for_test()
+        fork()
+        """,
+        concurrency=4,
+    )
+    receiver.wait_for(4)
+    program.go_on()
+    receiver.wait_for(6)
+    receiver.gate.set()
+    ended = program.ended()
     assert (ended.code, ended.out, ended.noise) == (0, ["3"], [])
-    assert ledger.steps == sorted([f"parent-{number}" for number in range(12)] + ["child-0", "child-1"])
-    assert ledger.connections("parent").isdisjoint(ledger.connections("child"))
+    assert receiver.steps == sorted([f"parent-{number}" for number in range(12)] + ["child-0", "child-1"])
+    assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
-def test_a_loop_that_a_child_drops(ledger: Ledger) -> None:
-    """The parent still hears of what happens on it: their epoll is one object of the kernel."""
-    ended = run("forks", "collected", url=ledger.url)
+def test_a_loop_that_a_child_drops(run: Run) -> None:
+    """It still serves the parent, with which the child shares its epoll."""
+    ended = run("""
+        import asyncio, gc
+        from otel_step_hook.delivery.loop import EventLoop
+        loop = EventLoop()
+        loop.run_until_complete(asyncio.sleep(0))
+        def in_child():
+            globals().pop("loop")
+            gc.collect()
+        fork(in_child)
+        # The answer comes from a thread, which has to wake the loop.
+        print(loop.run_until_complete(loop.getaddrinfo("127.0.0.1", 80))[0][4][0])
+        loop.close()
+    """)
     assert (ended.code, ended.out) == (0, ["3", "127.0.0.1"])
 
 
-def test_held_steps(ledger: Ledger) -> None:
-    """What waits for a span of the parent's is the parent's to tell, once."""
-    ended = run("forks", "held", url=ledger.url)
+def test_held_steps(receiver: StepReceiver, run: Run) -> None:
+    """What waits for a span of the parent's is sent once, by the parent."""
+    ended = run("""
+        from opentelemetry.trace import set_span_in_context
+        node = {"metadata": '{"langgraph_node": "plan", "langgraph_checkpoint_ns": "parent-plan"}'}
+        tracer = provider.get_tracer("openinference.instrumentation.langchain")
+        outer = tracer.start_span("plan", attributes=node)
+        tracer.start_span("plan", set_span_in_context(outer), attributes=node).end()
+        fork()
+        outer.end()
+    """)
     assert (ended.code, ended.out, ended.err) == (0, ["3"], "")
-    assert ledger.steps == ["child-0", "child-1", "parent-plan"]
+    assert receiver.steps == ["child-0", "child-1", "parent-plan"]
 
 
-def test_grandchildren(ledger: Ledger) -> None:
+def test_grandchildren(receiver: StepReceiver, run: Run) -> None:
     """Each of three generations delivers its own steps over its own connections."""
-    ended = run("forks", "generations", url=ledger.url)
-    assert (ended.code, ended.out, ended.noise) == (0, ["4"], [])
-    assert ledger.steps == ["child-0", "child-1", "grandchild-0", "parent-0", "parent-1"]
-    used = [ledger.connections(name) for name in ("parent", "child", "grandchild")]
+    ended = run("""
+        def in_child():
+            deliver("child-0")
+            fork(lambda: end_step("grandchild-0"))
+            end_step("child-1")
+        deliver("parent-0")
+        fork(in_child)
+        end_step("parent-1")
+    """)
+    assert (ended.code, ended.out, ended.noise) == (0, ["3", "3"], [])
+    assert receiver.steps == ["child-0", "child-1", "grandchild-0", "parent-0", "parent-1"]
+    used = [receiver.connections_of(name) for name in ("parent", "child", "grandchild")]
     assert len(set.union(*used)) == 3
 
 
-def test_from_a_thread(ledger: Ledger) -> None:
+def test_from_a_thread(receiver: StepReceiver, run: Run) -> None:
     """A child in which only the forking thread has survived delivers."""
-    ended = run("forks", "from_thread", url=ledger.url)
+    ended = run("""
+        def in_child():
+            deliver("child-0")
+            os._exit(3)
+        deliver("parent-0")
+        thread = threading.Thread(target=fork, args=(in_child,))
+        thread.start()
+        thread.join()
+        end_step("parent-1")
+    """)
     assert (ended.code, ended.out, ended.noise) == (0, ["3"], [])
-    assert ledger.steps == ["child-0", "parent-0", "parent-1"]
+    assert receiver.steps == ["child-0", "parent-0", "parent-1"]
 
 
-def test_child_that_is_cut_off(ledger: Ledger) -> None:
+def test_child_that_is_cut_off(receiver: StepReceiver, start: Start) -> None:
     """`os._exit` in a child loses what is queued there and nothing else."""
-    with Program("forks", "cut_off", url=ledger.url, concurrency=3) as program:
-        assert program.says() == "delivered"
-        ledger.gate.clear()
-        program.go_on()
-        ledger.wait_for(5)
-        program.go_on()
-        assert program.says() == "5"
-        ledger.gate.set()
-        ended = program.ended()
+    program = start(
+        """
+        def in_child():
+            deliver("child-delivered")
+            print("delivered", flush=True)
+            wait_for_test()
+            end_steps("child-lost", 12)
+            wait_for_test()
+            os._exit(5)
+        deliver("parent-0")
+        fork(in_child)
+        end_step("parent-1")
+        """,
+        concurrency=3,
+    )
+    assert program.read_line() == "delivered"
+    receiver.gate.clear()
+    program.go_on()
+    receiver.wait_for(5)
+    program.go_on()
+    assert program.read_line() == "5"
+    receiver.gate.set()
+    ended = program.ended()
     assert (ended.code, ended.noise) == (0, [])
-    lost = [step for step in ledger.steps if step.startswith("child-lost")]
+    lost = [step for step in receiver.steps if step.startswith("child-lost")]
     assert len(lost) == 3
-    assert [step for step in ledger.steps if step not in lost] == ["child-delivered", "parent-0", "parent-1"]
+    assert [step for step in receiver.steps if step not in lost] == ["child-delivered", "parent-0", "parent-1"]
 
 
-def test_between_fork_and_exec(ledger: Ledger) -> None:
+def test_between_fork_and_exec(receiver: StepReceiver, run: Run) -> None:
     """A function that runs before exec and ends a step leaves the parent's deliveries alone."""
-    ended = run("forks", "in_subprocess", url=ledger.url)
+    ended = run("""
+        import subprocess
+        deliver("parent-0")
+        subprocess.run([sys.executable, "-c", "pass"], check=True, preexec_fn=lambda: end_step("child-0"))
+        end_step("parent-1")
+    """)
     assert (ended.code, ended.noise) == (0, [])
-    assert [step for step in ledger.steps if step != "child-0"] == ["parent-0", "parent-1"]
-    assert len(ledger.connections("parent")) == 1
+    assert [step for step in receiver.steps if step != "child-0"] == ["parent-0", "parent-1"]
+    assert len(receiver.connections_of("parent")) == 1
+
+
+MULTIPROCESSING = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+method, kind = sys.argv[1:]
+multiprocessing.set_start_method(method)
+deliver("parent-0")
+if kind == "pool":
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(end_step, ["child-0", "child-1"]))
+else:
+    children = [multiprocessing.Process(target=end_step, args=(f"child-{number}",)) for number in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+end_step("parent-1")
+"""
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("kind", ["process", "pool"])
-def test_multiprocessing(ledger: Ledger, method: str, kind: str) -> None:
+def test_multiprocessing(receiver: StepReceiver, run: Run, method: str, kind: str) -> None:
     """Children that multiprocessing makes deliver when they end, although some of them skip atexit."""
-    ended = run("multiprocesses", method, kind, url=ledger.url)
-    assert (ended.code, ended.out, ended.noise) == (0, ["done"], [])
-    assert ledger.steps == ["child-0", "child-1", "parent-0", "parent-1"]
-    assert ledger.connections("parent").isdisjoint(ledger.connections("child"))
+    ended = run(MULTIPROCESSING, method, kind)
+    assert (ended.code, ended.noise) == (0, [])
+    assert receiver.steps == ["child-0", "child-1", "parent-0", "parent-1"]
+    assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
 @pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
-def test_gunicorn(ledger: Ledger, preload: tuple[str, ...]) -> None:
+def test_gunicorn(receiver: StepReceiver, start: Start, preload: tuple[str, ...]) -> None:
     """Gunicorn's workers deliver while they run, and drain when SIGTERM ends them."""
     arguments = ("--config", "serving.py", *preload, "served:application")
-    with Program("gunicorn", *arguments, url=ledger.url) as program:
-        port, *ready = [program.says() for _ in range(3)]
-        assert ready == ["ready", "ready"]
-        address = f"http://127.0.0.1:{port}"
-        for number in range(6):
-            urllib.request.urlopen(f"{address}/{number}").close()
-        ledger.wait_for(6 + (1 if preload else 2))
-        ledger.gate.clear()
-        urllib.request.urlopen(f"{address}/last").close()
-        program.process.send_signal(signal.SIGTERM)
-        ledger.gate.set()
-        ended = program.ended()
+    program = start("gunicorn", *arguments)
+    port, *ready = [program.read_line() for _ in range(3)]
+    assert ready == ["ready", "ready"]
+    address = f"http://127.0.0.1:{port}"
+    for number in range(6):
+        urllib.request.urlopen(f"{address}/{number}").close()
+    receiver.wait_for(6 + (1 if preload else 2))
+    receiver.gate.clear()
+    urllib.request.urlopen(f"{address}/last").close()
+    program.send_signal(signal.SIGTERM)
+    receiver.gate.set()
+    ended = program.ended()
     assert ended.code == 0
     assert [line for line in ended.noise if f", {port})" not in line] == []  # the workers leave gunicorn's own open
     served = [f"request-{number}" for number in range(6)] + ["request-last"]
-    assert ledger.steps == sorted(["loaded"] * (1 if preload else 2) + served)
+    assert receiver.steps == sorted(["loaded"] * (1 if preload else 2) + served)

@@ -1,41 +1,42 @@
 """Steps that end at any moment, on any thread: nothing deadlocks, and each is delivered or counted as dropped."""
 
 import pytest
-from processes import Ended, Ledger, run
+from processes import Ended, Run, StepReceiver, metric_points
+
+from otel_step_hook.testing import ScriptedReceiver
+
+pytest_plugins = ["starting"]
 
 
-def _counts(ended: Ended) -> dict[str, int]:
-    """What the program has counted."""
-    return {words[1]: int(words[2]) for words in (line.split() for line in ended.out) if words[0] == "counted"}
+def _ended_and_dropped(ended: Ended) -> tuple[int, int]:
+    *_, count, metrics = ended.out
+    return int(count), int(sum(metric_points(metrics).get("step_hook.dropped {event}", {}).values()))
 
 
 @pytest.mark.parametrize("where", ["in_signal_handler", "first_in_signal_handler", "in_finaliser", "in_many_threads"])
-def test_each_step_is_accounted_for(where: str) -> None:
+def test_each_step_is_accounted_for(receiver: StepReceiver, run: Run, where: str) -> None:
     """Steps that end in signal handlers, in finalisers or in many threads at once are delivered or counted."""
-    with Ledger() as ledger:
-        ended = run("reentrant", where, url=ledger.url, max_queue_size=300)
-    counts = _counts(ended)
+    ended = run("reentrant", where, max_queue_size=300)
     assert (ended.code, ended.noise) == (0, [])
-    assert len(ledger.steps) == len(set(ledger.steps))
-    assert len(ledger.steps) + counts["dropped"] == counts["ended"]
-    assert counts["ended"] >= 40
+    count, dropped = _ended_and_dropped(ended)
+    assert len(receiver.steps) == len(set(receiver.steps))
+    assert len(receiver.steps) + dropped == count
+    assert count >= 40
     assert len(ended.err.splitlines()) <= 2  # the first that was dropped, and the count of the others
 
 
-def test_in_log_handler() -> None:
+def test_in_log_handler(step_receiver: ScriptedReceiver, run: Run) -> None:
     """A log handler may end steps, flush, shut down and even exit on our own thread: it stops nothing but itself."""
-    with Ledger(refuse=1) as ledger:
-        ended = run("reentrant", "in_log_handler", url=ledger.url, initial_backoff=0.01)
-    counts = _counts(ended)
+    step_receiver.answers(503)
+    ended = run("reentrant", "in_log_handler", webhook=step_receiver.url, initial_backoff=0.01)
     assert (ended.code, ended.err) == (0, "")
-    assert counts["dropped"] >= 1  # what the handler ended after it had shut down
-    assert len(set(ledger.steps)) + counts["dropped"] == counts["ended"]
+    count, dropped = _ended_and_dropped(ended)
+    assert dropped >= 1  # what the handler ended after it had shut down
+    assert len({received.step_id for received in step_receiver.received}) + dropped == count
 
 
-def test_in_exporter() -> None:
+def test_in_exporter(receiver: StepReceiver, run: Run) -> None:
     """An exporter may flush and even exit on our own thread: every step is delivered all the same."""
-    with Ledger() as ledger:
-        ended = run("reentrant", "in_exporter", url=ledger.url)
-    counts = _counts(ended)
-    assert ended.code == 0
-    assert (len(ledger.steps), counts["ended"], counts["dropped"]) == (20, 20, 0)
+    ended = run("reentrant", "in_exporter")
+    assert (ended.code, len(receiver.steps)) == (0, 20)
+    assert _ended_and_dropped(ended) == (20, 0)
