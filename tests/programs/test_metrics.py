@@ -1,0 +1,55 @@
+"""The metrics, through a real MeterProvider: in a process of its own, because there can be one per process."""
+
+from processes import Start, metric_points
+
+from otel_step_hook.testing import Answer, ScriptedReceiver
+
+pytest_plugins = ["starting"]
+
+COUNTING = """
+from opentelemetry.sdk.trace import SpanProcessor
+class Raising(SpanProcessor):
+    def on_end(self, span):
+        if span.name != "step":
+            raise RuntimeError
+print_metrics = count_metrics()
+for outcome in ("failed", "cancelled"):
+    tracer.start_span("step", attributes={"step_id": outcome, "step.status": outcome}).end()
+    provider.force_flush()
+provider.add_span_processor(Raising())
+deliver("unrecorded")
+end_step("cut off")
+wait_for_test()
+print_metrics()
+end_steps("waiting", 4)
+provider.shutdown()
+print_metrics()
+"""
+
+
+def test_deliveries_attempts_drops_durations_and_the_queue_are_counted(
+    step_receiver: ScriptedReceiver, start: Start
+) -> None:
+    """Each counter counts what its name says, under labels that are bounded, also where spans cannot be recorded."""
+    step_receiver.answers(503, 204, 410, 204, Answer(delay=600))
+    fast = {"initial_backoff": 0.01, "shutdown_timeout": 0.1}
+    program = start(COUNTING, webhook=step_receiver.url, concurrency=1, max_queue_size=2, **fast)
+    step_receiver.wait_for(5, 30)
+    program.go_on()
+    ended = program.ended()
+    assert (ended.code, len(ended.out)) == (0, 2)
+    during, after = map(metric_points, ended.out)
+    deliveries = {
+        "outcome=failed, result=delivered": 1,
+        "outcome=cancelled, result=discarded": 1,
+        "outcome=success, result=delivered": 1,
+        "outcome=success, result=discarded": 2,
+    }
+    assert during["step_hook.queue.size {event}"] == {"": 1}
+    assert after == {
+        "step_hook.deliveries {delivery}": deliveries,
+        "step_hook.delivery.duration s": deliveries,
+        "step_hook.attempts {attempt}": {"error.type=503": 1, "error.type=410": 1, "error.type=shutdown": 1, "": 2},
+        "step_hook.dropped {event}": {"reason=queue_full": 3},
+        "step_hook.queue.size {event}": {"": 0},
+    }
