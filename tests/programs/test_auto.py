@@ -22,7 +22,7 @@ def run(**environment: str) -> Ended:
     return Program(INSTRUMENT, sys.executable, "uninstrumented.py", **(quiet | environment)).ended()
 
 
-def test_an_application_that_knows_nothing_tells_its_steps(receiver: StepReceiver) -> None:
+def test_an_application_that_knows_nothing_sends_its_steps(receiver: StepReceiver) -> None:
     """One variable is enough; the delivery's spans are exported, although the hook comes last."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url)
     assert (ended.code, ended.err) == (0, "")
@@ -37,7 +37,7 @@ def test_without_a_webhook_nothing_happens(environment: dict[str, str]) -> None:
     assert (ended.code, ended.err, ended.spans) == (0, "", ["run", "step"])
 
 
-def test_a_setting_that_cannot_be_used_is_told_and_harms_nothing_else(receiver: StepReceiver) -> None:
+def test_a_setting_that_cannot_be_used_is_logged_and_harms_nothing_else(receiver: StepReceiver) -> None:
     """One line says what to do; the application, its spans and the other instrumentations go on."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, STEP_COMPLETE_TIMEOUT="soon")
     assert (ended.code, ended.spans, receiver.steps) == (0, ["run", "step"], [])
@@ -61,7 +61,7 @@ def test_it_can_be_switched_off_with_the_sdk(receiver: StepReceiver) -> None:
     assert ended.out == ["recording: False"]
 
 
-def test_steps_that_a_sampler_would_drop_are_told(receiver: StepReceiver) -> None:
+def test_steps_that_a_sampler_would_drop_are_sent(receiver: StepReceiver) -> None:
     """The sampler is chosen by the environment as well."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, OTEL_TRACES_SAMPLER="step_hook", OTEL_TRACES_SAMPLER_ARG="0")
     assert (ended.code, ended.err, ended.spans, receiver.steps) == (0, "", [], ["step-1"])
@@ -153,7 +153,7 @@ def test_the_instrumentor_does_nothing_without_a_webhook(provider: TracerProvide
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ({"webhook": "ftp://example.com"}, "has a scheme that is neither https nor http"),
         ({"webhook": "http://127.0.0.1:9/", "wehbook": "x"}, "wehbook is not a setting; did you mean webhook?"),
@@ -162,13 +162,13 @@ def test_the_instrumentor_does_nothing_without_a_webhook(provider: TracerProvide
     ],
 )
 def test_no_setting_makes_it_raise(
-    provider: TracerProvider, options: dict[str, object], told: str, caplog: pytest.LogCaptureFixture
+    provider: TracerProvider, options: dict[str, object], expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception would keep other instrumentations from being loaded: it is told instead, without a secret."""
+    """An exception would keep other instrumentations from being loaded: it is logged instead, without a secret."""
     auto.StepHookInstrumentor().instrument(**options)
     assert _registered(provider) == 0
     assert caplog.messages[-1].startswith("otel-step-hook is not registered: ")
-    assert told in caplog.text
+    assert expected in caplog.text
     assert "sekret" not in caplog.text
 
 
