@@ -30,6 +30,7 @@ def test_an_application_that_knows_nothing_sends_its_steps(receiver: StepReceive
     assert receiver.steps == ["step-1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{}, {"STEP_COMPLETE_WEBHOOK": " "}, {"STEP_COMPLETE_TIMEOUT": "soon"}])
 def test_without_a_webhook_nothing_happens(environment: dict[str, str]) -> None:
     """The package may be installed everywhere: not even a setting that cannot be used is spoken of."""
@@ -37,6 +38,7 @@ def test_without_a_webhook_nothing_happens(environment: dict[str, str]) -> None:
     assert (ended.code, ended.err, ended.spans) == (0, "", ["run", "step"])
 
 
+@pytest.mark.slow
 def test_a_setting_that_cannot_be_used_is_logged_and_harms_nothing_else(receiver: StepReceiver) -> None:
     """One line says what to do; the application, its spans and the other instrumentations go on."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, STEP_COMPLETE_TIMEOUT="soon")
@@ -48,12 +50,14 @@ def test_a_setting_that_cannot_be_used_is_logged_and_harms_nothing_else(receiver
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 def test_it_can_be_switched_off_as_an_instrumentation(receiver: StepReceiver) -> None:
     """By the variable that switches off any other."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="httpx, step_hook")
     assert (ended.code, ended.err, ended.spans, receiver.steps) == (0, "", ["run", "step"], [])
 
 
+@pytest.mark.slow
 def test_it_can_be_switched_off_with_the_sdk(receiver: StepReceiver) -> None:
     """Without the SDK there are no spans to end; one line says so."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, OTEL_SDK_DISABLED="true")
@@ -61,6 +65,7 @@ def test_it_can_be_switched_off_with_the_sdk(receiver: StepReceiver) -> None:
     assert ended.out == ["recording: False"]
 
 
+@pytest.mark.slow
 def test_steps_that_a_sampler_would_drop_are_sent(receiver: StepReceiver) -> None:
     """The sampler is chosen by the environment as well."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, OTEL_TRACES_SAMPLER="step_hook", OTEL_TRACES_SAMPLER_ARG="0")

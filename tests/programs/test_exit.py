@@ -34,6 +34,7 @@ end_step("step-0", provider.get_tracer("tests"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_plain_exit_in_any_order(receiver: StepReceiver, run: Run, order: str) -> None:
     """Wherever the hook stands, a process that just ends has delivered, and has exported the delivery's spans."""
@@ -71,6 +72,7 @@ def test_healthy(receiver: StepReceiver, run: Run) -> None:
     assert (ended.code, ended.err, receiver.steps) == (3, "", STEPS)
 
 
+@pytest.mark.slow
 def test_slow(receiver: StepReceiver, start: Start) -> None:
     """A receiver that takes its time within the limit gets everything."""
     receiver.gate.clear()
@@ -81,6 +83,7 @@ def test_slow(receiver: StepReceiver, start: Start) -> None:
     assert (ended.code, ended.err, receiver.steps) == (3, "", STEPS)
 
 
+@pytest.mark.slow
 def test_hung(receiver: StepReceiver, run: Run) -> None:
     """A receiver that never answers costs the shutdown timeout; the log says what it did not take."""
     receiver.gate.clear()
@@ -90,6 +93,7 @@ def test_hung(receiver: StepReceiver, run: Run) -> None:
     assert "2 more like this: discarded step" in ended.err
 
 
+@pytest.mark.slow
 def test_refusing(run: Run, closed_port: int) -> None:
     """A receiver that is not there keeps no process longer than the limit."""
     url = f"http://127.0.0.1:{closed_port}/hook"
@@ -99,6 +103,7 @@ def test_refusing(run: Run, closed_port: int) -> None:
     assert "2 more like this: discarded step" in ended.err
 
 
+@pytest.mark.slow
 def test_names_that_hang(run: Run) -> None:
     """A resolver that does not answer costs the shutdown timeout; the log says what could not be sent."""
     url = "http://receiver.test/hook"
@@ -111,6 +116,7 @@ def test_names_that_hang(run: Run) -> None:
     assert any(sentence in ended.err for sentence in expected)
 
 
+@pytest.mark.slow
 def test_exception(receiver: StepReceiver, run: Run) -> None:
     """An application that fails has its steps delivered, and fails as it does without us."""
     ended = run("""
@@ -121,6 +127,7 @@ def test_exception(receiver: StepReceiver, run: Run) -> None:
     assert ended.err.endswith("LookupError: the application's own\n")
 
 
+@pytest.mark.slow
 def test_interrupt(receiver: StepReceiver, run: Run) -> None:
     """Ctrl-C delivers what has ended, and ends the process as it does without us."""
     ended = run("""
@@ -132,6 +139,7 @@ def test_interrupt(receiver: StepReceiver, run: Run) -> None:
     assert ended.err.endswith("KeyboardInterrupt\n")
 
 
+@pytest.mark.slow
 def test_last_thread(receiver: StepReceiver, run: Run) -> None:
     """A step that ends in a thread after the main thread's end is delivered."""
     ended = run("""
@@ -144,6 +152,7 @@ def test_last_thread(receiver: StepReceiver, run: Run) -> None:
     assert (ended.code, ended.err, receiver.steps) == (0, "", STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_in_exit_handler(receiver: StepReceiver, run: Run, host: str) -> None:
     """Steps of which the first ends while the interpreter exits are delivered, where no thread can be started, too."""
@@ -156,6 +165,7 @@ def test_in_exit_handler(receiver: StepReceiver, run: Run, host: str) -> None:
     assert (ended.code, ended.err, receiver.steps) == (3, "", STEPS)
 
 
+@pytest.mark.slow
 def test_flush_in_exit_handler(receiver: StepReceiver, run: Run) -> None:
     """Where no thread can be started, force_flush() does not wait for one; shutdown() does the work."""
     ended = run("""
@@ -167,6 +177,7 @@ def test_flush_in_exit_handler(receiver: StepReceiver, run: Run) -> None:
     assert (ended.code, ended.err, receiver.steps) == (3, "", STEPS)
 
 
+@pytest.mark.slow
 def test_in_earlier_exit_handler(receiver: StepReceiver, run: Run) -> None:
     """An exit handler that the application registers once it has its hook runs before the hook's own."""
     ended = run("""
@@ -178,6 +189,7 @@ def test_in_earlier_exit_handler(receiver: StepReceiver, run: Run) -> None:
     assert (ended.code, ended.err, receiver.steps) == (3, "", STEPS)
 
 
+@pytest.mark.slow
 def test_after_shutdown(receiver: StepReceiver, run: Run) -> None:
     """Steps that end after shutdown() are dropped, counted, and logged once, however many they are."""
     ended = run("""
@@ -211,12 +223,14 @@ for _ in range(100):
 """
 
 
+@pytest.mark.slow
 def test_many_shutdowns(receiver: StepReceiver, run: Run) -> None:
     """Shutting down in several threads, and again, delivers once."""
     ended = run(SHUTTING_DOWN)
     assert (ended.code, ended.err, receiver.steps) == (0, "", sorted(f"step-{number}" for number in range(20)))
 
 
+@pytest.mark.slow
 def test_shutdowns_share_their_limit(receiver: StepReceiver, run: Run) -> None:
     """However often an application shuts down, a receiver that hangs costs the limit once."""
     receiver.gate.clear()
@@ -249,6 +263,7 @@ def test_shutdown_in_signal_handler(receiver: StepReceiver, start: Start) -> Non
     assert receiver.steps[-3:] == STEPS
 
 
+@pytest.mark.slow
 def test_at_any_moment(receiver: StepReceiver, run: Run) -> None:
     """Wherever the thread is when the interpreter exits, it neither crashes nor loses a step."""
     ended = run("""

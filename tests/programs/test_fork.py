@@ -9,6 +9,7 @@ from processes import Run, Start, StepReceiver
 pytest_plugins = ["starting"]
 
 
+@pytest.mark.slow
 def test_without_earlier_steps(receiver: StepReceiver, run: Run) -> None:
     """A process that has sent nothing yet can fork, and its child delivers when it ends."""
     ended = run("fork()")
@@ -16,6 +17,7 @@ def test_without_earlier_steps(receiver: StepReceiver, run: Run) -> None:
     assert receiver.steps == ["child-0", "child-1"]
 
 
+@pytest.mark.slow
 def test_at_any_moment(receiver: StepReceiver, run: Run) -> None:
     """A fork soon after the first step, whatever the thread is just doing, loses nothing and doubles nothing."""
     ended = run("""
@@ -32,6 +34,7 @@ def test_at_any_moment(receiver: StepReceiver, run: Run) -> None:
     assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_to_do_once(receiver: StepReceiver, run: Run) -> None:
     """The sending thread imports no module and makes no TLS context: a fork in the middle of that would be for ever."""
     ended = run("""
@@ -62,6 +65,7 @@ def test_after_a_delivery(receiver: StepReceiver, run: Run) -> None:
     assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
+@pytest.mark.slow
 def test_in_flight(receiver: StepReceiver, start: Start) -> None:
     """What is in flight or queued at the fork is sent once, by the parent, over connections of the parent."""
     receiver.gate.clear()
@@ -83,6 +87,7 @@ def test_in_flight(receiver: StepReceiver, start: Start) -> None:
     assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
+@pytest.mark.slow
 def test_a_loop_that_a_child_drops(run: Run) -> None:
     """It still serves the parent, with which the child shares its epoll."""
     ended = run("""
@@ -101,6 +106,7 @@ def test_a_loop_that_a_child_drops(run: Run) -> None:
     assert (ended.code, ended.out) == (0, ["3", "127.0.0.1"])
 
 
+@pytest.mark.slow
 def test_held_steps(receiver: StepReceiver, run: Run) -> None:
     """What waits for a span of the parent's is sent once, by the parent."""
     ended = run("""
@@ -116,6 +122,7 @@ def test_held_steps(receiver: StepReceiver, run: Run) -> None:
     assert receiver.steps == ["child-0", "child-1", "parent-plan"]
 
 
+@pytest.mark.slow
 def test_grandchildren(receiver: StepReceiver, run: Run) -> None:
     """Each of three generations delivers its own steps over its own connections."""
     ended = run("""
@@ -133,6 +140,7 @@ def test_grandchildren(receiver: StepReceiver, run: Run) -> None:
     assert len(set.union(*used)) == 3
 
 
+@pytest.mark.slow
 def test_from_a_thread(receiver: StepReceiver, run: Run) -> None:
     """A child in which only the forking thread has survived delivers."""
     ended = run("""
@@ -149,6 +157,7 @@ def test_from_a_thread(receiver: StepReceiver, run: Run) -> None:
     assert receiver.steps == ["child-0", "parent-0", "parent-1"]
 
 
+@pytest.mark.slow
 def test_child_that_is_cut_off(receiver: StepReceiver, start: Start) -> None:
     """`os._exit` in a child loses what is queued there and nothing else."""
     program = start(
@@ -180,6 +189,7 @@ def test_child_that_is_cut_off(receiver: StepReceiver, start: Start) -> None:
     assert [step for step in receiver.steps if step not in lost] == ["child-delivered", "parent-0", "parent-1"]
 
 
+@pytest.mark.slow
 def test_between_fork_and_exec(receiver: StepReceiver, run: Run) -> None:
     """A function that runs before exec and ends a step leaves the parent's deliveries alone."""
     ended = run("""
@@ -213,8 +223,8 @@ end_step("parent-1")
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("kind", ["process", "pool"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["process", pytest.param("pool", marks=pytest.mark.slow)])
 def test_multiprocessing(receiver: StepReceiver, run: Run, method: str, kind: str) -> None:
     """Children that multiprocessing makes deliver when they end, although some of them skip atexit."""
     ended = run(MULTIPROCESSING, method, kind)
@@ -223,7 +233,7 @@ def test_multiprocessing(receiver: StepReceiver, run: Run, method: str, kind: st
     assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
-@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
+@pytest.mark.parametrize("preload", [("--preload",), pytest.param((), marks=pytest.mark.slow)], ids=["preload", ""])
 def test_gunicorn(receiver: StepReceiver, start: Start, preload: tuple[str, ...]) -> None:
     """Gunicorn's workers deliver while they run, and drain when SIGTERM ends them."""
     arguments = ("--config", "serving.py", *preload, "served:application")

@@ -34,6 +34,7 @@ runpy.run_path(sys.argv[2])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["by the command", "by the application"])
 @pytest.mark.parametrize(
     ("sampler", "exported"),

@@ -43,8 +43,7 @@ def _run(example: Example) -> None:
     script = example.parsed.replace("make test\n", "")  # which is what runs this test
     # Not published yet: what pip would fetch is this checkout, and this environment is not to change.
     script = script.replace("pip install otel-step-hook", "uv pip install --quiet --dry-run .")
-    if (port := example.namespace.get("_listening")) is not None:
-        script = script.replace(f"http://127.0.0.1:{_LISTENS}", f"http://127.0.0.1:{port}")
+    script = script.replace(f"127.0.0.1:{_LISTENS}", f"127.0.0.1:{example.namespace.get('_listening')}")
     _bash(script)
 
 
@@ -71,12 +70,16 @@ def _is_listen(block: Example) -> bool:
     return str(block.parsed).startswith("otel-step-hook listen")
 
 
+def _asks_listen(block: Example) -> bool:
+    return f"http://127.0.0.1:{_LISTENS}" in block.parsed
+
+
 _BLOCKS = _blocks()
 
 
 def _parameters(*, for_servers: bool) -> list[object]:
     return [
-        pytest.param(block, id=f"line-{block.line}")
+        pytest.param(block, id=f"line-{block.line}", marks=[pytest.mark.slow] if _asks_listen(block) else [])
         for block in _BLOCKS
         if _is_for_servers(block) is for_servers and not _is_listen(block)
     ]
@@ -104,10 +107,13 @@ def listening() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("block", _parameters(for_servers=False))
-def test_a_block_of_the_readme_runs(block: Example, listening: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_of_the_readme_runs(
+    block: Example, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each command and each piece of code in README does what it says."""
     monkeypatch.setenv("STEP_COMPLETE_KEY", "the-key-of-this-test")
-    block.namespace["_listening"] = listening
+    if _asks_listen(block):
+        block.namespace["_listening"] = request.getfixturevalue("listening")
     block.evaluate()
 
 

@@ -13,7 +13,15 @@ def _ended_and_dropped(ended: Ended) -> tuple[int, int]:
     return int(count), int(sum(metric_points(metrics).get("step_hook.dropped {event}", {}).values()))
 
 
-@pytest.mark.parametrize("where", ["in_signal_handler", "first_in_signal_handler", "in_finaliser", "in_many_threads"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "in_signal_handler",
+        pytest.param("first_in_signal_handler", marks=pytest.mark.slow),
+        pytest.param("in_finaliser", marks=pytest.mark.slow),
+        pytest.param("in_many_threads", marks=pytest.mark.slow),
+    ],
+)
 def test_each_step_is_accounted_for(receiver: StepReceiver, run: Run, where: str) -> None:
     """Steps that end in signal handlers, in finalisers or in many threads at once are delivered or counted."""
     ended = run("reentrant", where, max_queue_size=300)
@@ -25,6 +33,7 @@ def test_each_step_is_accounted_for(receiver: StepReceiver, run: Run, where: str
     assert len(ended.err.splitlines()) <= 2  # the first that was dropped, and the count of the others
 
 
+@pytest.mark.slow
 def test_in_log_handler(step_receiver: ScriptedReceiver, run: Run) -> None:
     """A log handler may end steps, flush, shut down and even exit on our own thread: it stops nothing but itself."""
     step_receiver.answers(503)
@@ -35,6 +44,7 @@ def test_in_log_handler(step_receiver: ScriptedReceiver, run: Run) -> None:
     assert len({received.step_id for received in step_receiver.received}) + dropped == count
 
 
+@pytest.mark.slow
 def test_in_exporter(receiver: StepReceiver, run: Run) -> None:
     """An exporter may flush and even exit on our own thread: every step is delivered all the same."""
     ended = run("reentrant", "in_exporter")
