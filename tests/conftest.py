@@ -41,4 +41,4 @@ def closed_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-pytest_plugins = ["otel_step_hook.testing"]
+pytest_plugins = ["otel_step_hook.testing", "starting"]

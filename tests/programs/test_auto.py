@@ -11,8 +11,6 @@ from processes import INSTRUMENT, Ended, Program, StepReceiver
 from otel_step_hook import StepHookProcessor, StepHookSettings, auto
 from otel_step_hook.testing import ScriptedReceiver
 
-pytest_plugins = ["starting"]
-
 DELIVERED = ["POST", "run", "step", "step_hook.deliver"]
 
 

@@ -10,8 +10,6 @@ from processes import Run, Start, StepReceiver
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
 
-pytest_plugins = ["starting"]
-
 PLAIN = """
 end_steps("step", 3)
 sys.exit(3)

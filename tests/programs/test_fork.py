@@ -6,8 +6,6 @@ import urllib.request
 import pytest
 from processes import Run, Start, StepReceiver
 
-pytest_plugins = ["starting"]
-
 
 @pytest.mark.slow
 def test_without_earlier_steps(receiver: StepReceiver, run: Run) -> None:

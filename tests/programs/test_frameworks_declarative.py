@@ -27,8 +27,6 @@ _CONFIGURED = """
 import runpy, sys
 from opentelemetry.configuration.file import load_config_file
 from opentelemetry.configuration import configure_sdk
-
-pytest_plugins = ["starting"]
 configure_sdk(load_config_file(sys.argv[1]))
 runpy.run_path(sys.argv[2])
 """

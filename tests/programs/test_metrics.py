@@ -4,8 +4,6 @@ from processes import Start, metric_points
 
 from otel_step_hook.testing import Answer, ScriptedReceiver
 
-pytest_plugins = ["starting"]
-
 COUNTING = """
 from opentelemetry.sdk.trace import SpanProcessor
 class Raising(SpanProcessor):

@@ -5,8 +5,6 @@ from processes import Ended, Run, StepReceiver, metric_points
 
 from otel_step_hook.testing import ScriptedReceiver
 
-pytest_plugins = ["starting"]
-
 
 def _ended_and_dropped(ended: Ended) -> tuple[int, int]:
     *_, count, metrics = ended.out
