@@ -95,7 +95,7 @@ servers: ## build the real Jaeger, Collector and Temporal into a cache; ten minu
 	@$(PYTHON) tests/servers/build.py
 
 test-servers: $(VENV)/ready servers ## the tests against the real servers
-	@$(BIN)/python -m pytest -m servers
+	@$(BIN)/python -m pytest -m servers tests/servers tests/programs/test_readme.py
 
 bench: $(VENV)/ready ## what the processor costs, and what it delivers, beside the usual ways
 	@$(BIN)/python benchmarks/bench.py
