@@ -32,7 +32,7 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready ## an agent whose steps succeed, fail and are cancelled; the webhooks and the trace
 	@$(BIN)/python -m otel_step_hook demo
 
-test: $(VENV)/ready ## the tests that a person waits for: two minutes on two cores
+test: $(VENV)/ready ## the tests to run after a change: about a minute on two cores
 	@$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal -m "not servers and not slow"
 
 test-all: $(VENV)/ready ## all tests but those of the real servers, with full branch coverage
