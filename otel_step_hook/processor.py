@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("otel_step_hook")
 _TOLD = "_otel_step_hook_told"  # attribute of what several hooks are handed: which webhooks were told of which steps
+_FIRSTS = 1000  # steps that are remembered so; of what is held for others they are those of a whole provider
 _HERE = (None, None)
 _FLUSH = 30_000  # milliseconds
 
@@ -134,6 +135,9 @@ class StepHookProcessor(SpanProcessor):
         have taken its place.
         """
         told, token = getattr(shared, "__dict__", {}).setdefault(_TOLD, {}), object()
+        if len(told) >= _FIRSTS:
+            with suppress(KeyError, RuntimeError):  # another thread does it
+                del told[next(iter(told))]
         return told.setdefault((self._settings.webhook, is_closed, event.context.span_id), token) is token
 
     def _meet(self, span: Span, processors: SpanProcessor | None) -> None:

@@ -31,6 +31,7 @@ class EventLoop(asyncio.SelectorEventLoop):
     _pid = 0  # of the process that made it; 0 until it is made: there may be no descriptor left for it
 
     def __init__(self) -> None:
+        # With a thread each: as many as there are names to ask for, which is one, of the endpoint or of its proxy.
         self._look_ups: dict[_LookUp, asyncio.Future[list[Any]]] = {}
         super().__init__()
         self._pid = os.getpid()

@@ -30,6 +30,7 @@ from opentelemetry.trace import set_span_in_context
 from support import NewPipeline, log_lines
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
+from otel_step_hook import processor as processor_module
 from otel_step_hook.testing import ScriptedReceiver
 
 
@@ -312,6 +313,26 @@ def test_what_two_hooks_hold_is_told_once(end: str, hook: StepHookProcessor, ste
         gc.collect()
     getattr(provider, end)()
     assert [webhook.step_id for webhook in step_receiver.received] == ["plan:1"]
+    provider.shutdown()
+
+
+def test_few_of_the_steps_that_waited_are_remembered(
+    hook: StepHookProcessor, step_receiver: ScriptedReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that another hook does not send them again: a bounded number, however many there have been."""
+    monkeypatch.setattr(processor_module, "_FIRSTS", 10)  # a thousand in life
+    provider = _provider(hook)
+    tracer = provider.get_tracer("openinference.instrumentation.langchain")
+    for number in range(30):
+        attributes = {"metadata": f'{{"langgraph_node": "plan", "langgraph_checkpoint_ns": "plan:{number}"}}'}
+        outer = tracer.start_span("plan", attributes=attributes)
+        tracer.start_span("plan", set_span_in_context(outer), attributes=attributes).end()
+        del outer
+        gc.collect()
+        assert hook.force_flush()
+    assert len(step_receiver.received) == 30
+    (remembered,) = [known for known in vars(provider._active_span_processor).values() if isinstance(known, dict)]
+    assert len(remembered) <= 10
     provider.shutdown()
 
 
