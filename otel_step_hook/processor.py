@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_step_hook.delivery.memory import Submission
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("otel_step_hook")
 _TOLD = "_otel_step_hook_told"  # attribute of what several hooks are handed: which webhooks were told of which steps
-_FIRSTS = 1000  # steps that are remembered so; of what is held for others they are those of a whole provider
 _HERE = (None, None)
 _FLUSH = 30_000  # milliseconds
 
@@ -63,7 +61,6 @@ class StepHookProcessor(SpanProcessor):
         self._processors: SpanProcessor | None = None  # of the provider met first, as the SDK holds them together
         self._elsewhere: dict[int, tuple[SpanProcessor, object]] = {}  # of the spans of other providers, by span id
         self._gone: deque[weakref.KeyedRef[int, Span]] = deque()  # of those spans, whose entries are to be taken out
-        self._resource = Resource.get_empty()  # of the spans of that provider
         self.spans_with_dropped_attributes = 0  # spans that were no steps, and may have been with all attributes
         self._exit_hook = functools.partial(_shut_down, weakref.ref(self))
         self._worker = None
@@ -78,7 +75,6 @@ class StepHookProcessor(SpanProcessor):
         chosen = (*own, *selected_profiles(self._settings.profiles))
         worker = Worker(self._settings)
         self._reader = StepReader(chosen, is_step, worker.tell_fault)
-        worker.let_go = self._reader.let_go
         self._worker = worker
         # Now, not at the first span: what the application registers from now on runs before it, and may end steps.
         atexit.register(self._exit_hook)
@@ -120,24 +116,18 @@ class StepHookProcessor(SpanProcessor):
             self.spans_with_dropped_attributes += 1  # two threads at once may count one
 
     def _submit(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> None:
-        # The SDK hands the same span to all of them, and to nobody after them.
         if event.outcome in self._settings.outcomes and self._is_first(span, event, is_closed=worker.is_closed()):
-            worker.submit(self._submission(event, span.resource))
+            processors, _ = self._elsewhere.get(event.context.span_id, _HERE) if self._elsewhere else _HERE
+            pipeline = Pipeline(processors or self._processors, span.resource)
+            worker.submit(Submission(event, pipeline, time.monotonic()))
 
-    def _submission(self, event: StepEvent, resource: Resource) -> Submission:
-        processors, _ = self._elsewhere.get(event.context.span_id, _HERE) if self._elsewhere else _HERE
-        return Submission(event, Pipeline(processors or self._processors, resource), time.monotonic())
-
-    def _is_first(self, shared: object, event: StepEvent, *, is_closed: bool = False) -> bool:
+    def _is_first(self, span: ReadableSpan, event: StepEvent, *, is_closed: bool) -> bool:
         """Whether no other processor of this provider has told the same webhook: registered twice means once.
 
-        *shared* is what all of them know. One that has been shut down counts among its like: another may
-        have taken its place.
+        One that has been shut down counts among its like: another may have taken its place.
         """
-        told, token = getattr(shared, "__dict__", {}).setdefault(_TOLD, {}), object()
-        if len(told) >= _FIRSTS:
-            with suppress(KeyError, RuntimeError):  # another thread does it
-                del told[next(iter(told))]
+        # The SDK hands the same span to all of them, and to nobody after them.
+        told, token = getattr(span, "__dict__", {}).setdefault(_TOLD, {}), object()
         return told.setdefault((self._settings.webhook, is_closed, event.context.span_id), token) is token
 
     def _meet(self, span: Span, processors: SpanProcessor | None) -> None:
@@ -145,7 +135,7 @@ class StepHookProcessor(SpanProcessor):
         if processors is None:  # the SDK does not show it
             return
         if self._processors is None:
-            self._processors, self._resource = processors, span.resource
+            self._processors = processors
         _move_to_front(self, processors)
         if processors is not self._processors:
             span_id = span.get_span_context().span_id
@@ -161,7 +151,6 @@ class StepHookProcessor(SpanProcessor):
         """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""
         # The exit hook stays: a step may end after this, and has to be told of as dropped.
         if self._worker is not None:
-            self._tell_held(self._reader.rest(), self._worker)
             self._worker.shutdown(self._settings.shutdown_timeout)
 
     def force_flush(self, timeout_millis: int | None = _FLUSH) -> bool:
@@ -172,13 +161,7 @@ class StepHookProcessor(SpanProcessor):
         """
         if self._worker is None:
             return True
-        self._tell_held(self._reader.orphans(), self._worker)
         return self._worker.flush((_FLUSH if timeout_millis is None else timeout_millis) / 2000)
-
-    def _tell_held(self, events: Iterable[StepEvent], worker: "Worker") -> None:
-        for event in events:
-            if event.outcome in self._settings.outcomes and self._is_first(self._processors, event):
-                worker.submit(self._submission(event, self._resource))
 
 
 def _checked(profiles: Iterable[Profile]) -> tuple[Profile, ...]:

@@ -67,8 +67,8 @@ class Worker:
 
     `submit`, `drop` and `tell_fault` may be called from any thread, from a signal handler and by the
     garbage collector at any moment: they take no lock that their own thread could hold already.
-    *connect* is called once, and returns what makes senders. `let_go`, if somebody sets it, is called in
-    a forked child. Raises `ConfigurationError` for settings that cannot be used.
+    *connect* is called once, and returns what makes senders. Raises `ConfigurationError` for settings
+    that cannot be used.
     """
 
     def __init__(
@@ -81,7 +81,6 @@ class Worker:
         self._connect = connect(settings)
         Instruments.of_this_process()
         self._settings = settings
-        self.let_go: Callable[[], None] | None = None
         self._limit = _Limit(math.inf)
         self._own = _Generation(settings.max_queue_size)
         _workers.add(self)
@@ -255,8 +254,6 @@ class Worker:
 
     def after_fork(self) -> None:
         """In a forked child: an empty queue, no thread, no connections. What the parent queued is the parent's."""
-        if self.let_go is not None:
-            self.let_go()
         if self._own.turn is not None:
             _inherited.append(self._own.turn)
         self._own = _Generation(self._settings.max_queue_size)

@@ -55,6 +55,22 @@ def is_traceloop_node(_: str, attributes: Attributes) -> bool:
     return is_node and not _is_langgraphs_own(node)
 
 
+def langgraph_nesting(attributes: Attributes) -> int:
+    """How many nodes of the name of its own a span is in, by the checkpoint in its metadata."""
+    return _named_in(plain(in_metadata(CHECKPOINT, attributes)), plain(in_metadata(_NODE, attributes)))
+
+
+def traceloop_nesting(attributes: Attributes) -> int:
+    """How many nodes of the name of its own a span is in, by its checkpoint."""
+    checkpoint, node = (attributes.get(f"{TRACELOOP_LANGGRAPH}{name}") for name in ("checkpoint_ns", "node"))
+    return _named_in(plain(checkpoint), plain(node))
+
+
+def _named_in(checkpoint: str, node: str) -> int:
+    """How often *checkpoint*, such as ``team:1|team:2``, names *node*."""
+    return sum(part.rpartition(":")[0] == node for part in checkpoint.split("|"))
+
+
 def prefect_word(span: ReadableSpan, _: Attributes, __: BaseException | None) -> Outcome | Verdict | None:
     """By Prefect's last state; CRASHED says nothing: a task that is cancelled crashes."""
     for event in reversed(span.events):

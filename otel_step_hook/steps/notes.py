@@ -2,11 +2,9 @@
 
 import uuid
 import weakref
-from collections import deque
 
 from opentelemetry.sdk.trace import Span
 
-from otel_step_hook.steps.event import StepEvent
 from otel_step_hook.steps.rules import Attributes, Profile, never
 
 _MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
@@ -25,13 +23,11 @@ class Note:
         "encloses",
         "ender",
         "has_ended",
-        "held",
         "inside",
         "is_in_workflow",
         "is_open",
         "is_over",
         "name",
-        "namesake",
         "number",
         "open",
         "parent",
@@ -51,9 +47,6 @@ class Note:
         self.inside: Profiles = ()  # whose steps it is inside of, so that it is no tool of theirs
         self.below: Profiles = ()  # whose steps begin below such a parent
         self.above: Note | None = None  # of the span that it began below, in the same scope
-        self.namesake: Note | None = None  # of the nearest above it with the same name
-        # Steps of spans below it with the same name, which may be parts of it, with the framework's ids.
-        self.held: deque[tuple[str, StepEvent]] = deque()
         self.has_ended = False
         self.is_in_workflow = False  # of Temporal's, where it may be the past that runs again
         self.parent: Note | None = None  # with whose span it may end
@@ -93,17 +86,17 @@ class Note:
             while parent.above is not None and parent.above.has_ended:
                 parent.above = parent.above.above  # where spans are handed on, the line would have no end
             self.above = parent
-            if any(profile.has_namesakes for profile in asked):
-                self.namesake = self._nearest(name)
             for profile in asked:
                 if profile.ends is not None and profile.ends(parent.name, attributes):
                     self.parent, self.ender = parent, profile
 
-    def _nearest(self, name: str) -> "Note | None":
-        above = self.above
-        while above is not None and (above.name != name or above.has_ended):
+    def running_namesakes(self) -> int:
+        """How many of the spans above it, in the same scope, have its name and have not ended."""
+        count, above = 0, self.above
+        while above is not None:
+            count += above.name == self.name and not above.has_ended
             above = above.above
-        return above
+        return count
 
 
 NOTHING = Note()

@@ -16,8 +16,10 @@ from otel_step_hook.steps.dialects import (
     is_autogen_turn,
     is_langgraph_node,
     is_traceloop_node,
+    langgraph_nesting,
     prefect_word,
     strands_word,
+    traceloop_nesting,
 )
 from otel_step_hook.steps.engines import dbos_step, dbos_word, temporal_word
 from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome
@@ -64,7 +66,7 @@ PROFILES = (
         scopes=("openinference.instrumentation.langchain",),
         marks=("metadata",),
         is_step=is_langgraph_node,
-        has_namesakes=True,  # an agent with a name of its own, added as the node of that name
+        nesting=langgraph_nesting,  # an agent with a name of its own, added as the node of that name, is a piece
         step_id=lambda attributes: in_metadata(CHECKPOINT, attributes),
     ),
     Profile(
@@ -72,7 +74,7 @@ PROFILES = (
         scopes=("opentelemetry.instrumentation.langchain",),
         marks=(f"{TRACELOOP_LANGGRAPH}node",),
         is_step=is_traceloop_node,
-        has_namesakes=True,
+        nesting=traceloop_nesting,
         step_id=first(f"{TRACELOOP_LANGGRAPH}checkpoint_ns", "gen_ai.task.id"),
     ),
     Profile(

@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -25,7 +25,6 @@ from otel_step_hook.steps.rules import Attributes, Profile, first
 from otel_step_hook.steps.table import Rows, table
 
 _REMEMBERED = 10_000  # steps, of those that are told once, and of those that another span tells of; 5 MB with UUIDs
-_HELD = 100  # steps that wait for the end of one span around them, before the oldest are told
 _FORGOTTEN = 100  # spans that have gone without an end, of which what was noted is kept for a while
 _LOGFIRE_COPIES = ("pending_span", "log")  # spans that Logfire ends beside the real ones
 _users_id = first(*STEP_ID_KEYS)
@@ -52,7 +51,6 @@ class StepReader:
         self._rows, self._others = table(tuple(profiles), is_asked=is_step is not None)
         self._notes: dict[int, Note] = {}  # by span id; only for the spans that need one
         self._forgotten: OrderedDict[int, Note] = OrderedDict()  # of spans that are gone; the last few
-        self._orphans: deque[StepEvent] = deque()  # held for spans that have been forgotten
         self._has_enclosed = False  # whether any span has begun that encloses tools
         self._told: OrderedDict[tuple[str, Outcome], object] = OrderedDict()
         self._details: OrderedDict[str, Mapping[str, str]] = OrderedDict()
@@ -106,7 +104,7 @@ class StepReader:
         span_id = span.get_span_context().span_id
         self._notes[span_id] = note
         # A span that is never ended takes its note with it.
-        note.alive = weakref.ref(span, functools.partial(_forget, self._notes, self._forgotten, self._orphans, span_id))
+        note.alive = weakref.ref(span, functools.partial(_forget, self._notes, self._forgotten, span_id))
         if note.parent is not None and note.ender is not None and note.ender.may_start(note.name, attributes_of(span)):
             note.is_open = True
             note.parent.open[span_id] = span, note
@@ -147,60 +145,23 @@ class StepReader:
                 self._on_fault(error)
         below, unreadable = self._ended_below(span, attributes, note, exception) if note.open else ([], None)
         yield from below
-        own, known_as = None, ""
-        try:
-            profile = self._profile_of(span, rows, attributes, note)
-            if profile is not None and not note.is_over:
-                outcome = None if _is_copy(attributes) else outcome_of(span, attributes, exception, profile)
-                own = self._event(span, attributes, note, profile, outcome)
-                known_as = text_of(_id_in(attributes, profile, note)) or note.step_id
-        except Exception as error:  # noqa: BLE001 -- raised again, when the steps of other spans have been told
-            unreadable = error
-        yield from self._sorted_out(own, known_as, attributes, note)
-        note.namesake = None  # where spans of one name are handed on, the line would have no end
+        profile = self._profile_of(span, rows, attributes, note)
+        if profile is not None and not note.is_over and not self._is_piece(profile, attributes, note):
+            outcome = None if _is_copy(attributes) else outcome_of(span, attributes, exception, profile)
+            own = self._event(span, attributes, note, profile, outcome)
+            if own is not None:
+                yield own
         if unreadable is not None:
             raise unreadable
 
-    def _sorted_out(
-        self, own: StepEvent | None, known_as: str, attributes: Attributes, note: Note
-    ) -> Iterator[StepEvent]:
-        """What can be told now of a span's own step and of those held for it: not what is a part of it, or may be.
-
-        *known_as* is what the framework calls the span's step, whether it has ended or only pauses.
-        """
-        held = [(name, event) for name, event in _drained(note.held) if not name or name != known_as]
-        namesake = note.namesake
-        if own is not None and namesake is not None and known_as and not text_of(_users_id(attributes)):
-            # It may be somebody's part. Not where the user has given it an id: that means a step.
-            held.append((known_as, own))
-            own = None
-        if namesake is not None and not namesake.has_ended:
-            namesake.held.extend(held)
-            # Those that are too many are told, and all if that one has ended just now.
-            held = list(_drained(namesake.held, but=0 if namesake.has_ended else _HELD))
-        for _, event in held:
-            yield event
-        if own is not None:
-            yield own
-        yield from self.orphans()
-
-    def rest(self) -> Iterator[StepEvent]:
-        """The steps that are still held for spans that have not ended; nothing is going to be told after this."""
-        for note in self._notes.copy().values():
-            self._orphans.extend(event for _, event in _drained(note.held))
-        yield from self.orphans()
-
-    def let_go(self) -> None:
-        """In a forked child: what is held for spans of the parent is the parent's to tell."""
-        for note in self._notes.copy().values():
-            note.held.clear()
-        self._orphans.clear()
-
-    def orphans(self) -> Iterator[StepEvent]:
-        """The steps that were held for spans that are gone: nobody else will tell them."""
-        while self._orphans:
-            with suppress(IndexError):  # another thread has taken the last
-                yield self._orphans.popleft()
+    @staticmethod
+    def _is_piece(profile: Profile, attributes: Attributes, note: Note) -> bool:
+        """Whether a span is a piece of a node around it, which has its name; not one that the user has given an id."""
+        if profile.nesting is None or text_of(_users_id(attributes)):
+            return False
+        # A node that is nested in others of its name has two spans of that name above it for each, the other's and
+        # its graph's, or one where the graph has another name; a piece of it has its own besides.
+        return note.running_namesakes() > 2 * (max(profile.nesting(attributes), 1) - 1)
 
     def _ended_below(
         self, parent: ReadableSpan, said: Attributes, note: Note, exception: BaseException | None
@@ -272,26 +233,16 @@ class StepReader:
         return users_id or text_of(_id_in(attributes, profile, note)) or note.step_id
 
 
-def _forget(
-    notes: dict[int, Note], forgotten: OrderedDict[int, Note], orphans: deque[StepEvent], span_id: int, _: object
-) -> None:
+def _forget(notes: dict[int, Note], forgotten: OrderedDict[int, Note], span_id: int, _: object) -> None:
     note = notes.pop(span_id, None)
     if note is not None:
         # The garbage collector comes here first, and then closes the generator that is garbage with
         # the span, and ends the span.
         _remember(forgotten, span_id, note, _FORGOTTEN)
         note.has_ended = True
-        orphans.extend(event for _, event in _drained(note.held))
         for _, child in note.open.values():
             child.is_open = False
         note.open.clear()  # which would hold spans that nobody is going to tell of any more
-
-
-def _drained(held: deque[tuple[str, StepEvent]], but: int = 0) -> Iterator[tuple[str, StepEvent]]:
-    """All of *held* but the last so many, the oldest first."""
-    while len(held) > but:
-        with suppress(IndexError):  # another thread has taken the last
-            yield held.popleft()
 
 
 def _is_copy(attributes: Attributes) -> bool:

@@ -44,7 +44,7 @@ def no_word(_span: ReadableSpan, _attributes: Attributes, _exception: BaseExcept
     """No word on the outcome: the general rules decide."""
 
 
-_OPTIONAL = frozenset({"encloses", "below", "step_number", "ends", "tells"})
+_OPTIONAL = frozenset({"encloses", "below", "nesting", "step_number", "ends", "tells"})
 _RULES = ("is_step", "is_tool", "step_id", "word", *sorted(_OPTIONAL))
 
 
@@ -61,8 +61,8 @@ class Profile:
     begins, and again when it ends. *is_tool* may name others: each is a step of its own, unless it
     is inside of a span that *encloses* (as it began), which is *is_step* if nothing else is said.
     *below*, if given, is what the name of the parent has to fit, which is of the same profile's
-    scopes. With *has_namesakes*, a span below one of the same name and with the same step id is a part
-    of that one, which is known when that one ends: until then it is not told.
+    scopes. *nesting*, if given, says of a span's attributes in how many nodes of its own name it is, the one
+    that it is or belongs to included: by this and by the running spans of its name above it, it is a node or a piece.
     *starts*, a regular expression, names the spans that may become steps, or are needed to know one:
     `StepSampler` keeps those that it fits, and those that are steps by what they begin with, marks included.
 
@@ -88,7 +88,7 @@ class Profile:
     is_tool: Rule = never
     encloses: Rule | None = None
     below: Rule | None = None
-    has_namesakes: bool = False
+    nesting: Callable[[Attributes], int] | None = None
     starts: str = ""
     step_id: Source = no_id
     step_number: Callable[[], object] | None = None
@@ -118,7 +118,7 @@ class Profile:
     @property
     def needs_places(self) -> bool:
         """Whether it matters what a span began below."""
-        return self.is_tool is not never or self.below is not None or self.has_namesakes or self.ends is not None
+        return self.is_tool is not never or self.below is not None or self.nesting is not None or self.ends is not None
 
     def may_start(self, name: str, attributes: Attributes) -> bool:
         """Whether a span that begins so may become a step, or is needed to know one."""

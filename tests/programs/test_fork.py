@@ -105,22 +105,6 @@ def test_a_loop_that_a_child_drops(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_held_steps(receiver: StepReceiver, run: Run) -> None:
-    """What waits for a span of the parent's is sent once, by the parent."""
-    ended = run("""
-        from opentelemetry.trace import set_span_in_context
-        node = {"metadata": '{"langgraph_node": "plan", "langgraph_checkpoint_ns": "parent-plan"}'}
-        tracer = provider.get_tracer("openinference.instrumentation.langchain")
-        outer = tracer.start_span("plan", attributes=node)
-        tracer.start_span("plan", set_span_in_context(outer), attributes=node).end()
-        fork()
-        outer.end()
-    """)
-    assert (ended.code, ended.out, ended.err) == (0, ["3"], "")
-    assert receiver.steps == ["child-0", "child-1", "parent-plan"]
-
-
-@pytest.mark.slow
 def test_grandchildren(receiver: StepReceiver, run: Run) -> None:
     """Each of three generations delivers its own steps over its own connections."""
     ended = run("""

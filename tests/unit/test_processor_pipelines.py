@@ -26,11 +26,9 @@ from opentelemetry.sdk.trace.sampling import (
     SamplingResult,
     TraceIdRatioBased,
 )
-from opentelemetry.trace import set_span_in_context
 from support import NewPipeline, log_lines
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
-from otel_step_hook import processor as processor_module
 from otel_step_hook.testing import ScriptedReceiver
 
 
@@ -280,60 +278,6 @@ def test_a_late_step_is_dropped_once(
     for one in (hook, other):  # all that is to be said has been said then
         one.shutdown()
     assert log_lines(caplog) == ["ERROR dropped a step (shutdown): the step ended after shutdown()"]
-
-
-def test_a_flush_tells_what_was_held_for_a_span_that_is_gone(
-    hook: StepHookProcessor, step_receiver: ScriptedReceiver
-) -> None:
-    """A step that may be a part of another one waits for that one's end, which never comes."""
-    provider = _provider(hook)
-    tracer = provider.get_tracer("openinference.instrumentation.langchain")
-    attributes = {"metadata": '{"langgraph_node": "plan", "langgraph_checkpoint_ns": "plan:1"}'}
-    outer = tracer.start_span("plan", attributes=attributes)
-    tracer.start_span("plan", set_span_in_context(outer), attributes=attributes).end()
-    assert provider.force_flush()
-    assert step_receiver.received == []
-    del outer
-    gc.collect()
-    assert hook.force_flush(None)
-    assert [webhook.step_id for webhook in step_receiver.received] == ["plan:1"]
-    provider.shutdown()
-
-
-@pytest.mark.parametrize("end", ["shutdown", "force_flush"])
-def test_what_two_hooks_hold_is_told_once(end: str, hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
-    """Registered twice means once, also for a step that waits for the end of another."""
-    provider = _provider(hook, StepHookProcessor(StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5)))
-    tracer = provider.get_tracer("openinference.instrumentation.langchain")
-    attributes = {"metadata": '{"langgraph_node": "plan", "langgraph_checkpoint_ns": "plan:1"}'}
-    outer = tracer.start_span("plan", attributes=attributes)
-    tracer.start_span("plan", set_span_in_context(outer), attributes=attributes).end()
-    if end == "force_flush":
-        del outer
-        gc.collect()
-    getattr(provider, end)()
-    assert [webhook.step_id for webhook in step_receiver.received] == ["plan:1"]
-    provider.shutdown()
-
-
-def test_few_of_the_steps_that_waited_are_remembered(
-    hook: StepHookProcessor, step_receiver: ScriptedReceiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that another hook does not send them again: a bounded number, however many there have been."""
-    monkeypatch.setattr(processor_module, "_FIRSTS", 10)  # a thousand in life
-    provider = _provider(hook)
-    tracer = provider.get_tracer("openinference.instrumentation.langchain")
-    for number in range(30):
-        attributes = {"metadata": f'{{"langgraph_node": "plan", "langgraph_checkpoint_ns": "plan:{number}"}}'}
-        outer = tracer.start_span("plan", attributes=attributes)
-        tracer.start_span("plan", set_span_in_context(outer), attributes=attributes).end()
-        del outer
-        gc.collect()
-        assert hook.force_flush()
-    assert len(step_receiver.received) == 30
-    (remembered,) = [known for known in vars(provider._active_span_processor).values() if isinstance(known, dict)]
-    assert len(remembered) <= 10
-    provider.shutdown()
 
 
 # Sampling

@@ -7,14 +7,12 @@ from dataclasses import replace
 
 import pytest
 from emitting import CANCELLED, ERROR, FAILED, SUCCESS, Ending, Framework, end, ended, in_flight, recorded
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.trace import StatusCode, set_span_in_context
+from opentelemetry.sdk.trace import SpanLimits
 
-from otel_step_hook import ConfigurationError, Outcome, Profile, StepHookProcessor, StepHookSettings
+from otel_step_hook import ConfigurationError, Outcome, Profile
 from otel_step_hook.steps.event import MAX_STEP_ID
 from otel_step_hook.steps.profiles import GENERIC, PROFILES
-from otel_step_hook.steps.rules import first, has, named
-from otel_step_hook.testing import ScriptedReceiver
+from otel_step_hook.steps.rules import has, named
 
 _STRANDS = "strands.telemetry.tracer"
 _CANCELLED_AGENT = Ending(attributes={"strands.cancellation.type": "CancelledError"})
@@ -68,11 +66,9 @@ def test_a_profile_without_a_scope_knows_parents() -> None:
     assert [step.name for step in own.steps] == ["my step"]
 
 
-def test_a_profile_without_a_scope_knows_tools_and_namesakes() -> None:
+def test_a_profile_without_a_scope_knows_tools_and_pieces() -> None:
     """A tool inside of a step, and a span below one of its name, are parts."""
-    mine = Profile(
-        name="mine", is_step=named("step .*"), is_tool=named("tool .*"), has_namesakes=True, step_id=first("my.id")
-    )
+    mine = Profile(name="mine", is_step=named("step .*"), is_tool=named("tool .*"), nesting=lambda _: 1)
     own = Framework("app", (mine, *PROFILES))
     step = own.start("step 1", {"my.id": "1"})
     own.emit("tool 1", below=step)
@@ -82,19 +78,19 @@ def test_a_profile_without_a_scope_knows_tools_and_namesakes() -> None:
     assert [span.name for span in own.steps] == ["step 1", "tool 2"]
 
 
-def test_spans_of_one_name_without_an_id_are_reported_each() -> None:
-    """Nothing says that one is a part of the other."""
+def test_a_piece_whose_checkpoint_was_cut_short_is_a_part() -> None:
+    """Of a span that says too little the name above it decides."""
     framework = Framework("openinference.instrumentation.langchain")
     outer = framework.start("plan")
     framework.emit("plan", later={"metadata": '{"langgraph_node": "plan", "langgraph_ch'}, below=outer)
     end(outer, Ending(attributes={"metadata": '{"langgraph_node": "plan"}'}))
-    assert [span.name for span in framework.steps] == ["plan", "plan"]
+    assert [span.name for span in framework.steps] == ["plan"]
 
 
 # What the user says on a framework's spans
 
 
-def test_a_namesake_with_an_id_of_the_users_is_a_step() -> None:
+def test_a_piece_with_an_id_of_the_users_is_a_step() -> None:
     """A span that is a part of its parent to the framework is a step to whoever says so."""
     graph = Framework("openinference.instrumentation.langchain")
     node = graph.start("plan")
@@ -176,18 +172,36 @@ def _metadata(node: str, namespace: str) -> dict[str, str]:
 _GRAPH = "openinference.instrumentation.langchain"
 
 
-def test_a_node_of_a_node_of_its_name_is_a_step_of_its_own() -> None:
-    """A team whose graph has its name, and a node of that name: two nodes; the graph is a part of the first."""
+def _nested(framework: Framework, depth: int, *, has_named_graph: bool) -> list[str]:
+    """Run a node that is nested in *depth* nodes of its name, each with a graph; return the names of its pieces."""
+    above, pieces = None, []
+    for level in range(depth + 1):
+        node = framework.start("team", below=above)
+        piece = framework.start("RunnableSequence", below=node)
+        namespace = "|".join(f"team:{number}" for number in range(level + 1))
+        framework.emit("team", later=_metadata("team", namespace), below=piece)
+        graph = framework.start("team" if has_named_graph else "LangGraph", below=node)
+        pieces += [(graph, node, namespace)]
+        above = graph
+    for graph, node, namespace in reversed(pieces):
+        end(graph, Ending(attributes=_metadata("team", namespace) if has_named_graph else {}))
+        end(node, Ending(attributes=_metadata("team", namespace)))
+    return [namespace for _, _, namespace in pieces]
+
+
+@pytest.mark.parametrize("has_named_graph", [True, False])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_a_node_of_a_node_of_its_name_is_a_step_of_its_own(depth: int, *, has_named_graph: bool) -> None:
+    """Once, however deep, and its graph and its pieces never, where each graph has its node's name.
+
+    Where graphs have another name, pieces of a nested node may be reported as well; a node is never lost.
+    """
     framework = Framework(_GRAPH)
-    outer = framework.start("team")
-    graph = framework.start("team", below=outer)
-    sequence = framework.start("RunnableSequence", below=graph)
-    framework.emit("team", later=_metadata("team", "team:1|team:2"), below=sequence)
-    framework.emit("team", later=_metadata("team", "team:1|team:2"), below=graph)
-    assert framework.steps == []
-    end(graph, Ending(attributes=_metadata("team", "team:1")))
-    end(outer, Ending(attributes=_metadata("team", "team:1")))
-    assert [step.step_id for step in framework.steps] == ["team:1|team:2", "team:1|team:2", "team:1"]
+    namespaces = _nested(framework, depth, has_named_graph=has_named_graph)
+    reported = [step.step_id for step in framework.steps]
+    if has_named_graph or depth == 0:
+        assert sorted(reported) == sorted(namespaces)
+    assert set(reported) == set(namespaces)
 
 
 def test_a_piece_of_a_node_with_its_name_is_a_part_of_it_however_deep() -> None:
@@ -202,55 +216,15 @@ def test_a_piece_of_a_node_with_its_name_is_a_part_of_it_however_deep() -> None:
     assert framework.steps == ended("search", "search:1", SUCCESS)
 
 
-def test_a_step_that_waits_for_a_span_that_is_gone_is_reported() -> None:
-    """With the next span that may be a step."""
-    framework = Framework(_GRAPH)
-    outer = framework.start("team")
-    framework.emit("team", later=_metadata("team", "team:1|team:2"), below=outer)
-    assert framework.steps == []
-    del outer
-    gc.collect()
-    framework.emit("LangGraph")
-    assert framework.steps == ended("team", "team:1|team:2", SUCCESS)
-
-
-def test_a_loop_inside_of_a_node_of_its_name_waits_for_it_only_so_long() -> None:
-    """Of very many the oldest are told before the node around them ends, and none is lost; then the rest are."""
+def test_a_loop_inside_of_a_node_of_its_name_is_reported_at_once() -> None:
+    """No step waits for the end of another span."""
     framework = Framework(_GRAPH)
     outer = framework.start("team")
     for number in range(250):
         framework.emit("team", later=_metadata("team", f"team:1|team:{number}"), below=outer)
-    assert len(framework.steps) == 150
+    assert [step.step_id for step in framework.steps] == [f"team:1|team:{number}" for number in range(250)]
     end(outer, Ending(attributes=_metadata("team", "team:1")))
-    assert [step.step_id for step in framework.steps] == [*(f"team:1|team:{number}" for number in range(250)), "team:1"]
-
-
-def test_a_step_that_waits_is_reported_although_the_span_around_it_cannot_be() -> None:
-    """An id that is too long costs the step whose it is, and no other."""
-    framework = Framework(_GRAPH)
-    outer = framework.start("team")
-    framework.emit("team", later=_metadata("team", "team:1|team:2"), below=outer)
-    with pytest.raises(ValueError, match="a step id has"):
-        end(outer, Ending(attributes={"step_id": "x" * (MAX_STEP_ID + 1)}))
-    assert framework.steps == ended("team", "team:1|team:2", SUCCESS)
-
-
-def test_a_step_that_waits_is_reported_at_shutdown(step_receiver: ScriptedReceiver) -> None:
-    """Nobody knows any more whether it is a part of something."""
-    hook = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, outcomes="success", shutdown_timeout=5))
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(hook)
-    tracer = provider.get_tracer(_GRAPH)
-    outer = tracer.start_span("team")
-    for number, status in enumerate([StatusCode.OK, StatusCode.ERROR]):
-        inner = tracer.start_span("team", set_span_in_context(outer))
-        inner.set_attributes(_metadata("team", f"team:1|team:{number}"))
-        inner.set_status(status)
-        inner.end()
-    assert provider.force_flush()
-    assert step_receiver.received == []
-    provider.shutdown()
-    assert [webhook.step_id for webhook in step_receiver.received] == ["team:1|team:0"]
+    assert len(framework.steps) == 251
 
 
 @pytest.mark.parametrize("taken", ["first", "last"])
@@ -328,8 +302,8 @@ def test_a_sentence_is_no_type_of_an_exception(description: str, outcome: Outcom
     assert own.steps == ended("step", "1", outcome)
 
 
-def test_a_child_that_outlives_its_namesake_is_told_at_once() -> None:
-    """There is nothing to wait for any more."""
+def test_a_node_that_outlives_the_node_around_it_is_reported() -> None:
+    """Only spans that are running are around it."""
     framework = Framework(_GRAPH)
     outer = framework.start("team")
     inner = framework.start("team", below=outer)
