@@ -61,7 +61,6 @@ class StepHookProcessor(SpanProcessor):
         self._processors: SpanProcessor | None = None  # of the provider met first, as the SDK holds them together
         self._elsewhere: dict[int, tuple[SpanProcessor, object]] = {}  # of the spans of other providers, by span id
         self._gone: deque[weakref.KeyedRef[int, Span]] = deque()  # of those spans, whose entries are to be taken out
-        self.spans_with_dropped_attributes = 0  # spans that were no steps, and may have been with all attributes
         self._exit_hook = functools.partial(_shut_down, weakref.ref(self))
         self._worker = None
         for sentence in unknown_variables():
@@ -97,23 +96,15 @@ class StepHookProcessor(SpanProcessor):
         if self._worker is None:
             return
         try:
-            is_told = False
             for event in self._reader.end(span, sys.exception):
-                is_told = True
                 self._submit(span, event, self._worker)
-            if not is_told:
-                self._count_loss(span)
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
             self._worker.drop("unreadable", error)
 
-    def _count_loss(self, span: ReadableSpan) -> None:
-        """Count a span that was no step, if it has more attributes than the SDK's limit: its step id may be gone."""
-        try:
-            lost = span._attributes.dropped  # type: ignore[union-attr]  # noqa: SLF001 -- the public way takes a lock
-        except AttributeError:  # a span made by hand loses nothing
-            return
-        if lost:
-            self.spans_with_dropped_attributes += 1  # two threads at once may count one
+    @property
+    def spans_with_dropped_attributes(self) -> int:
+        """How many spans that were no steps have lost attributes to the SDK's limit: a step id, perhaps."""
+        return 0 if self._worker is None else self._reader.truncated
 
     def _submit(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> None:
         if event.outcome in self._settings.outcomes and self._is_first(span, event, is_closed=worker.is_closed()):

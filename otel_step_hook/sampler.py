@@ -74,7 +74,7 @@ class StepSampler(Sampler):
     def _may_become_step(self, name: str, attributes: Mapping[str, object]) -> bool:
         if any(starts(name, attributes) for starts in self._starts):
             return True
-        if self._is_cheap and self._marks.isdisjoint(attributes):
+        if self._is_cheap and attributes.keys().isdisjoint(self._marks):
             return False
         if self._is_step is not None and self._is_step(name, attributes):
             return True

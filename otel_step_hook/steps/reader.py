@@ -52,6 +52,7 @@ class StepReader:
         self._notes: dict[int, Note] = {}  # by span id; only for the spans that need one
         self._forgotten: OrderedDict[int, Note] = OrderedDict()  # of spans that are gone; the last few
         self._has_enclosed = False  # whether any span has begun that encloses tools
+        self.truncated = 0  # spans that were no steps, but have lost attributes to a limit: perhaps a step id
         self._told: OrderedDict[tuple[str, Outcome], object] = OrderedDict()
         self._details: OrderedDict[str, Mapping[str, str]] = OrderedDict()
 
@@ -115,19 +116,27 @@ class StepReader:
         *exception* says which one is in flight. Raises ValueError for a step of which nothing can be
         told, when all others have been, and what rules of the user's raise.
         """
-        context = span.context
-        note = self._taken(context.span_id) if context and (self._notes or self._forgotten) else None
-        scope, attributes = span.instrumentation_scope, attributes_of(span)
-        rows = self._others if scope is None else self._rows.get(scope.name, self._others)
-        if note is None and rows.skipped is not None and rows.skipped.isdisjoint(attributes):
-            return ()  # most spans, so nothing else is done for them, and no other function called
+        # Most spans are no steps, and pay for these lines alone: private names, since each property is one more call.
+        try:
+            attributes, dropped = span._attributes._dict, span._attributes.dropped  # type: ignore[union-attr]  # noqa: SLF001
+            rows = self._rows.get(span._instrumentation_scope._name, self._others)  # type: ignore[union-attr]  # noqa: SLF001
+            note = self._taken(span._context[1]) if self._notes or self._forgotten else None  # type: ignore[index]  # noqa: SLF001
+        except (AttributeError, TypeError):  # of a span that was made by hand
+            attributes, dropped = attributes_of(span), 0
+            rows = self._rows_of(span)
+            note = self._taken(span.context.span_id) if span.context is not None else None
+        # The keys' isdisjoint() walks the smaller side; a frozenset's would walk all attributes.
+        if note is None and rows.skipped is not None and attributes.keys().isdisjoint(rows.skipped):
+            if dropped:
+                self.truncated += 1  # two threads at once may count one
+            return ()
         note = note or NOTHING
         flying = exception()
         return self._ended(span, rows, attributes, note, None if note.has_seen(flying) else flying)
 
     def _taken(self, span_id: int) -> Note | None:
         note = self._notes.pop(span_id, None)
-        return self._forgotten.pop(span_id, None) if note is None else note
+        return self._forgotten.pop(span_id, None) if note is None and self._forgotten else note
 
     def _ended(
         self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note, exception: BaseException | None
@@ -151,6 +160,8 @@ class StepReader:
             own = self._event(span, attributes, note, profile, outcome)
             if own is not None:
                 yield own
+        elif profile is None and getattr(span._attributes, "dropped", False):  # noqa: SLF001 -- as in `end`
+            self.truncated += 1
         if unreadable is not None:
             raise unreadable
 

@@ -30,7 +30,7 @@ class Rows:
         self, name: str, attributes: Attributes, note: Note, on_fault: Callable[[Exception], object]
     ) -> Profile | None:
         """The profile by which this span is a step. One whose rules raise is passed over, and *on_fault* told of it."""
-        if self.marks is not None and self.marks.isdisjoint(attributes):
+        if self.marks is not None and attributes.keys().isdisjoint(self.marks):
             return None
         for profile in self.asked:
             try:
