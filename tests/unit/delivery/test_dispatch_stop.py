@@ -1,4 +1,4 @@
-"""Stopping in time, with a last word on every step; and faults, which stop nothing."""
+"""Stopping in time, with a result of every delivery; and faults, which stop nothing."""
 
 import asyncio
 import logging
@@ -6,159 +6,144 @@ import socket
 import threading
 
 import pytest
-from dispatching import DELIVERED, WAIT, Script, event, failed, rigged
-from sending import OK, WatchedLane, dripping
+from delivering import AT_ONCE, DELIVERED, WAIT, NewRig, Script, counts, event, failed, seconds, wait_until
+from sending import OK
 
-from otel_step_hook import StepHookSettings
 from otel_step_hook.delivery.dispatch import Sender
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.transport import Endpoint
 from otel_step_hook.testing import HostileReceiver, read_request
-
-pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("is_waiting", [False, True])
-async def test_stopping_delivers_what_can_be_delivered(*, is_waiting: bool) -> None:
+def test_stopping_delivers_what_can_be_delivered(rigged: NewRig, *, is_waiting: bool) -> None:
     """Asked to stop, everything that is queued is still sent, and short waits are waited."""
-    script = Script(failed(), DELIVERED)
-    async with rigged(script, concurrency=1, initial_backoff=0.2, max_backoff=0.2) as rig:
-        rig.submit(*(event(f"step-{number}") for number in range(5)))
-        async with asyncio.timeout(WAIT):
-            while is_waiting and len(rig.results) < 4:  # noqa: ASYNC110 -- the exporter tells nobody
-                await asyncio.sleep(0)
-        rig.dispatcher.stop_by(asyncio.get_running_loop().time() + WAIT)
-        await rig.stopped()
-    assert {result for _, result, _ in rig.results} == {"delivered"}
-    assert len(rig.results) == 5
+    rig = rigged(Script(failed(), DELIVERED), concurrency=1, initial_backoff=0.2, max_backoff=0.2)
+    rig.submit(*(event() for _ in range(5)))
+    wait_until(lambda: not is_waiting or len(rig.results) == 4)
+    rig.worker.shutdown(WAIT)
+    assert [result for _, result, _ in rig.results] == ["delivered"] * 5
 
 
-async def test_stopping_without_work_is_immediate() -> None:
-    """A dispatcher that has nothing to do is stopped when it is asked to."""
-    async with rigged(Script()) as rig:
-        rig.dispatcher.stop_by(asyncio.get_running_loop().time() + WAIT)
-        assert rig.dispatcher.stopped.is_set()
+def test_stopping_without_work_is_immediate(rigged: NewRig) -> None:
+    """A worker that has nothing to do stops when it is asked to."""
+    rig = rigged(Script())
+    rig.deliver()
+    assert seconds(lambda: rig.worker.shutdown(WAIT)) < AT_ONCE
 
 
 @pytest.mark.parametrize("is_stopped_before", [False, True])
-async def test_a_wait_that_outlasts_the_stop_is_not_waited(*, is_stopped_before: bool) -> None:
+def test_a_wait_that_outlasts_the_stop_is_not_waited(rigged: NewRig, *, is_stopped_before: bool) -> None:
     """A step whose next attempt would come too late is discarded at once, visibly."""
-    answer = asyncio.Event()
-    script = Script(answer, failed(500))
-    async with rigged(script, initial_backoff=6e3, max_backoff=6e3, give_up_after=6e4) as rig:
-        rig.submit(event())
-        if not is_stopped_before:
-            answer.set()
-            async with asyncio.timeout(WAIT):
-                while not rig.attempts:  # noqa: ASYNC110 -- the exporter tells nobody
-                    await asyncio.sleep(0)
-        rig.dispatcher.stop_by(asyncio.get_running_loop().time() + 100 * WAIT)
+    answer = threading.Event()
+    rig = rigged(Script(answer, failed(500)), initial_backoff=6e3, max_backoff=6e3, give_up_after=6e4)
+    rig.submit(event("step-1"))
+    if not is_stopped_before:
         answer.set()
-        await rig.stopped()
+        wait_until(lambda: rig.named("POST"))
+    stopping = threading.Thread(target=rig.worker.shutdown, args=(100 * WAIT,))
+    stopping.start()
+    wait_until(rig.worker.is_closed)
+    answer.set()
+    stopping.join(WAIT)
     assert rig.results == [("step-1", "discarded", "shutdown")]
 
 
-async def test_what_is_queued_in_flight_or_waiting_at_the_end_is_discarded_visibly(
-    caplog: pytest.LogCaptureFixture,
+def test_what_is_queued_in_flight_or_waiting_at_the_end_is_discarded_visibly(
+    rigged: NewRig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the time to stop is over, every step has its last word: a span with an error, and the log says so."""
-    script = Script(failed(), asyncio.Event())
-    async with rigged(script, concurrency=1, initial_backoff=0.05, max_backoff=0.2) as rig:
-        rig.submit(event("waiting"), event("in flight"), event("queued"))
-        rig.dispatcher.stop_by(asyncio.get_running_loop().time() + 0.3)
-        rig.dispatcher.stop_by(asyncio.get_running_loop().time() + WAIT)  # the first one counts
-        await rig.stopped()
-        assert rig.store.pending == 0
+    """When the time to stop is over, every step is discarded: a span with an error, and the log says so."""
+    script = Script(failed(), threading.Event())
+    rig = rigged(script, concurrency=1, initial_backoff=0.05, max_backoff=0.2)
+    rig.submit(event("waiting"), event("in flight"), event("queued"))
+    script.wait_for(2)
+    rig.worker.shutdown(0.3)
+    assert rig.worker.flush(WAIT)
     assert sorted(rig.results) == [(step, "discarded", "shutdown") for step in ("in flight", "queued", "waiting")]
-    assert all(not span.status.is_ok for span in rig.deliveries)
-    rig.trouble.tell_rest(all_of_it=True)
-    told = [record for record in caplog.records if "discarded" in record.message]
-    assert len(told) == 2  # the first, and how many more
-    cut_off = [span for span in rig.attempts if "error.type" not in (span.attributes or {})]
+    assert all(not span.status.is_ok for span in rig.named("step_hook.deliver"))
+    assert sum(count for line, count in counts(caplog).items() if line.startswith("discarded step")) == 3
+    cut_off = [span for span in rig.named("POST") if "error.type" not in (span.attributes or {})]
     assert [span.status.is_unset for span in cut_off] == [True]
 
 
-async def test_a_delivery_is_discarded_visibly_even_when_it_has_not_begun() -> None:
-    """A time to stop that is over at once leaves nobody out."""
-    script = Script()
-    async with rigged(script) as rig:
-        rig.submit(event("started"))  # its task has not run yet
-        rig.dispatcher._stop_now()
+class Leaving(Script):
+    """A script whose attempts, when they are cancelled, end only once *may_end* is set, with *result*."""
+
+    def __init__(self, *results: threading.Event, result: AttemptResult | None = None) -> None:
+        super().__init__(*results)
+        self.is_cancelled, self.may_end, self._result = threading.Event(), threading.Event(), result
+
+    async def cancelled(self) -> AttemptResult | None:
+        self.is_cancelled.set()
+        while not self.may_end.is_set():  # noqa: ASYNC110 -- it is set by another thread
+            await asyncio.sleep(0.002)  # a look now and then: the loop itself must not block
+        return self._result
+
+
+def test_a_step_that_comes_in_after_the_time_to_stop_is_discarded_visibly(
+    rigged: NewRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that is submitted in the very moment of the shutdown, while attempts are cut off, is no exception."""
+    script = Leaving(threading.Event())
+    rig = rigged(script)
+    rig.submit(event("started"))
+    script.wait_for(1)
+    rig.worker.shutdown(0)
+    assert script.is_cancelled.wait(WAIT)
+    with monkeypatch.context() as moment:
+        moment.setattr(rig.worker, "is_closed", lambda: False)  # it was not, when submit() looked
         rig.submit(event("too late"))
-        rig.dispatcher.stop_by(0.0)
-        await rig.stopped()
-    assert script.posts == []
+    wait_until(lambda: rig.results)
+    script.may_end.set()
+    assert rig.worker.flush(WAIT)
     assert sorted(rig.results) == [("started", "discarded", "shutdown"), ("too late", "discarded", "shutdown")]
+    assert len(script.posts) == 1
 
 
-async def test_a_webhook_that_was_accepted_is_delivered_although_the_time_is_over() -> None:
-    """What the receiver's status line has said is not taken back because the rest of its answer drips."""
-    with HostileReceiver(dripping(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n", b"x")) as receiver:
-        lane = WatchedLane(Endpoint(StepHookSettings(webhook=receiver.url)))
-        async with rigged(lambda: lane) as rig:
-            rig.submit(event())
-            await asyncio.wait_for(lane.has_status.wait(), WAIT)
-            rig.dispatcher._stop_now()
-            rig.dispatcher.stop_by(0.0)
-            await rig.stopped()
+def test_a_webhook_that_was_accepted_is_delivered_although_the_time_is_over(rigged: NewRig) -> None:
+    """A sender that knows its result when it is cancelled has delivered: the receiver has the webhook."""
+    script = Leaving(threading.Event(), result=DELIVERED)
+    rig = rigged(script)
+    rig.submit(event("step-1"))
+    script.wait_for(1)
+    script.may_end.set()
+    rig.worker.shutdown(0.2)
+    assert rig.worker.flush(WAIT)
     assert rig.results == [("step-1", "delivered", None)]
 
 
-async def test_closing_has_a_limit() -> None:
-    """A sender that does not let itself be closed keeps nobody waiting for long."""
-    never = asyncio.Event()
+def test_closing_has_a_limit(rigged: NewRig) -> None:
+    """A sender that cannot be closed delays the shutdown only a little."""
 
     class Stubborn:
         async def post(self, *_: object) -> AttemptResult:
             return DELIVERED
 
         async def aclose(self) -> None:
-            await never.wait()
+            await asyncio.Event().wait()
 
-    async with rigged(Stubborn) as rig:
-        rig.submit(event())
-        await rig.done()
-        async with asyncio.timeout(WAIT):
-            await rig.dispatcher.aclose()
-
-
-async def test_deliveries_of_a_loop_that_ends_early_are_given_back() -> None:
-    """Whatever waits or is in flight: nothing of it is attempted from here any more."""
-    script = Script(failed(), asyncio.Event())
-    async with rigged(script, concurrency=1, initial_backoff=0.001) as rig:
-        rig.submit(event("waiting"), event("in flight"), event("queued"))
-        async with asyncio.timeout(WAIT):
-            while len(script.posts) < 2:  # noqa: ASYNC110 -- it tells nobody
-                await asyncio.sleep(0)
-        rig.dispatcher.unclaim()
-        await asyncio.sleep(0.01)  # longer than the backoff
-        assert {delivery.event.step_id: delivery.attempts for delivery in rig.store.unclaimed} == {
-            "waiting": 1,
-            "in flight": 1,
-            "queued": 0,
-        }
-        assert (rig.store.pending, rig.results, len(script.posts)) == (3, [], 2)
+    rig = rigged(Stubborn)
+    rig.deliver()
+    assert seconds(lambda: rig.worker.shutdown(WAIT)) < AT_ONCE
 
 
 # Faults
 
 
-async def test_a_fault_of_a_sender_is_survived(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_of_a_sender_is_survived(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """A sender that raises costs its one delivery; the attempt and the delivery say so, the log without its message."""
     script = Script(RuntimeError("Bearer sekret"), DELIVERED)
-    async with rigged(script, concurrency=1) as rig:
-        rig.submit(event("unlucky"), event("next"))
-        await rig.done()
+    rig = rigged(script, concurrency=1)
+    rig.deliver(event("unlucky"), event("next"))
     assert rig.results == [("unlucky", "discarded", "RuntimeError"), ("next", "delivered", None)]
-    (unlucky, _) = rig.attempts
+    unlucky, _ = rig.named("POST")
     assert (unlucky.attributes or {})["error.type"] == "RuntimeError"
     assert not unlucky.status.is_ok
     assert "RuntimeError" in caplog.text
-    assert "dispatching.py" in caplog.text  # where it was raised
+    assert "delivering.py" in caplog.text  # where it was raised
     assert "sekret" not in caplog.text
 
 
-async def test_a_sender_that_cannot_be_made_is_survived(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sender_that_cannot_be_made_is_survived(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """When no sender can be made a delivery is discarded visibly, and the next one tries again."""
     script = Script()
     faults = [OSError("sekret")]
@@ -168,24 +153,21 @@ async def test_a_sender_that_cannot_be_made_is_survived(caplog: pytest.LogCaptur
             raise faults.pop()
         return script()
 
-    async with rigged(connect, concurrency=1) as rig:
-        rig.submit(event("unlucky"), event("next"))
-        await rig.done()
+    rig = rigged(connect, concurrency=1)
+    rig.deliver(event("unlucky"), event("next"))
     assert rig.results == [("unlucky", "discarded", "OSError"), ("next", "delivered", None)]
     assert "sekret" not in caplog.text
 
 
-async def test_an_event_of_which_nothing_can_be_told_is_survived(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_that_cannot_be_written_is_survived(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """A span whose times are no numbers costs its own webhook, visibly, and not those behind it."""
-    async with rigged(Script(), payload="full") as rig:
-        rig.submit(event("odd", start_time="yesterday"), event("next"))
-        await rig.done()
-        assert rig.store.pending == 0
+    rig = rigged(Script(), payload="full")
+    rig.deliver(event("odd", start_time="yesterday"), event("next"))
     assert rig.results == [("odd", "discarded", "ValueError"), ("next", "delivered", None)]
     assert "a fault of otel-step-hook: ValueError" in caplog.text
 
 
-async def test_a_log_handler_that_raises_costs_no_delivery() -> None:
+def test_a_log_handler_that_raises_costs_no_delivery(rigged: NewRig) -> None:
     """What the application's log handlers and filters raise stops neither a delivery nor a flush."""
 
     def refuse(_: logging.LogRecord) -> bool:
@@ -196,16 +178,15 @@ async def test_a_log_handler_that_raises_costs_no_delivery() -> None:
     level = logger.level
     logger.setLevel(logging.DEBUG)
     try:
-        async with rigged(Script(failed(), DELIVERED, RuntimeError(), DELIVERED), concurrency=1) as rig:
-            rig.submit(*(event(f"step-{number}") for number in range(4)))
-            await rig.done()
+        rig = rigged(Script(failed(), DELIVERED, RuntimeError(), DELIVERED), concurrency=1)
+        rig.deliver(*(event() for _ in range(4)))
     finally:
         logger.removeFilter(refuse)
         logger.setLevel(level)
     assert sorted(str(result) for _, result, _ in rig.results) == ["delivered"] * 3 + ["discarded"]
 
 
-async def test_a_receiver_that_dies_in_the_middle_of_a_burst_loses_no_step() -> None:
+def test_a_receiver_that_dies_in_the_middle_of_a_burst_loses_no_step(rigged: NewRig) -> None:
     """Connections that break at any moment cost attempts, and no steps."""
     seen: set[bytes] = set()
     count = 0
@@ -223,8 +204,7 @@ async def test_a_receiver_that_dies_in_the_middle_of_a_burst_loses_no_step() -> 
             connection.sendall(OK)
 
     with HostileReceiver(behave) as receiver:
-        async with rigged(webhook=receiver.url) as rig:
-            rig.submit(*(event(f"step-{number}") for number in range(100)))
-            await rig.done()
+        rig = rigged(webhook=receiver.url)
+        rig.deliver(*(event() for _ in range(100)))
     assert len(seen) == 100
     assert {result for _, result, _ in rig.results} == {"delivered"}

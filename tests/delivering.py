@@ -1,0 +1,204 @@
+"""What the tests of delivery share: a worker, scripted senders in place of the network, and what came of the steps."""
+
+import asyncio
+import itertools
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import SpanContext, TraceFlags
+
+from otel_step_hook import StepHookSettings
+from otel_step_hook.delivery.dispatch import Sender
+from otel_step_hook.delivery.memory import Submission
+from otel_step_hook.delivery.request import Headers
+from otel_step_hook.delivery.retry import AttemptResult
+from otel_step_hook.delivery.telemetry import Pipeline
+from otel_step_hook.delivery.transport import connector
+from otel_step_hook.delivery.worker import Worker
+from otel_step_hook.steps.event import Outcome, StepEvent
+
+WAIT = 20.0  # seconds after which a test has failed
+AT_ONCE = 8.0  # seconds in which a call that does not wait has returned on a busy machine; less than half of WAIT
+DELIVERED = AttemptResult(status_code=204)
+ONE_ATTEMPT = {"give_up_after": 30.0, "initial_backoff": 100.0, "max_backoff": 100.0}  # the wait after it is too long
+
+_ids = RandomIdGenerator()
+_numbers = itertools.count()
+
+
+def failed(status: int = 503, **more: object) -> AttemptResult:
+    """An answer that is no 2xx."""
+    return AttemptResult(status_code=status, error_type=str(status), **more)  # type: ignore[arg-type]  # -- checked by the tests that use it
+
+
+def event(step_id: str | None = None, outcome: Outcome = Outcome.SUCCESS, **more: object) -> StepEvent:
+    """A step that has just ended, under a step id of its own if none is given."""
+    context = SpanContext(_ids.generate_trace_id(), _ids.generate_span_id(), is_remote=False, trace_flags=TraceFlags(1))
+    now = time.time_ns()
+    fields = {"name": "step", "context": context, "start_time": now - 1_000_000, "end_time": now} | more
+    return StepEvent(step_id=step_id or f"step-{next(_numbers)}", outcome=outcome, **fields)  # type: ignore[arg-type]  # -- see `failed`
+
+
+class Post(NamedTuple):
+    """One attempt; *at* in monotonic seconds."""
+
+    body: bytes
+    headers: dict[str, str]
+    timeout: float
+    at: float
+    sender: object
+
+
+class Script:
+    """Makes senders whose attempts take their results from one list; the last of *results* serves all further ones.
+
+    An exception is raised. An `Event` is waited for, and a function called on the worker's thread; then the next
+    item counts, unless the function has returned a result.
+    """
+
+    def __init__(self, *results: AttemptResult | Exception | threading.Event | Callable[[], AttemptResult | None]):
+        self._results = deque(results)
+        if not results or isinstance(results[-1], threading.Event):
+            self._results.append(DELIVERED)
+        self.posts: list[Post] = []
+        self.begun = threading.Semaphore(0)
+        self.in_flight = self.most_in_flight = self.senders = self.closed = 0
+
+    def __call__(self) -> Sender:
+        self.senders += 1
+        return _Scripted(self)
+
+    def wait_for(self, count: int) -> None:
+        """Wait until *count* more attempts have begun."""
+        for _ in range(count):
+            assert self.begun.acquire(timeout=WAIT)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [post.body for post in self.posts]
+
+    async def next(self) -> AttemptResult:
+        while True:
+            item = self._results.popleft() if len(self._results) > 1 else self._results[0]
+            if isinstance(item, threading.Event):
+                while not item.is_set():  # noqa: ASYNC110 -- it is set by another thread
+                    await asyncio.sleep(0.002)  # a look now and then: the loop itself must not block
+                continue
+            result = item() if callable(item) else item
+            if isinstance(result, Exception):
+                raise result
+            if result is not None:
+                return result
+
+    async def cancelled(self) -> AttemptResult | None:
+        """What an attempt does when it is cancelled, and its result if it has one nevertheless."""
+        return None
+
+
+class _Scripted:
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def post(self, content: bytes, headers: Headers, timeout: float) -> AttemptResult:
+        script = self._script
+        script.posts.append(Post(content, dict(headers), timeout, time.monotonic(), self))
+        script.in_flight += 1
+        script.most_in_flight = max(script.most_in_flight, script.in_flight)
+        script.begun.release()
+        try:
+            await asyncio.sleep(0)  # as every real attempt does, at least once
+            return await script.next()
+        except asyncio.CancelledError:
+            if (result := await script.cancelled()) is None:
+                raise
+            return result
+        finally:
+            script.in_flight -= 1
+
+    async def aclose(self) -> None:
+        self._script.closed += 1
+
+
+class Rig:
+    """A worker whose senders *connect* makes, by default those of HTTP, and a pipeline for the spans of its steps."""
+
+    def __init__(self, connect: Callable[[], Sender] | None = None, **settings: object) -> None:
+        short = {"webhook": "http://receiver.test/hook", "initial_backoff": 0.01, "max_backoff": 0.02}
+        self.worker = Worker(
+            StepHookSettings(**(short | settings)), connector if connect is None else lambda _: connect
+        )
+        self.exporter = InMemorySpanExporter()
+        self.pipeline = Pipeline(SimpleSpanProcessor(self.exporter), Resource({"service.name": "tests"}))
+
+    def submit(self, *events: StepEvent, age: float = 0.0) -> None:
+        """Submit these steps, or a new one if there is none, as if *age* seconds ago."""
+        for item in events or (event(),):
+            self.worker.submit(Submission(item, self.pipeline, time.monotonic() - age))
+
+    def deliver(self, *events: StepEvent, age: float = 0.0) -> None:
+        """Submit as `submit` does, and wait until everything is delivered or discarded."""
+        self.submit(*events, age=age)
+        assert self.worker.flush(WAIT)
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        """The finished spans of this name."""
+        return [span for span in self.exporter.get_finished_spans() if span.name == name]
+
+    @property
+    def results(self) -> list[tuple[object, object, object]]:
+        """Step id, result and error type of each delivery, in the order in which they ended."""
+        found = [span.attributes or {} for span in self.named("step_hook.deliver")]
+        return [(one["step_hook.step_id"], one["step_hook.result"], one.get("error.type")) for one in found]
+
+
+NewRig = Callable[..., Rig]  # the type of the fixture `rigged`
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for something that sets no event."""
+    until = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)  # there is nothing else to wait on
+
+
+def threads() -> list[threading.Thread]:
+    """The workers' threads that are alive."""
+    return [thread for thread in threading.enumerate() if thread.name == "otel-step-hook"]
+
+
+def counts(caplog: pytest.LogCaptureFixture) -> Counter[str]:
+    """How often each line of the library was logged, or counted in a later line."""
+    found: Counter[str] = Counter()
+    for record in caplog.records:
+        if record.name == "otel_step_hook":
+            count, is_counted, line = record.getMessage().partition(" more like this: ")
+            found[line or count] += int(count) if is_counted else 1
+    return found
+
+
+@contextmanager
+def no_more_threads() -> Iterator[None]:
+    """Let the system refuse every new thread: none has room for a stack of this size."""
+    usual = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(usual)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long *call* takes."""
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
