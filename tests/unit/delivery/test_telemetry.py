@@ -1,11 +1,10 @@
 """The spans of a delivery, as design section 6 has them."""
 
-import asyncio
 import hashlib
 import time
 
 import pytest
-from dispatching import DELIVERED, ONE_ATTEMPT, Script, event, failed, rigged
+from delivering import DELIVERED, ONE_ATTEMPT, NewRig, Script, event, failed
 from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -40,14 +39,12 @@ def attributes_of(span: ReadableSpan) -> dict[str, object]:
     return dict(span.attributes or {})
 
 
-@pytest.mark.anyio
-async def test_a_delivery_and_its_attempts_are_recorded_below_the_step() -> None:
+def test_a_delivery_and_its_attempts_are_recorded_below_the_step(rigged: NewRig) -> None:
     """Two attempts, the second accepted: three spans with the names, kinds, parents and attributes of the design."""
     script = Script(failed(503, peer=("192.0.2.1", 8443)), AttemptResult(status_code=204, peer=("192.0.2.2", 8443)))
-    async with rigged(script, webhook=URL) as rig:
-        step = event("step-7", Outcome.FAILED)
-        rig.submit(step)
-        await rig.done()
+    rig = rigged(script, webhook=URL)
+    step = event("step-7", Outcome.FAILED)
+    rig.deliver(step)
     first, second, delivery = rig.exporter.get_finished_spans()
     assert (delivery.name, delivery.kind) == ("step_hook.deliver", SpanKind.INTERNAL)
     assert delivery.parent == step.context
@@ -92,13 +89,11 @@ async def test_a_delivery_and_its_attempts_are_recorded_below_the_step() -> None
     assert (delivery.end_time or 0) >= (second.end_time or 0)
 
 
-@pytest.mark.anyio
-async def test_a_discarded_delivery_is_an_error_with_a_reason() -> None:
+def test_a_discarded_delivery_is_an_error_with_a_reason(rigged: NewRig) -> None:
     """A receiver that could not be reached, to the end: both spans are errors under the same type."""
-    async with rigged(Script(AttemptResult(error_type="ConnectionRefusedError")), **ONE_ATTEMPT) as rig:
-        rig.submit(event())
-        await rig.done()
-    attempt, delivery = rig.attempts[-1], rig.deliveries[0]
+    rig = rigged(Script(AttemptResult(error_type="ConnectionRefusedError")), **ONE_ATTEMPT)
+    rig.deliver()
+    attempt, delivery = rig.exporter.get_finished_spans()
     for span in (attempt, delivery):
         assert span.status.status_code is StatusCode.ERROR
         assert attributes_of(span)["error.type"] == "ConnectionRefusedError"
@@ -250,18 +245,16 @@ class _RaisingExporter(SpanExporter):
         raise RuntimeError("sekret")
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
 @pytest.mark.parametrize("where", ["start", "end", "start and end"])
-async def test_a_processor_that_raises_harms_no_delivery(
-    error: type[BaseException], where: str, caplog: pytest.LogCaptureFixture
+def test_a_processor_that_raises_harms_no_delivery(
+    rigged: NewRig, error: type[BaseException], where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The webhook goes out, and the log says where recording failed, without the message."""
     script = Script(failed(), DELIVERED)
-    async with rigged(script) as rig:
-        rig.pipeline = Pipeline(_Raising(error, where), rig.pipeline.resource)
-        rig.submit(event())
-        await rig.done()
+    rig = rigged(script)
+    rig.pipeline = Pipeline(_Raising(error, where), rig.pipeline.resource)
+    rig.deliver()
     assert len(script.posts) == 2
     assert f"a delivery could not be recorded: {error.__name__}" in caplog.text
     assert "sekret" not in caplog.text
@@ -275,24 +268,21 @@ def test_an_exporter_that_raises_harms_no_delivery(step_receiver: ScriptedReceiv
     assert len(step_receiver.received) == 1
 
 
-@pytest.mark.anyio
-async def test_nothing_of_the_surroundings_gets_into_the_application_s_trace() -> None:
-    """Whatever span and baggage are current where deliveries run, they are no parent of theirs, and stay there."""
+def test_nothing_of_the_surroundings_gets_into_the_application_s_trace(rigged: NewRig) -> None:
+    """Whatever span and baggage are current where a step is submitted, they are no parent of its delivery spans."""
     seen: list[object] = []
 
     class Watching(SpanProcessor):
         def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
             seen.append((span.context.trace_id, dict(baggage.get_all(parent_context))))
 
-    async with rigged(Script()) as rig:
-        rig.pipeline = Pipeline(Watching(), rig.pipeline.resource)
-        token = context.attach(baggage.set_baggage("secret", "sekret"))
-        try:
-            with trace.use_span(trace.NonRecordingSpan(SpanContext(5, 6, is_remote=False))):
-                step = event()
-                rig.submit(step)
-                await asyncio.sleep(0)
-                await rig.done()
-        finally:
-            context.detach(token)
+    rig = rigged(Script())
+    rig.pipeline = Pipeline(Watching(), rig.pipeline.resource)
+    token = context.attach(baggage.set_baggage("secret", "sekret"))
+    try:
+        with trace.use_span(trace.NonRecordingSpan(SpanContext(5, 6, is_remote=False))):
+            step = event()
+            rig.deliver(step)
+    finally:
+        context.detach(token)
     assert seen == [(step.context.trace_id, {})] * 2

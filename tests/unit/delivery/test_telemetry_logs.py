@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from dispatching import DELIVERED, ONE_ATTEMPT, Script, event, failed, rigged
+from delivering import DELIVERED, ONE_ATTEMPT, WAIT, NewRig, Script, counts, event, failed
 from sending import SHORT, answering
 from support import Pipeline, pipeline
 
@@ -25,46 +25,35 @@ def ours(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 # Levels, as the specification's table has them
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    ("result", "level"),
-    [
-        (AttemptResult(status_code=200), "INFO"),
-        (AttemptResult(status_code=299), "INFO"),
-        (AttemptResult(error_type="timeout"), "WARNING"),
-        (failed(302), "WARNING"),
-        (failed(410), "WARNING"),
-        (failed(503), "WARNING"),
-        (failed(999), "WARNING"),
-        (AttemptResult(error_type="ConnectionRefusedError"), "ERROR"),
-        (AttemptResult(error_type="SSLCertVerificationError"), "ERROR"),
-        (AttemptResult(error_type="gaierror"), "ERROR"),
-    ],
-)
-async def test_every_line_has_the_level_of_the_table(
-    result: AttemptResult, level: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """2xx: info. Timeout and any other status: warning. Any other error: error. The last word too."""
+def test_every_line_has_the_level_of_the_table(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """2xx: info. Timeout and any other status: warning. Any other error: error. The line of a discarded step, too."""
     caplog.set_level(logging.DEBUG, "otel_step_hook")
-    async with rigged(Script(result), **ONE_ATTEMPT) as rig:
-        rig.submit(event("step-7"))
-        await rig.done()
-    lines = ours(caplog)
-    assert {told for told, _ in lines} == {level}
-    assert len(lines) == (1 if level == "INFO" else 2)  # the attempt, and that the step was discarded
-    assert all("step-7" in message and "msg_" in message for _, message in lines)
+    levels = {AttemptResult(status_code=status): "INFO" for status in (200, 299)}
+    levels |= {failed(status): "WARNING" for status in (302, 410, 503, 999)}
+    levels |= {AttemptResult(error_type="timeout"): "WARNING"}
+    errors = ("ConnectionRefusedError", "SSLCertVerificationError", "gaierror")
+    levels |= {AttemptResult(error_type=error_type): "ERROR" for error_type in errors}
+    wrong = {}
+    for result, level in levels.items():
+        rigged(Script(result), **ONE_ATTEMPT).deliver(event("step-7"))
+        lines = ours(caplog)
+        caplog.clear()
+        expected = [level] * (1 if level == "INFO" else 2)  # the attempt, and that the step was discarded
+        if [found for found, _ in lines] != expected or not all(
+            "step-7" in line and "msg_" in line for _, line in lines
+        ):
+            wrong[result] = lines
+    assert wrong == {}
 
 
-@pytest.mark.anyio
-async def test_the_levels_are_those_of_real_receivers_too(
-    step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
+def test_the_levels_are_those_of_real_receivers_too(
+    rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A receiver that is slow, refuses, and then accepts: two warnings and an info line."""
     caplog.set_level(logging.DEBUG, "otel_step_hook")
     step_receiver.answers(Answer(delay=5.0), 500, 200)
-    async with rigged(webhook=step_receiver.url, timeout=SHORT) as rig:
-        rig.submit(event("step-7"))
-        await rig.done()
+    rig = rigged(webhook=step_receiver.url, timeout=SHORT)
+    rig.deliver(event("step-7"))
     (first, second, third) = ours(caplog)
     assert (first[0], second[0], third[0]) == ("WARNING", "WARNING", "INFO")
     assert re.search(r"the receiver did not answer within 0.3 s \(step step-7, webhook msg_\w+, attempt 1\)", first[1])
@@ -72,25 +61,21 @@ async def test_the_levels_are_those_of_real_receivers_too(
     assert re.search(r"delivered step step-7 \(success, webhook msg_\w+, attempt 3\)", third[1])
 
 
-@pytest.mark.anyio
-async def test_a_step_that_was_never_attempted_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_that_was_never_attempted_is_an_error(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """A step that expired in the queue is nobody's refusal: it is our own error."""
-    async with rigged(Script(), give_up_after=1.0) as rig:
-        rig.submit(event("step-7"), age=2.0)
-        await rig.done()
-    assert ours(caplog) == [("ERROR", ours(caplog)[0][1])]
+    rig = rigged(Script(), give_up_after=1.0)
+    rig.deliver(event("step-7"), age=2.0)
+    assert [level for level, _ in ours(caplog)] == ["ERROR"]
 
 
-@pytest.mark.anyio
-async def test_trouble_that_repeats_is_told_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_that_repeat_are_logged_once_and_counted(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """Fifty refusals are two lines, and two more that say how many there were."""
-    async with rigged(Script(failed(503)), concurrency=1, **ONE_ATTEMPT) as rig:
-        rig.submit(*(event(f"step-{number}") for number in range(50)))
-        await rig.done()
-        assert len(ours(caplog)) == 2  # refused, discarded
-        rig.trouble.tell_rest(all_of_it=True)
-    counts = [int(message.split()[0]) for _, message in ours(caplog) if "more like this" in message]
-    assert counts == [49, 49]
+    rig = rigged(Script(failed(503)), concurrency=1, **ONE_ATTEMPT)
+    rig.deliver(*(event() for _ in range(50)))
+    assert len(ours(caplog)) == 2  # refused, discarded
+    rig.worker.shutdown(WAIT)
+    assert len(ours(caplog)) == 4
+    assert sum(counts(caplog).values()) == 100
 
 
 # What never shows
@@ -166,11 +151,9 @@ def test_secrets_of_the_url_show_nowhere(caplog: pytest.LogCaptureFixture) -> No
         assert basic.decode() not in told
 
 
-@pytest.mark.anyio
-async def test_a_result_does_not_show_what_the_receiver_said() -> None:
+def test_a_result_does_not_show_what_the_receiver_said(rigged: NewRig) -> None:
     """The repr of a result, which may end up anywhere, is free of the answer."""
-    async with rigged(Script(AttemptResult(status_code=200, excerpt=KEY.encode()), DELIVERED)) as rig:
-        rig.submit(event())
-        await rig.done()
+    rig = rigged(Script(AttemptResult(status_code=200, excerpt=KEY.encode()), DELIVERED))
+    rig.deliver()
     assert KEY not in repr(AttemptResult(status_code=200, excerpt=KEY.encode()))
     assert KEY not in "".join(span.to_json() for span in rig.exporter.get_finished_spans())
