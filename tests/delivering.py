@@ -46,7 +46,8 @@ def event(step_id: str | None = None, outcome: Outcome = Outcome.SUCCESS, **more
     context = SpanContext(_ids.generate_trace_id(), _ids.generate_span_id(), is_remote=False, trace_flags=TraceFlags(1))
     now = time.time_ns()
     fields = {"name": "step", "context": context, "start_time": now - 1_000_000, "end_time": now} | more
-    return StepEvent(step_id=step_id or f"step-{next(_numbers)}", outcome=outcome, **fields)  # type: ignore[arg-type]  # -- see `failed`
+    step_id = f"step-{next(_numbers)}" if step_id is None else step_id
+    return StepEvent(step_id=step_id, outcome=outcome, **fields)  # type: ignore[arg-type]  # -- see `failed`
 
 
 class Post(NamedTuple):
@@ -62,11 +63,11 @@ class Post(NamedTuple):
 class Script:
     """Makes senders whose attempts take their results from one list; the last of *results* serves all further ones.
 
-    An exception is raised. An `Event` is waited for, and a function called on the worker's thread; then the next
+    An exception is raised. An `Event` is waited for, and a function is called on the worker's thread; then the next
     item counts, unless the function has returned a result.
     """
 
-    def __init__(self, *results: AttemptResult | Exception | threading.Event | Callable[[], AttemptResult | None]):
+    def __init__(self, *results: AttemptResult | Exception | threading.Event | Callable[[], object]):
         self._results = deque(results)
         if not results or isinstance(results[-1], threading.Event):
             self._results.append(DELIVERED)
@@ -97,7 +98,7 @@ class Script:
             result = item() if callable(item) else item
             if isinstance(result, Exception):
                 raise result
-            if result is not None:
+            if isinstance(result, AttemptResult):
                 return result
 
     async def cancelled(self) -> AttemptResult | None:

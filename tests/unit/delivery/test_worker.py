@@ -4,193 +4,229 @@ import functools
 import gc
 import sys
 import threading
+import time
 import tracemalloc
 import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
-from dispatching import WAIT
-from working import CountingWorker, Receiver, lines, submission, threads, wait_until, working
+from delivering import DELIVERED, WAIT, NewRig, Rig, Script, counts, event, threads, wait_until
+from support import log_lines
 
 from otel_step_hook import ConfigurationError, StepHookSettings
-from otel_step_hook.delivery import worker as worker_module
 from otel_step_hook.delivery.worker import Worker
 
-
-def _has_ended(worker: CountingWorker) -> bool:
-    return not worker.is_running
+FULL = "dropped a step (queue_full): STEP_COMPLETE_MAX_QUEUE_SIZE events are waiting; the newest are dropped"
 
 
-def _acquire(semaphore: threading.Semaphore, count: int) -> None:
-    for _ in range(count):
-        assert semaphore.acquire(timeout=WAIT)
-
-
-def test_the_thread_starts_with_the_first_step() -> None:
-    """Not when the worker is made, not in the fork hook; it is one, and it ends with shutdown()."""
-    with working(Receiver()) as worker:
-        assert threads() == []
-        worker.after_fork()
-        assert threads() == []
-        for _ in range(20):
-            worker.submit(submission())
-        assert worker.flush(WAIT)
-        assert len(threads()) == 1
-        assert threads()[0].daemon
+def test_the_thread_starts_with_the_first_step(rigged: NewRig) -> None:
+    """Not when the worker is made, nor in the fork hook; it is one, and a daemon."""
+    rig = rigged(Script())
+    rig.worker.after_fork()
+    assert threads() == []
+    rig.deliver(*(event() for _ in range(20)))
+    (thread,) = threads()
+    assert thread.daemon
 
 
 def test_settings_that_cannot_be_used() -> None:
-    """They are told when the worker is made, and no thread starts."""
+    """They raise when the worker is made, and no thread starts."""
     with pytest.raises(ConfigurationError):
         Worker(StepHookSettings(webhook="https://receiver.test", certificate="/does/not/exist"))
     assert threads() == []
 
 
-def test_the_bound(caplog: pytest.LogCaptureFixture) -> None:
-    """Exactly so many events are taken, those in flight included; the newest are dropped, and told of twice at most."""
-    receiver = Receiver()
-    receiver.gate.clear()
-    with working(receiver, max_queue_size=5, concurrency=2) as worker:
-        for _ in range(5):
-            worker.submit(submission())
-        _acquire(receiver.arrived, 2)
-        assert (worker.pending, worker.dropped) == (5, [])
-        for _ in range(30):
-            worker.submit(submission())
-        assert (worker.pending, worker.dropped) == (5, ["queue_full"] * 30)
-        receiver.gate.set()
-        assert worker.flush(WAIT)
-        assert worker.pending == 0
-        worker.submit(submission())
-        assert worker.flush(WAIT)
-    assert len(receiver.bodies) == 6
-    told = "dropped a step (queue_full): STEP_COMPLETE_MAX_QUEUE_SIZE events are waiting; the newest are dropped"
-    assert lines(caplog) == [told, f"29 more like this: {told}"]
+def test_the_bound(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """Exactly so many events are taken, those in flight included; the newest are dropped, logged and counted."""
+    answer = threading.Event()
+    script = Script(answer, answer)
+    rig = rigged(script, max_queue_size=5, concurrency=2)
+    rig.submit(*(event(f"step-{number}") for number in range(5)))
+    script.wait_for(2)
+    rig.submit(*(event(f"step-{number}") for number in range(5, 35)))
+    answer.set()
+    assert rig.worker.flush(WAIT)
+    rig.deliver(event("step-35"))
+    rig.worker.shutdown(WAIT)
+    assert sorted(str(step) for step, _, _ in rig.results) == [f"step-{number}" for number in (0, 1, 2, 3, 35, 4)]
+    assert log_lines(caplog) == [f"ERROR {FULL}", f"ERROR 29 more like this: {FULL}"]
 
 
-def test_a_stuck_thread_costs_little(caplog: pytest.LogCaptureFixture) -> None:
-    """While the sender's thread is stuck, each further step, fault or flush takes no memory and no wait."""
+def test_a_stuck_thread_costs_little(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """While the worker's thread is stuck, each further step, fault or flush takes no memory and no wait."""
     released = threading.Event()
-    receiver = Receiver(lambda: released.wait(WAIT))
-    with working(receiver, max_queue_size=1, concurrency=1) as worker:
-        worker.submit(submission())
-        _acquire(receiver.arrived, 1)
-        dropped, error = submission(), LookupError()
-        tracemalloc.start()
-        for _ in range(20_000):
-            worker.submit(dropped)
-            worker.tell_fault(error)
-            worker.flush(0)
-        size, _ = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        released.set()
-    assert len(worker.dropped) == 20_000
-    assert size < 500_000  # bytes: the list of what was dropped, and a hundred flushes
-    counts = [line.partition(" more like this")[0] for line in lines(caplog) if "more like this" in line]
-    assert counts == ["19999", "19999"]
+    script = Script(functools.partial(released.wait, WAIT), DELIVERED)
+    rig = rigged(script, max_queue_size=1, concurrency=1)
+    rig.submit()
+    script.wait_for(1)
+    dropped, error = event(), LookupError()
+    tracemalloc.start()
+    for _ in range(20_000):
+        rig.submit(dropped)
+        rig.worker.tell_fault(error)
+        rig.worker.flush(0)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    released.set()
+    rig.worker.shutdown(WAIT)
+    assert size < 300_000  # bytes: a hundred flushes
+    assert counts(caplog) == {FULL: 20_000, "a fault of otel-step-hook: LookupError": 20_000}
 
 
-def test_faults_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    """What went wrong on the application's threads is told by type and place, and counted after that."""
-    with working(Receiver()) as worker:
-        for _ in range(3):
-            try:
-                next(iter(()))
-            except StopIteration as error:
-                error.args = ("a secret",)
-                worker.tell_fault(error)
-                worker.drop("unreadable", error)
+def test_a_thread_that_is_stuck_for_minutes_blocks_nobody(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wake-ups it has not heard, submit() returns, and the steps are delivered once it goes on."""
+    released = threading.Event()
+    script = Script(functools.partial(released.wait, WAIT), DELIVERED)
+    rig = rigged(script)
+    rig.submit()
+    script.wait_for(1)
+    clock = iter(range(10**9, 10**10))
+    with monkeypatch.context() as quick:
+        quick.setattr(time, "monotonic", lambda: float(next(clock)))  # in steps of a second
+        for _ in range(1_000):
+            rig.submit()
+    released.set()
+    assert rig.worker.flush(WAIT)
+
+
+def test_faults_are_logged_once(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """What went wrong on the application's threads is logged by type and place, and counted after that."""
+    rig = rigged(Script())
+    for _ in range(3):
+        try:
+            next(iter(()))
+        except StopIteration as error:
+            error.args = ("a secret",)
+            rig.worker.tell_fault(error)
+            rig.worker.drop("unreadable", error)
+    rig.worker.shutdown(WAIT)
     assert "a secret" not in caplog.text
-    told = sorted(line.partition("test_worker.py")[0] for line in lines(caplog))
-    fault, drop = "a fault of otel-step-hook: StopIteration <- ", "dropped a step (unreadable): StopIteration <- "
-    assert told == sorted([fault, drop, f"2 more like this: {fault}", f"2 more like this: {drop}"])
+    assert {line.partition("test_worker.py")[0]: count for line, count in counts(caplog).items()} == {
+        "a fault of otel-step-hook: StopIteration <- ": 3,
+        "dropped a step (unreadable): StopIteration <- ": 3,
+    }
+    assert len(log_lines(caplog)) == 4
 
 
-def test_flush() -> None:
-    """It waits for what was submitted before, for as long as it is told to, and says which of the two."""
-    receiver = Receiver()
-    with working(receiver) as worker:
-        assert worker.flush(0)
-        receiver.gate.clear()
-        worker.submit(submission())
-        assert not worker.flush(0.05)
-        assert not worker.flush(0)
-        assert not worker.flush(-1)
-        receiver.gate.set()
-        assert worker.flush(WAIT)
+def test_flush(rigged: NewRig) -> None:
+    """It waits for what was submitted before, up to its timeout, and says whether that was enough."""
+    answer = threading.Event()
+    rig = rigged(Script(answer))
+    assert rig.worker.flush(0)
+    rig.submit()
+    for timeout in (0.05, 0, -1):
+        assert not rig.worker.flush(timeout)
+    answer.set()
+    assert rig.worker.flush(WAIT)
 
 
-def test_flush_does_not_wait_for_what_comes_later() -> None:
-    """Steps that end while it waits do not prolong it."""
-    receiver = Receiver()
-    receiver.gate.clear()
-    with working(receiver, concurrency=1) as worker:
-        worker.submit(submission())
-        flushed: list[bool] = []
-        waiting = threading.Thread(target=lambda: flushed.append(worker.flush(WAIT)))
-        waiting.start()
-        _acquire(receiver.arrived, 1)
-        wait_until(lambda: not worker._own.inbox.flushes.qsize())
-        receiver.meanwhile = receiver.gate.clear
-        receiver.gate.set()
-        worker.submit(submission())
-        waiting.join(WAIT)
-        receiver.meanwhile = int
-        receiver.gate.set()
-    assert flushed == [True]
+def _interrupt(line: int, call: Callable[[], object]) -> bool:
+    """Raise KeyboardInterrupt at this line of all those of ours that *call* runs; False if there are fewer."""
+    left = line
+
+    def trace(frame: FrameType, what: str, _: Any) -> Any:
+        nonlocal left
+        if "otel_step_hook" not in frame.f_code.co_filename:
+            return None
+        left -= what == "line"
+        if not left:
+            raise KeyboardInterrupt
+        return trace
+
+    usual = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(usual)
+    return False
 
 
-def test_a_slot_that_ctrl_c_has_cost() -> None:
-    """A KeyboardInterrupt in the middle of submit() may take a slot for ever; nobody waits or spins for it."""
-    with working(Receiver()) as worker:
-        worker._own.inbox.store._slots.pop()
-        assert worker.flush(WAIT)
-        worker.shutdown(WAIT)
-        wait_until(lambda: not worker.is_running)
+def test_ctrl_c_anywhere_in_submit(rigged: NewRig) -> None:
+    """It may cost its own step, and its place in the queue; later steps, a flush and the shutdown go on as before."""
+    rig = rigged(Script())
+    rig.deliver()
+    line = 1
+    while _interrupt(line, rig.submit):
+        rig.deliver(event(f"after {line}"))
+        line += 1
+    rig.worker.shutdown(WAIT)
+    assert line > 10
+    delivered = {step for step, result, _ in rig.results if result == "delivered"}
+    assert {f"after {number}" for number in range(1, line)} <= delivered
+    wait_until(lambda: not threads())
 
 
 def test_it_can_be_collected() -> None:
     """A worker that is not used, or has been shut down, leaves nothing behind, not even an open socket."""
-    unused, used = CountingWorker(Receiver()), CountingWorker(Receiver())
-    used.submit(submission())
-    used.shutdown(WAIT)
-    wait_until(functools.partial(_has_ended, used))
-    gone: list[weakref.ref[Worker]] = [weakref.ref(unused), weakref.ref(used)]
+    unused, used = Rig(Script()), Rig(Script())
+    used.submit()
+    used.worker.shutdown(WAIT)
+    wait_until(lambda: not threads())
+    gone = [weakref.ref(unused.worker), weakref.ref(used.worker)]
     del unused, used
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
-    worker_module._shut_down(gone[0], WAIT)  # at the exit of a process that multiprocessing made
 
 
-def test_many_threads_submit() -> None:
-    """No wake-up is lost, whoever submits while the loop looks, sleeps or starts."""
-    receiver = Receiver()
-    with working(receiver, max_queue_size=100_000) as worker:
+def test_a_child_that_multiprocessing_made_drains_at_its_exit(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a child skips atexit: the first step arranges for a shutdown, once, which does not keep the worker alive."""
+    at_exit: list[Callable[[], object]] = []
 
-        def submit() -> None:
-            for _ in range(300):
-                worker.submit(submission())
+    def finalize(_: None, call: Callable[..., object], args: tuple[object, ...], **__: int) -> None:
+        at_exit.append(functools.partial(call, *args))
 
-        submitting = [threading.Thread(target=submit) for _ in range(8)]
-        for thread in submitting:
-            thread.start()
-        for thread in submitting:
-            thread.join(WAIT)
-        assert worker.flush(WAIT)
-        assert len(set(receiver.bodies)) == 2400
+    monkeypatch.setattr("multiprocessing.process.parent_process", object)
+    monkeypatch.setattr("multiprocessing.util.Finalize", finalize)
+    rig = rigged(Script(), max_queue_size=100)
+    rig.submit(*(event() for _ in range(100)))
+    (drain,) = at_exit
+    drain()
+    assert len(rig.results) == 100
+    wait_until(lambda: not threads())
+    rig.submit()  # starts another thread, to log that it came too late
+    assert at_exit == [drain]
+    collected = Rig(Script())
+    collected.submit()
+    collected.worker.shutdown(WAIT)
+    wait_until(lambda: not threads())
+    gone = weakref.ref(collected.worker)
+    del collected
+    gc.collect()
+    assert gone() is None
+    at_exit[1]()
 
 
-def test_single_steps_are_not_left_lying() -> None:
+def test_many_threads_submit(rigged: NewRig) -> None:
+    """No wake-up is lost, whether a step comes while the loop looks, sleeps or starts."""
+    script = Script()
+    rig = rigged(script, max_queue_size=100_000)
+    submitting = [threading.Thread(target=lambda: rig.submit(*(event() for _ in range(300)))) for _ in range(8)]
+    for thread in submitting:
+        thread.start()
+    for thread in submitting:
+        thread.join(WAIT)
+    assert rig.worker.flush(WAIT)
+    assert len(set(script.bodies)) == 2400
+
+
+def test_single_steps_are_not_left_lying(rigged: NewRig) -> None:
     """Each of many steps, whatever the loop is about to do when it comes, is delivered without another to push it."""
-    receiver = Receiver()
+    script = Script()
+    rig = rigged(script)
+    steps = [event() for _ in range(3000)]
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # seconds: the loop's thread is interrupted everywhere
     try:
-        with working(receiver) as worker:
-            for number in range(1500):
-                worker.submit(submission())
-                for _ in range(number % 100 * 100):  # until about then the loop has heard of the first
-                    pass
-                worker.submit(submission())
-                _acquire(receiver.arrived, 2)
+        for number in range(1500):
+            rig.submit(steps.pop())
+            for _ in range(number % 100 * 100):  # until about then the loop has heard of the first
+                pass
+            rig.submit(steps.pop())
+            script.wait_for(2)
     finally:
         sys.setswitchinterval(usual)

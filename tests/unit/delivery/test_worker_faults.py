@@ -4,254 +4,229 @@ import asyncio
 import contextlib
 import gc
 import itertools
-import logging
+import re
 import threading
 
 import pytest
-from dispatching import DELIVERED, WAIT, Script, failed
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from working import AT_ONCE, NO_PIPELINE, Receiver, lines, seconds, submission, wait_until, working
+from delivering import AT_ONCE, DELIVERED, WAIT, NewRig, Script, event, failed, seconds, wait_until
+from support import log_lines
 
 from otel_step_hook.delivery import log as log_module
 from otel_step_hook.delivery import worker as worker_module
 from otel_step_hook.delivery.dispatch import Sender
-from otel_step_hook.delivery.telemetry import Pipeline
-from otel_step_hook.delivery.worker import Worker
+from otel_step_hook.delivery.retry import AttemptResult
 
+pytestmark = pytest.mark.usefixtures("short_pause")
 
-@pytest.fixture(autouse=True)
-def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault costs less time than in life."""
-    monkeypatch.setattr(worker_module, "_PAUSE_AFTER_FAULT", 0.02)
+LONG_WAITS = {"initial_backoff": 100.0, "max_backoff": 100.0, "give_up_after": 1000.0}
+FAULT = "a fault of otel-step-hook: LookupError"
 
 
 def _fail() -> None:
     raise LookupError("a secret")
 
 
-def _break(
-    receiver: Receiver, worker: Worker, error: BaseException | None = None, pipeline: Pipeline = NO_PIPELINE
-) -> None:
-    """Have a callback on the worker's loop raise while a step is delivered: that ends the loop."""
-
-    def fail() -> None:
-        raise error or LookupError("a secret")
-
-    def meanwhile() -> None:
-        receiver.meanwhile = int
-        asyncio.get_running_loop().call_soon(fail)
-
-    receiver.meanwhile = meanwhile
-    worker.submit(submission(pipeline))
+def kill() -> None:
+    """Have a callback on the worker's loop raise while an attempt is made: that ends the loop."""
+    asyncio.get_running_loop().call_soon(_fail)
 
 
-def test_a_receiver_that_has_switched_off_stays_so(caplog: pytest.LogCaptureFixture) -> None:
+class Lingering(Script):
+    """A script whose attempts take a while to end when they are cancelled, as a connection that closes properly."""
+
+    def __init__(self, *results: object) -> None:
+        super().__init__(*results)  # type: ignore[arg-type]  # -- checked there
+        self.is_cancelled = threading.Event()
+
+    async def cancelled(self) -> None:
+        self.is_cancelled.set()
+        await asyncio.sleep(0.1)
+
+
+def test_a_receiver_that_has_switched_off_stays_so(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """A fault of the loop does not make it forget: nothing is sent until the process starts anew."""
-    script = Script(failed(410, directive="disable"), DELIVERED)
-
-    def connect() -> Sender:
-        asyncio.get_running_loop().call_soon(_fail)
-        return script()
-
-    with working(connect) as worker:
-        worker.submit(submission())
-        wait_until(lambda: "a fault of otel-step-hook: LookupError" in caplog.text and not worker.pending)
-        worker.submit(submission())
-        assert worker.flush(WAIT)
-        assert worker.pending == 0
+    script = Script(kill, failed(410, directive="disable"), DELIVERED)
+    rig = rigged(script)
+    rig.submit(event("last"))
+    wait_until(lambda: FAULT in caplog.text)
+    rig.deliver(event("later"))
+    assert rig.results == [("last", "discarded", "410"), ("later", "discarded", "endpoint_disabled")]
     assert len(script.posts) == 1
 
 
-def test_senders_that_cannot_be_made(caplog: pytest.LogCaptureFixture) -> None:
-    """Each step is discarded and told of; when senders can be made again, steps are delivered again."""
-    receiver = Receiver()
+def test_senders_that_cannot_be_made(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """Each step is discarded, which is logged; when senders can be made again, steps are delivered again."""
+    script = Script()
     refusals = iter(range(3))
 
     def connect() -> Sender:
         for _ in refusals:
             _fail()
-        return receiver()
+        return script()
 
-    with working(connect) as worker:
-        for _ in range(3):
-            worker.submit(submission())
-        assert worker.flush(WAIT)
-        assert worker.pending == 0
-        assert receiver.bodies == []
-        worker.submit(submission())
-        assert worker.flush(WAIT)
-    assert len(receiver.bodies) == 1
+    rig = rigged(connect)
+    rig.deliver(event(), event(), event())
+    assert script.posts == []
+    rig.deliver()
+    rig.worker.shutdown(WAIT)
+    assert [(result, error) for _, result, error in rig.results] == [("discarded", "LookupError")] * 3 + [
+        ("delivered", None)
+    ]
     assert "a secret" not in caplog.text
-    first, second, *rest = lines(caplog)
-    assert first.startswith("a fault of otel-step-hook: LookupError <- test_worker_faults.py")
-    assert second.startswith("discarded step step-")
-    assert [line.partition(" ")[0] for line in rest] == ["2", "2"]
+    first, second, *rest = log_lines(caplog)
+    assert first.startswith(f"ERROR {FAULT} <- test_worker_faults.py")
+    assert second.startswith("ERROR discarded step step-")
+    assert [line.partition(" more")[0] for line in rest] == ["ERROR 2", "ERROR 2"]
 
 
 @pytest.mark.parametrize("error", [LookupError("a secret"), SystemExit("not ours to do")])
-def test_a_fault_of_the_loop(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
-    """What was in its hands is due again at once, with its attempts counted; the fault is logged, and nothing lost."""
-    receiver = Receiver()
-    receiver.gate.clear()
-    with working(receiver, concurrency=1) as worker:
-        _break(receiver, worker, error)
-        worker.submit(submission())
-        assert receiver.arrived.acquire(timeout=WAIT)
-        assert receiver.arrived.acquire(timeout=WAIT)
-        receiver.gate.set()
-        wait_until(lambda: not worker.pending)
-        worker.submit(submission())
-        assert worker.flush(WAIT)
-    first, again, *others = receiver.bodies
-    assert first == again
-    assert len({first, *others}) == 3
-    assert worker.dropped == []
+def test_a_fault_of_the_loop(rigged: NewRig, error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    """What waits, is queued or in flight is due at once, with its attempts counted: nothing is lost; it is logged."""
+
+    def fail() -> None:
+        raise error
+
+    script = Script(failed(), lambda: asyncio.get_running_loop().call_soon(fail), threading.Event(), DELIVERED)
+    rig = rigged(script, concurrency=1, **LONG_WAITS)
+    rig.submit(event("waiting"), event("in flight"), event("queued"))
+    wait_until(lambda: len(rig.results) == 3)
+    rig.deliver(event("later"))
+    rig.worker.shutdown(WAIT)
+    deliveries = [span.attributes or {} for span in rig.named("step_hook.deliver")]
+    assert {one["step_hook.step_id"]: one["step_hook.attempts"] for one in deliveries} == {
+        "waiting": 2,
+        "in flight": 2,
+        "queued": 1,
+        "later": 1,
+    }
+    assert {one["step_hook.result"] for one in deliveries} == {"delivered"}
     assert "a secret" not in caplog.text
-    (told,) = lines(caplog)
-    assert told.startswith(f"a fault of otel-step-hook: {type(error).__name__} <- test_worker_faults.py")
+    _, line = log_lines(caplog)  # after that of the 503
+    assert line.startswith(f"ERROR a fault of otel-step-hook: {type(error).__name__} <- test_worker_faults.py")
 
 
-def test_the_attempts_of_a_delivery_outlive_the_loop() -> None:
+def test_attempts_before_and_after_a_fault_have_one_parent(rigged: NewRig) -> None:
     """The next loop goes on to count where the one that died has ended, below the same span."""
-    receiver = Receiver()
-    receiver.gate.clear()
-    exporter = InMemorySpanExporter()
-    with working(receiver) as worker:
-        _break(receiver, worker, pipeline=Pipeline(SimpleSpanProcessor(exporter), Resource({})))
-        for _ in range(2):
-            assert receiver.arrived.acquire(timeout=WAIT)
-        receiver.gate.set()
-        wait_until(lambda: not worker.pending)
-    *attempts, delivery = exporter.get_finished_spans()
-    assert delivery.attributes is not None
-    assert (delivery.attributes["step_hook.attempts"], delivery.attributes["step_hook.result"]) == (2, "delivered")
+    rig = rigged(Script(kill, threading.Event(), DELIVERED))
+    rig.submit()
+    wait_until(lambda: rig.results)
+    *attempts, delivery = rig.exporter.get_finished_spans()
     assert [(span.attributes or {}).get("http.request.resend_count") for span in attempts] == [None, 1]
     assert {span.parent and span.parent.span_id for span in attempts} == {delivery.context.span_id}
 
 
-def test_flush_in_the_middle_of_a_fault() -> None:
-    """Who waits may get an answer from the next loop, and nobody waits for longer than was asked for."""
-    receiver = Receiver()
-    receiver.gate.clear()
-    with working(receiver) as worker:
-        flushed: list[bool] = []
-        worker.submit(submission())
-        assert receiver.arrived.acquire(timeout=WAIT)
-        waiting = threading.Thread(target=lambda: flushed.append(worker.flush(1.0)))
-        waiting.start()
-        _break(receiver, worker)
-        assert receiver.arrived.acquire(timeout=WAIT)
-        receiver.gate.set()
-        assert seconds(lambda: waiting.join(WAIT)) < 1.0 + AT_ONCE
-        wait_until(lambda: not worker.pending)
-        assert len(flushed) == 1
-        assert worker.flush(WAIT)
+def test_flush_in_the_middle_of_a_fault(rigged: NewRig) -> None:
+    """Its answer may be no, which does not take longer than its timeout; the next flush waits for all steps."""
+    answer = threading.Event()
+    script = Script(answer, kill, threading.Event(), DELIVERED)
+    rig = rigged(script)
+    flushed: list[bool] = []
+    rig.submit()
+    script.wait_for(1)
+    waiting = threading.Thread(target=lambda: flushed.append(rig.worker.flush(0.2)))
+    waiting.start()
+    rig.submit()
+    answer.set()
+    assert seconds(lambda: waiting.join(WAIT)) < 0.2 + AT_ONCE
+    assert len(flushed) == 1
+    assert rig.worker.flush(WAIT)
+    assert [result for _, result, _ in rig.results] == ["delivered"] * 2
 
 
-def test_shutdown_in_the_middle_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shutdown_in_the_middle_of_a_fault(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop that fails is asked to stop; the next one, after a pause, delivers, and ends in time."""
     monkeypatch.setattr(worker_module, "_PAUSE_AFTER_FAULT", 0.3)
-    receiver = Receiver(parting=lambda: 0.1)  # the fault takes a while to clear away
-    receiver.gate.clear()
-    with working(receiver) as worker:
-        _break(receiver, worker)
-        assert receiver.arrived.acquire(timeout=WAIT)
-        receiver.gate.set()
-        assert seconds(lambda: worker.shutdown(WAIT)) < 0.1 + 0.3 + AT_ONCE
-        assert worker.pending == 0
-    first, again = receiver.bodies
+    script = Lingering(kill, threading.Event(), DELIVERED)
+    rig = rigged(script)
+    rig.submit()
+    assert script.is_cancelled.wait(WAIT)
+    assert seconds(lambda: rig.worker.shutdown(WAIT)) < 0.1 + 0.3 + AT_ONCE
+    assert [result for _, result, _ in rig.results] == ["delivered"]
+    first, again = script.bodies
     assert first == again
 
 
-def test_what_comes_in_while_a_fault_is_cleared_away() -> None:
+def test_what_comes_in_while_a_fault_is_cleared_away(rigged: NewRig) -> None:
     """It is the next loop's, which delivers it with what it has taken over."""
-    leaving = threading.Event()
-
-    def parting() -> float:
-        leaving.set()
-        return 0.1  # the time of a connection that closes properly
-
-    receiver = Receiver(parting=parting)
-    receiver.gate.clear()
-    with working(receiver) as worker:
-        _break(receiver, worker)
-        assert leaving.wait(WAIT)
-        worker.submit(submission())
-        receiver.gate.set()
-        wait_until(lambda: not worker.pending)
-    assert len(receiver.bodies) == 3
-    assert len(set(receiver.bodies)) == 2
+    script = Lingering(kill, threading.Event(), DELIVERED)
+    rig = rigged(script)
+    rig.submit(event("in flight"))
+    assert script.is_cancelled.wait(WAIT)
+    rig.submit(event("late"))
+    wait_until(lambda: len(rig.results) == 2)
+    assert sorted(rig.results) == [("in flight", "delivered", None), ("late", "delivered", None)]
+    assert len(script.posts) == 3
 
 
-def test_faults_are_told_of_in_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """What a loop that failed has counted and not logged is logged by the next, after a minute, without being asked."""
-    receiver = Receiver()
-    with working(receiver) as worker:
-        for _ in range(2):
-            _break(receiver, worker)
-            wait_until(lambda: not worker.pending)
-        assert len(lines(caplog)) == 1
-        monkeypatch.setattr(log_module, "EVERY", 0.1)  # seconds; a minute in life
-        worker.submit(submission())
-        wait_until(lambda: len(lines(caplog)) == 2)
-    assert lines(caplog)[1].startswith("1 more like this: a fault of otel-step-hook: LookupError")
+def test_faults_are_logged_in_time(
+    rigged: NewRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a loop that died has counted and not logged is logged by the next, after a minute, without a new fault."""
+    monkeypatch.setattr(log_module, "EVERY", 0.3)  # seconds
+
+    def answer() -> AttemptResult:
+        kill()
+        return DELIVERED
+
+    script = Script(answer)
+    rig = rigged(script)
+    for _ in range(500):
+        rig.submit()
+        script.wait_for(1)
+        if len(log_lines(caplog)) > 1:
+            break
+    first, second = log_lines(caplog)[:2]
+    assert first.startswith(f"ERROR {FAULT}")
+    assert re.match(rf"ERROR \d+ more like this: {FAULT}", second)
 
 
-def test_faults_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_without_end(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often the loop has to start anew, no wake-up is lost and each step is delivered."""
     monkeypatch.setattr(worker_module, "_PAUSE_AFTER_FAULT", 0.0)
-    receiver = Receiver()
     count = itertools.count()
 
-    def meanwhile() -> None:
+    def answer() -> AttemptResult:
         if next(count) % 30 == 0:
-            asyncio.get_running_loop().call_soon(_fail)
+            kill()
+        return DELIVERED
 
-    receiver.meanwhile = meanwhile
-    with working(receiver, max_queue_size=100_000) as worker:
-
-        def submit() -> None:
-            for _ in range(300):
-                worker.submit(submission())
-
-        submitting = [threading.Thread(target=submit) for _ in range(4)]
-        for thread in submitting:
-            thread.start()
-        for thread in submitting:
-            thread.join(WAIT)
-        wait_until(lambda: not worker.pending)
-        assert worker.dropped == []
-    assert len(set(receiver.bodies)) == 1200
+    script = Script(answer)
+    rig = rigged(script, max_queue_size=100_000)
+    submitting = [threading.Thread(target=lambda: rig.submit(*(event() for _ in range(300)))) for _ in range(4)]
+    for thread in submitting:
+        thread.start()
+    for thread in submitting:
+        thread.join(WAIT)
+    wait_until(lambda: len(rig.results) == 1200)
+    assert {result for _, result, _ in rig.results} == {"delivered"}
+    assert len(set(script.bodies)) == 1200
 
 
-def test_what_asyncio_complains_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_asyncio_complains_of(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """A fault in a task that nobody waits for goes to our log, without its message, and stops nothing."""
-    receiver = Receiver()
 
     async def fail() -> None:
         _fail()
 
-    def meanwhile() -> None:
+    def complain() -> None:
         asyncio.get_running_loop().create_task(fail())
         asyncio.get_running_loop().call_exception_handler({"message": "something is wrong"})
 
-    receiver.meanwhile = meanwhile
-    with working(receiver) as worker:
-        for _ in range(2):
-            worker.submit(submission())
-            assert worker.flush(WAIT)
-            gc.collect()
-    assert len(receiver.bodies) == 2
+    script = Script(complain, DELIVERED, complain, DELIVERED)
+    rig = rigged(script)
+    for _ in range(2):
+        rig.deliver()
+        gc.collect()
+    rig.worker.shutdown(WAIT)
+    assert len(script.posts) == 2
     assert "a secret" not in caplog.text
-    assert lines(caplog)[0] == "a fault of otel-step-hook: something is wrong"
-    assert lines(caplog)[1].startswith("3 more like this: a fault of otel-step-hook: LookupError")
+    first, rest = log_lines(caplog)
+    assert first == "ERROR a fault of otel-step-hook: something is wrong"
+    assert rest.startswith(f"ERROR 3 more like this: {FAULT}")
 
 
-def test_tasks_that_do_not_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_tasks_that_do_not_end(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """A task that a fault has left, and that does not let itself be cancelled, does not keep the thread."""
-    receiver = Receiver()
     ended = threading.Event()
 
     async def persist() -> None:
@@ -260,11 +235,9 @@ def test_tasks_that_do_not_end(caplog: pytest.LogCaptureFixture) -> None:
                 await asyncio.sleep(0.01)  # in a loop, as the worst of them do
 
     kept: list[object] = []
-    receiver.meanwhile = lambda: kept.append(asyncio.get_running_loop().create_task(persist()))
-    with working(receiver) as worker:
-        worker.submit(submission())
-        assert worker.flush(WAIT)
-        assert seconds(lambda: worker.shutdown(WAIT)) < AT_ONCE
+    rig = rigged(Script(lambda: kept.append(asyncio.get_running_loop().create_task(persist())), DELIVERED))
+    rig.deliver()
+    assert seconds(lambda: rig.worker.shutdown(WAIT)) < AT_ONCE
     kept.clear()
     gc.collect()
-    assert lines(caplog, logging.ERROR) == ["a fault of otel-step-hook: Task was destroyed but it is pending!"]
+    assert log_lines(caplog) == ["ERROR a fault of otel-step-hook: Task was destroyed but it is pending!"]

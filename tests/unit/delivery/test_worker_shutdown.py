@@ -1,135 +1,151 @@
 """The worker's shutdown: within its limit, from anywhere, and with an account of every step."""
 
-import logging
+import _thread
+import functools
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
-from dispatching import WAIT
-from working import AT_ONCE, CountingWorker, Receiver, lines, seconds, submission, threads, wait_until, working
+from delivering import AT_ONCE, DELIVERED, WAIT, NewRig, Rig, Script, counts, event, seconds, threads, wait_until
+from support import log_lines
 
-from otel_step_hook.delivery import worker as worker_module
-
-
-def _acquire(semaphore: threading.Semaphore, count: int) -> None:
-    for _ in range(count):
-        assert semaphore.acquire(timeout=WAIT)
+_start_new_thread = _thread.start_new_thread
+LATE = "dropped a step (shutdown): the step ended after shutdown()"
 
 
-def test_on_its_own_thread() -> None:
+class Starts:
+    """How many threads the worker has started, and for how many of them a thread of `threads` has been or is alive."""
+
+    begun = ended = 0
+
+    def __call__(self, function: Callable[..., object], args: tuple[object, ...]) -> int:
+        self.begun += 1
+        return _start_new_thread(self._run, (function, args))
+
+    def _run(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
+        function(*args)
+        self.ended += 1
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
+    """Counts the threads that are started from now on, but for those of `threading`."""
+    counting = Starts()
+    monkeypatch.setattr(_thread, "start_new_thread", counting)
+    return counting
+
+
+def test_on_its_own_thread(rigged: NewRig) -> None:
     """Where nobody could do the work meanwhile, flush() says no and shutdown() returns, both at once."""
     said: list[object] = []
-    receiver = Receiver()
 
-    def meanwhile() -> None:
-        receiver.meanwhile = int
-        said.append(worker.flush(WAIT))
-        said.append(worker.shutdown(WAIT))  # type: ignore[func-returns-value]  # -- that it returns is what counts
+    def stop() -> None:
+        said.append(rig.worker.flush(WAIT))
+        rig.worker.shutdown(WAIT)
+        said.append("returned")
 
-    receiver.meanwhile = meanwhile
-    with working(receiver) as worker:
-        worker.submit(submission())
-        worker.submit(submission())
-        wait_until(lambda: not worker.is_running)
-    assert said == [False, None]
-    assert len(receiver.bodies) == 2
+    script = Script(stop, DELIVERED)
+    rig = rigged(script)
+    rig.submit(event(), event())
+    wait_until(lambda: said[1:] and not threads())
+    assert said == [False, "returned"]
+    assert len(script.posts) == 2
 
 
-def test_shutdown_keeps_its_limit(caplog: pytest.LogCaptureFixture) -> None:
+def test_shutdown_keeps_its_limit(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """A receiver that hangs costs the limit; what it has not taken is discarded, and the thread ends."""
-    receiver = Receiver()
-    receiver.gate.clear()
-    with working(receiver, concurrency=2) as worker:
-        for _ in range(5):
-            worker.submit(submission())
-        _acquire(receiver.arrived, 2)
-        assert 0.2 < seconds(lambda: worker.shutdown(0.3)) < 0.3 + AT_ONCE
-        assert worker.pending == 0
-    first, rest = lines(caplog)
-    assert first.startswith("discarded step step-")
-    assert rest.startswith("4 more like this: discarded step step-")
+    never = threading.Event()
+    script = Script(never, never)
+    rig = rigged(script, concurrency=2)
+    rig.submit(*(event() for _ in range(5)))
+    script.wait_for(2)
+    assert 0.2 < seconds(lambda: rig.worker.shutdown(0.3)) < 0.3 + AT_ONCE
+    assert rig.worker.flush(WAIT)
+    first, rest = log_lines(caplog)
+    assert first.startswith("ERROR discarded step step-")
+    assert rest.startswith("ERROR 4 more like this: discarded step step-")
 
 
-def test_shutdown_keeps_its_limit_when_the_thread_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+def test_shutdown_keeps_its_limit_when_the_thread_is_stuck(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """It returns all the same, once it is up; it says what is left, once; and calling again costs nothing."""
     released = threading.Event()
-    receiver = Receiver(lambda: released.wait(WAIT))
-    with working(receiver) as worker:
-        worker.submit(submission())
-        worker.submit(submission())
-        _acquire(receiver.arrived, 1)
-        assert 0.2 <= seconds(lambda: worker.shutdown(0.2)) < 0.2 + AT_ONCE
-        assert seconds(lambda: worker.shutdown(WAIT)) < AT_ONCE
-        assert lines(caplog) == ["shutdown took its 0.2 s; 2 steps have no last word"]
-        released.set()
+    script = Script(functools.partial(released.wait, WAIT), DELIVERED)
+    rig = rigged(script)
+    rig.submit(event(), event())
+    script.wait_for(1)
+    assert 0.2 <= seconds(lambda: rig.worker.shutdown(0.2)) < 0.2 + AT_ONCE
+    assert seconds(lambda: rig.worker.shutdown(WAIT)) < AT_ONCE
+    assert log_lines(caplog) == ["ERROR shutdown took its 0.2 s; 2 steps have no last word"]
+    released.set()
 
 
-def test_shutdown_before_anything() -> None:
+def test_shutdown_before_anything(rigged: NewRig, starts: Starts) -> None:
     """It starts no thread, and neither does flush() after it; a later shutdown() has a limit of its own."""
-    with working(Receiver()) as worker:
-        worker.shutdown(0)
-        assert worker.flush(WAIT)
-        worker.shutdown(WAIT)
-        assert threads() == []
+    rig = rigged(Script())
+    rig.worker.shutdown(0)
+    assert rig.worker.flush(WAIT)
+    rig.worker.shutdown(WAIT)
+    assert starts.begun == 0
 
 
-def test_after_shutdown(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps are dropped and told of; a thread is started for that now and then, however many they are."""
-    monkeypatch.setattr(worker_module, "_LATE", 60.0)  # seconds: longer than this test
-    receiver = Receiver()
-    with working(receiver) as worker:
-        worker.submit(submission())
-        worker.shutdown(WAIT)
-        wait_until(lambda: not worker.is_running)  # or the thread that is about to end takes the first late step, too
-        for _ in range(5):
-            worker.submit(submission())
-            wait_until(lambda: not worker.is_running)
-        assert worker.starts == 2  # one for the first step, and one for the first that was late
-        for _ in range(495):
-            worker.submit(submission())
-        worker.tell_fault(LookupError())
-        worker.shutdown(WAIT)
-        assert not worker._own.inbox.has_work()
-    assert worker.dropped == ["shutdown"] * 500
-    assert len(receiver.bodies) == 1
-    told = "dropped a step (shutdown): the step ended after shutdown()"
-    assert lines(caplog) == [told, "a fault of otel-step-hook: LookupError", f"499 more like this: {told}"]
+def test_after_shutdown(rigged: NewRig, starts: Starts, caplog: pytest.LogCaptureFixture) -> None:
+    """Steps are dropped and logged; a thread is started for that once a second at most, however many they are."""
+    script = Script()
+    rig = rigged(script)
+    rig.submit()
+    rig.worker.shutdown(WAIT)
+    wait_until(lambda: not threads())  # or the thread that is about to end takes the first late step, too
+    assert starts.begun == 1
+    began = time.monotonic()
+    for number in range(500):
+        rig.submit()
+        if number < 5:
+            wait_until(lambda: starts.ended == starts.begun and not threads())
+    rig.worker.tell_fault(LookupError())
+    assert 1 <= starts.begun - 1 <= 1 + (time.monotonic() - began)
+    rig.worker.shutdown(WAIT)
+    assert counts(caplog) == {LATE: 500, "a fault of otel-step-hook: LookupError": 1}
+    assert len(script.posts) == 1
 
 
-def test_late_steps_are_told_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """However often a thread is started to count them."""
-    told = "dropped a step (shutdown): the step ended after shutdown()"
-    with working(Receiver()) as worker:
-        worker.shutdown(WAIT)
-        for _ in range(3):
-            worker._own.late_at = 0.0  # a second later
-            worker.submit(submission())
-            wait_until(lambda: not worker.is_running and not worker._own.inbox.has_work())
-        assert worker.starts == 3
-        assert lines(caplog) == [told]
-        worker.submit(submission())
-    assert lines(caplog) == [told, f"3 more like this: {told}"]
+def test_late_steps_are_logged_once_a_minute(
+    rigged: NewRig, starts: Starts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Further ones are counted, however often a thread is started for them."""
+    rig = rigged(Script())
+    rig.worker.shutdown(WAIT)
+    usual, passed = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: usual() + passed)
+    for number in (1, 2, 3):
+        passed += 1.0
+        rig.submit()
+        wait_until(lambda: starts.ended == starts.begun and not threads())
+        assert starts.begun == number
+    assert log_lines(caplog) == [f"ERROR {LATE}"]
+    rig.submit()
+    rig.worker.shutdown(WAIT)
+    assert log_lines(caplog) == [f"ERROR {LATE}", f"ERROR 3 more like this: {LATE}"]
 
 
 @pytest.mark.parametrize("limit", [WAIT, 0.0])
-def test_submitting_while_it_shuts_down(limit: float, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever comes first: each step is delivered, discarded or dropped, and the thread ends."""
-    caplog.set_level(logging.ERROR)
-    for _ in range(40):
-        receiver = Receiver()
-        submitted: list[int] = []
-        with working(receiver, max_queue_size=10) as worker:
+def test_submitting_while_it_shuts_down(rigged: NewRig, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever comes first: each step is delivered, discarded or dropped, and the thread ends."""
 
-            def submit(worker: CountingWorker = worker, submitted: list[int] = submitted) -> None:
-                for number in range(60):
-                    worker.submit(submission())
-                    submitted.append(number)
+    def submit(rig: Rig) -> None:
+        for _ in range(60):
+            rig.submit()
 
-            submitting = [threading.Thread(target=submit) for _ in range(3)]
-            for thread in submitting:
-                thread.start()
-            worker.shutdown(limit)
-            for thread in submitting:
-                thread.join(WAIT)
-        assert worker.pending == 0
-        if limit:
-            assert len(receiver.bodies) + len(worker.dropped) == len(submitted)
+    def is_accounted(rig: Rig, dropped: list[str]) -> bool:
+        return len(rig.results) + len(dropped) == 180
+
+    for _ in range(20):
+        rig, dropped = rigged(Script(), max_queue_size=10), list[str]()
+        monkeypatch.setattr(rig.worker, "drop", dropped.append)
+        submitting = [threading.Thread(target=submit, args=(rig,)) for _ in range(3)]
+        for thread in submitting:
+            thread.start()
+        rig.worker.shutdown(limit)
+        for thread in submitting:
+            thread.join(WAIT)
+        wait_until(functools.partial(is_accounted, rig, dropped))
