@@ -6,7 +6,7 @@ import time
 from types import FrameType
 
 import pytest
-from dispatching import event
+from delivering import event
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from opentelemetry.sdk.resources import Resource

@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from dispatching import event
+from delivering import event
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.trace import SpanContext
