@@ -3,15 +3,15 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 
 from otel_step_hook import StepHookSettings
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.transport import Endpoint, Lane, connector
+from otel_step_hook.delivery.transport import Lane, connector
 from otel_step_hook.testing import HostileReceiver, read_request
 
 CONTENT = b'{"step_id": "step-1"}'
@@ -37,8 +37,7 @@ def attempts(url: str, count: int = 1, **settings: object) -> list[AttemptResult
 
 def attempt(url: str, **settings: object) -> AttemptResult:
     """What one attempt comes to."""
-    (result,) = attempts(url, 1, **settings)
-    return result
+    return attempts(url, 1, **settings)[0]
 
 
 def answering(*answers: bytes, then_close: bool = False) -> Behaviour:
@@ -66,37 +65,32 @@ def dripping(start: bytes, drop: bytes) -> Behaviour:
     return behave
 
 
+def answers_to(behaviours: Mapping[str, Behaviour], **settings: object) -> dict[str, AttemptResult]:
+    """What one attempt comes to at each of the receivers that do this, all at the same time."""
+    with ThreadPoolExecutor(len(behaviours)) as pool:
+        results = pool.map(lambda behave: answer_to(behave, **settings), behaviours.values())
+        return dict(zip(behaviours, results, strict=True))
+
+
 def answer_to(behave: Behaviour, **settings: object) -> AttemptResult:
     """What one attempt comes to at a receiver that does what *behave* says."""
     with HostileReceiver(behave) as receiver:
         return attempt(receiver.url, **settings)
 
 
-class WatchedLane(Lane):
-    """A lane that tells when it has read a status line."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint)
-        self.has_status = asyncio.Event()
-
-    async def _read(self, response: httpx.Response, limit: float) -> bytes:
-        self.has_status.set()
-        return await super()._read(response, limit)
-
-
 class Names:
     """Names that resolve to what a test says, look-up by look-up; the last answer stays."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Patched, because a name server of our own would need the machine's resolver to be told of it.
+        # Patched, because the machine's resolver would have to know a name server of our own.
         self._real = socket.getaddrinfo
         self._answers: dict[str, list[Callable[[], list[str]]]] = {}
         self.looked_up: list[str] = []
         monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
 
     def lead_to(self, name: str, *answers: list[str] | Callable[[], list[str]]) -> None:
-        """Have *name* resolve to these lists of addresses, or to what these functions do, in turn."""
-        self._answers[name] = [answer if callable(answer) else lambda found=answer: found for answer in answers]  # type: ignore[misc]  # -- bound now
+        """Have *name* resolve to these lists of addresses, or to what these functions return, in turn."""
+        self._answers[name] = [answer if callable(answer) else answer.copy for answer in answers]
 
     def _getaddrinfo(self, host: str, port: int, *args: int, **kwargs: int) -> list[object]:
         if host not in self._answers:

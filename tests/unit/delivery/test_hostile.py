@@ -7,7 +7,7 @@ import struct
 import threading
 
 import pytest
-from sending import OK, SHORT, Behaviour, answer_to, answering, attempt, attempts, dripping
+from sending import OK, SHORT, Behaviour, answer_to, answering, answers_to, attempt, attempts, dripping
 
 from otel_step_hook.delivery.transport import ANSWER_LIMIT
 from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_request
@@ -39,46 +39,40 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize(
-    "behave",
-    [
-        pytest.param(silent, id="no answer"),
-        pytest.param(dripping(b"", b"H"), id="a status line that drips"),
-        pytest.param(dripping(HEAD, b"x: 1\r\n"), id="headers that drip"),
-        pytest.param(dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n"), id="endless 102"),
-        pytest.param(flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), id="a flood of 100"),
-    ],
-)
-def test_whatever_never_comes_to_a_status_is_a_timeout(behave: Behaviour) -> None:
+def test_whatever_never_comes_to_a_status_is_a_timeout() -> None:
     """The limit of an attempt holds for all of it: a receiver cannot stretch it by sending something."""
-    result = answer_to(behave, timeout=SHORT)
-    assert (result.error_type, result.status_code) == ("timeout", None)
-    assert result.peer is not None
-    assert result.peer[0] == "127.0.0.1"
+    results = answers_to(
+        {
+            "no answer": silent,
+            "a status line that drips": dripping(b"", b"H"),
+            "headers that drip": dripping(HEAD, b"x: 1\r\n"),
+            "endless 102": dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+            "a flood of 100": flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        },
+        timeout=SHORT,
+    )
+    outcomes = {name: (one.error_type, one.status_code, one.peer and one.peer[0]) for name, one in results.items()}
+    assert outcomes == dict.fromkeys(results, ("timeout", None, "127.0.0.1"))
 
 
-@pytest.mark.parametrize(
-    "behave",
-    [
-        pytest.param(answering(OK), id="204"),
-        pytest.param(answering(b"HTTP/1.1 102 Processing\r\n\r\n" * 3 + OK), id="204 after some 102"),
-        pytest.param(answering(b"HTTP/1.0 200 OK\r\n\r\nfine", then_close=True), id="HTTP/1.0"),
-        pytest.param(dripping(HEAD + b"content-length: 100000\r\n\r\n", b"x"), id="a body that drips"),
-        pytest.param(dripping(HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n"), id="chunks that drip"),
-        pytest.param(
-            dripping(HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\n", b"x: 1\r\n"), id="trailers without an end"
-        ),
-        pytest.param(answering(HEAD + b"content-length: 100\r\n\r\nshort", then_close=True), id="a short body"),
-        pytest.param(answering(HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", then_close=True), id="a bad chunk"),
-        pytest.param(
-            answering(HEAD + b"content-encoding: gzip\r\ncontent-length: 4\r\n\r\nnope", then_close=True), id="bad gzip"
-        ),
-    ],
-)
-def test_a_2xx_is_a_success_whatever_comes_after_it(behave: Behaviour) -> None:
+def test_a_2xx_is_a_success_whatever_comes_after_it() -> None:
     """The outcome is the status line's: no body, however broken or slow, makes a delivered webhook fail."""
-    result = answer_to(behave)
-    assert (result.is_success, result.error_type) == (True, None)
+    chunked = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+    results = answers_to(
+        {
+            "204": answering(OK),
+            "204 after some 102": answering(b"HTTP/1.1 102 Processing\r\n\r\n" * 3 + OK),
+            "HTTP/1.0": answering(b"HTTP/1.0 200 OK\r\n\r\nfine", then_close=True),
+            "a body that drips": dripping(HEAD + b"content-length: 100000\r\n\r\n", b"x"),
+            "chunks that drip": dripping(chunked, b"1\r\nx\r\n"),
+            "trailers without an end": dripping(chunked + b"0\r\n", b"x: 1\r\n"),
+            "a short body": answering(HEAD + b"content-length: 100\r\n\r\nshort", then_close=True),
+            "a bad chunk": answering(chunked + b"zz\r\n", then_close=True),
+            "bad gzip": answering(HEAD + b"content-encoding: gzip\r\ncontent-length: 4\r\n\r\nnope", then_close=True),
+        }
+    )
+    assert {name: one.error_type for name, one in results.items()} == dict.fromkeys(results)
+    assert all(one.is_success for one in results.values())
 
 
 def test_the_rest_of_an_answer_has_no_more_time_than_an_attempt() -> None:
@@ -121,27 +115,24 @@ def test_nothing_is_decompressed() -> None:
     assert result.excerpt == bomb[:ANSWER_LIMIT]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(b"", id="FIN before the status"),
-        pytest.param(b"HTTP/1.1 2", id="FIN inside the status"),
-        pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n", id="no HTTP"),
-        pytest.param(b"HTTP/2 200\r\n\r\n", id="HTTP/2 in words"),
-        pytest.param(b"HTTP/1.1 20 OK\r\n\r\n", id="a status of two digits"),
-        pytest.param(b"HTTP/1.1 000 OK\r\n\r\n", id="status 000"),
-        pytest.param(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n", id="101"),
-        pytest.param(HEAD + b"x: " + b"a" * 200_000 + b"\r\n\r\n", id="a header of 200 kB"),
-        pytest.param(HEAD + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab", id="two content-lengths"),
-        pytest.param(b"HTTP/1.1 200 O\x00K\r\n\r\n", id="NUL in the reason"),
-        pytest.param(HEAD + b"x: a\x00b\r\n\r\n", id="NUL in a header"),
-    ],
-)
-def test_an_answer_that_is_no_http_is_a_failure_with_a_type(answer: bytes) -> None:
+def test_an_answer_that_is_no_http_is_a_failure_with_a_type() -> None:
     """What cannot be read as an answer is an error under one name, to be retried; its text goes nowhere."""
-    result = answer_to(answering(answer, then_close=True))
-    assert (result.error_type, result.status_code, result.is_expected) == ("RemoteProtocolError", None, False)
-    assert not result.is_stale
+    answers = {
+        "FIN before the status": b"",
+        "FIN inside the status": b"HTTP/1.1 2",
+        "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
+        "HTTP/2 in words": b"HTTP/2 200\r\n\r\n",
+        "a status of two digits": b"HTTP/1.1 20 OK\r\n\r\n",
+        "status 000": b"HTTP/1.1 000 OK\r\n\r\n",
+        "101": b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n",
+        "a header of 200 kB": HEAD + b"x: " + b"a" * 200_000 + b"\r\n\r\n",
+        "two content-lengths": HEAD + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab",
+        "NUL in the reason": b"HTTP/1.1 200 O\x00K\r\n\r\n",
+        "NUL in a header": HEAD + b"x: a\x00b\r\n\r\n",
+    }
+    results = answers_to({name: answering(answer, then_close=True) for name, answer in answers.items()})
+    outcomes = {name: (one.error_type, one.status_code, one.is_expected, one.is_stale) for name, one in results.items()}
+    assert outcomes == dict.fromkeys(results, ("RemoteProtocolError", None, False, False))
 
 
 def test_a_reset_after_the_request_is_a_failure_with_a_type() -> None:
