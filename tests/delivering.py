@@ -57,44 +57,52 @@ class Post(NamedTuple):
     headers: dict[str, str]
     timeout: float
     at: float
-    sender: object
 
 
 class Script:
-    """Makes senders whose attempts take their results from one list; the last of *results* serves all further ones.
+    """A sender whose attempts take their results from one list; the last of *results* serves all further ones.
 
     An exception is raised. An `Event` is waited for, and a function is called on the worker's thread; then the next
     item counts, unless the function has returned a result.
     """
 
-    def __init__(self, *results: AttemptResult | Exception | threading.Event | Callable[[], object]):
+    def __init__(self, *results: AttemptResult | Exception | threading.Event | Callable[[], object]) -> None:
         self._results = deque(results)
         if not results or isinstance(results[-1], threading.Event):
             self._results.append(DELIVERED)
         self.posts: list[Post] = []
         self.begun = threading.Semaphore(0)
-        self.in_flight = self.most_in_flight = self.senders = self.closed = 0
+        self.in_flight = self.most_in_flight = self.made = self.closed = 0
 
     def __call__(self) -> Sender:
-        self.senders += 1
-        return _Scripted(self)
+        self.made += 1
+        return self
 
     def wait_for(self, count: int) -> None:
         """Wait until *count* more attempts have begun."""
         for _ in range(count):
             assert self.begun.acquire(timeout=WAIT)
 
-    @property
-    def bodies(self) -> list[bytes]:
-        return [post.body for post in self.posts]
+    async def post(self, content: bytes, headers: Headers, timeout: float) -> AttemptResult:
+        self.posts.append(Post(content, dict(headers), timeout, time.monotonic()))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.begun.release()
+        try:
+            await asyncio.sleep(0)  # as every real attempt does, at least once
+            return await self._next()
+        except asyncio.CancelledError:
+            if (result := await self.cancelled()) is None:
+                raise
+            return result
+        finally:
+            self.in_flight -= 1
 
-    async def next(self) -> AttemptResult:
+    async def _next(self) -> AttemptResult:
         while True:
             item = self._results.popleft() if len(self._results) > 1 else self._results[0]
             if isinstance(item, threading.Event):
-                while not item.is_set():  # noqa: ASYNC110 -- it is set by another thread
-                    await asyncio.sleep(0.002)  # a look now and then: the loop itself must not block
-                continue
+                await polled(item)
             result = item() if callable(item) else item
             if isinstance(result, Exception):
                 raise result
@@ -105,29 +113,14 @@ class Script:
         """What an attempt does when it is cancelled, and its result if it has one nevertheless."""
         return None
 
-
-class _Scripted:
-    def __init__(self, script: Script) -> None:
-        self._script = script
-
-    async def post(self, content: bytes, headers: Headers, timeout: float) -> AttemptResult:
-        script = self._script
-        script.posts.append(Post(content, dict(headers), timeout, time.monotonic(), self))
-        script.in_flight += 1
-        script.most_in_flight = max(script.most_in_flight, script.in_flight)
-        script.begun.release()
-        try:
-            await asyncio.sleep(0)  # as every real attempt does, at least once
-            return await script.next()
-        except asyncio.CancelledError:
-            if (result := await script.cancelled()) is None:
-                raise
-            return result
-        finally:
-            script.in_flight -= 1
-
     async def aclose(self) -> None:
-        self._script.closed += 1
+        self.closed += 1
+
+
+async def polled(event: threading.Event) -> None:
+    """Wait for an event of another thread without blocking the loop."""
+    while not event.is_set():  # noqa: ASYNC110 -- see above
+        await asyncio.sleep(0.002)
 
 
 class Rig:

@@ -1,12 +1,14 @@
-"""What the tests of the delivery layer share: attempts without the worker, and receivers that misbehave."""
+"""What the tests of one attempt share: attempts without a worker, receivers that misbehave, names, and TLS."""
 
 import asyncio
+import functools
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
+import trustme
 
 from otel_step_hook import StepHookSettings
 from otel_step_hook.delivery.loop import EventLoop
@@ -16,6 +18,7 @@ from otel_step_hook.testing import HostileReceiver, read_request
 
 CONTENT = b'{"step_id": "step-1"}'
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
+NAME = "receiver.test"
 SHORT = 0.3  # seconds of timeout, where the test is that there is one
 
 Behaviour = Callable[[socket.socket, threading.Event], None]
@@ -53,18 +56,6 @@ def answering(*answers: bytes, then_close: bool = False) -> Behaviour:
     return behave
 
 
-def dripping(start: bytes, drop: bytes) -> Behaviour:
-    """Answer *start* at once, and then *drop* again and again, slowly, without an end."""
-
-    def behave(connection: socket.socket, closing: threading.Event) -> None:
-        read_request(connection)
-        connection.sendall(start)
-        while not closing.wait(0.02):
-            connection.sendall(drop)
-
-    return behave
-
-
 def answers_to(behaviours: Mapping[str, Behaviour], **settings: object) -> dict[str, AttemptResult]:
     """What one attempt comes to at each of the receivers that do this, all at the same time."""
     with ThreadPoolExecutor(len(behaviours)) as pool:
@@ -78,29 +69,64 @@ def answer_to(behave: Behaviour, **settings: object) -> AttemptResult:
         return attempt(receiver.url, **settings)
 
 
-class Names:
-    """Names that resolve to what a test says, look-up by look-up; the last answer stays."""
+def port_of(url: str) -> str:
+    """The port of a receiver's URL, as text."""
+    return url.rpartition(":")[2].partition("/")[0]
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Patched, because the machine's resolver would have to know a name server of our own.
-        self._real = socket.getaddrinfo
+
+def silent(connection: socket.socket, closing: threading.Event) -> None:
+    """Read everything, and answer nothing."""
+    while not closing.is_set() and connection.recv(65_536):
+        pass
+
+
+def no_tls(connection: socket.socket, _: threading.Event) -> None:
+    """Answer the first bytes with something that is no TLS."""
+    connection.recv(65_536)
+    connection.sendall(b"no TLS\r\n" * 10)
+
+
+@functools.cache
+def authority() -> trustme.CA:
+    """A certificate authority that only the fixture `trusted` makes known."""
+    return trustme.CA()
+
+
+def server_context(name: str = NAME) -> ssl.SSLContext:
+    """What a server needs to prove that it is *name*."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert(name).configure_cert(context)
+    return context
+
+
+def secured(context: ssl.SSLContext, behave: Behaviour | None = None) -> Behaviour:
+    """Agree on TLS, and do inside what *behave* says; accept webhooks if it is None."""
+
+    def secure(connection: socket.socket, closing: threading.Event) -> None:
+        connection.settimeout(10)
+        # An OSError too when the client refuses us.
+        with context.wrap_socket(connection, server_side=True) as inside:
+            (behave or answering(OK))(inside, closing)
+
+    return secure
+
+
+class Names:
+    """A resolver that knows the names of a test; each look-up takes the next answer, and the last one stays."""
+
+    def __init__(self) -> None:
         self._answers: dict[str, list[Callable[[], list[str]]]] = {}
+        self._real = socket.getaddrinfo
         self.looked_up: list[str] = []
-        monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
 
     def lead_to(self, name: str, *answers: list[str] | Callable[[], list[str]]) -> None:
-        """Have *name* resolve to these lists of addresses, or to what these functions return, in turn."""
+        """Have *name* resolve to these lists of addresses, or to what these functions return."""
         self._answers[name] = [answer if callable(answer) else answer.copy for answer in answers]
 
-    def _getaddrinfo(self, host: str, port: int, *args: int, **kwargs: int) -> list[object]:
+    def getaddrinfo(self, host: str, port: int, *args: int, **kwargs: int) -> list[object]:
         if host not in self._answers:
             return list(self._real(host, port, *args, **kwargs))
         self.looked_up.append(host)
         answers = self._answers[host]
         found = (answers.pop(0) if len(answers) > 1 else answers[0])()
         return [item for address in found for item in self._real(address, port, *args, **kwargs)]
-
-
-def port_of(url: str) -> str:
-    """The port of a receiver's URL, as text."""
-    return url.rpartition(":")[2].partition("/")[0]

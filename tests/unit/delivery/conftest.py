@@ -1,9 +1,12 @@
-"""What the tests of delivery share: workers that are shut down at the end."""
+"""What the tests of delivery share: workers that are shut down at the end, names, and an authority."""
 
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from delivering import WAIT, NewRig, Rig, threads, wait_until
+from sending import Names, authority
 
 from otel_step_hook.delivery import worker
 from otel_step_hook.delivery.dispatch import Sender
@@ -28,3 +31,19 @@ def rigged() -> Iterator[NewRig]:
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker whose loop has died starts the next one after less time than in production, where it is a second."""
     monkeypatch.setattr(worker, "_PAUSE_AFTER_FAULT", 0.02)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """A resolver that knows the names of the test; a name server of our own would have to be known to the machine's."""
+    known = Names()
+    monkeypatch.setattr(socket, "getaddrinfo", known.getaddrinfo)
+    return known
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> str:
+    """The path of a PEM file with the authority's certificate."""
+    path = tmp_path / "authority.pem"
+    authority().cert_pem.write_to_path(str(path))
+    return str(path)

@@ -24,8 +24,8 @@ def test_no_more_attempts_are_in_flight_than_allowed(rigged: NewRig, concurrency
     answer.set()
     assert rig.worker.flush(WAIT)
     rig.worker.shutdown(WAIT)
-    assert (script.most_in_flight, script.senders, script.closed) == (concurrency, concurrency, concurrency)
-    assert script.bodies == [b'{"step_id": "step-%d"}' % number for number in range(50)]
+    assert (script.most_in_flight, script.made, script.closed) == (concurrency, concurrency, concurrency)
+    assert [post.body for post in script.posts] == [b'{"step_id": "step-%d"}' % number for number in range(50)]
 
 
 def test_a_slow_delivery_delays_no_other(rigged: NewRig) -> None:
@@ -60,34 +60,26 @@ def test_sparse_steps_share_one_warm_connection(rigged: NewRig) -> None:
 
 
 def test_the_lane_used_last_is_used_next(rigged: NewRig) -> None:
-    """After a burst, sparse steps go on using one of its connections, and the others cool down."""
-    answer = threading.Event()
-    script = Script(*[answer] * 4)
-    rig = rigged(script, concurrency=4)
-    rig.submit(*(event() for _ in range(20)))
-    script.wait_for(4)
-    answer.set()
-    assert rig.worker.flush(WAIT)
-    for _ in range(8):
-        rig.deliver()
-    assert script.senders == 4
-    assert len({post.sender for post in script.posts[20:]}) == 1
-
-
-def test_every_lane_has_one_connection(rigged: NewRig) -> None:
-    """A burst opens as many connections as there are lanes, and no more."""
+    """A burst opens as many connections as there are lanes, and sparse steps after it use one; the others cool down."""
     all_open = threading.Barrier(4)
+    users: list[socket.socket] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
-        if read_request(connection):
-            all_open.wait(WAIT)
-            connection.sendall(OK)
         while read_request(connection):
+            if connection not in users:
+                all_open.wait(WAIT)
+            users.append(connection)
             connection.sendall(OK)
 
     with HostileReceiver(behave) as receiver:
-        rigged(webhook=receiver.url, concurrency=4).deliver(*(event() for _ in range(100)))
+        rig = rigged(webhook=receiver.url, concurrency=4)
+        rig.deliver(*(event() for _ in range(100)))
+        assert receiver.connections == len(set(users)) == 4
+        for _ in range(8):
+            rig.deliver()
         assert receiver.connections == 4
+    assert len(users) == 108
+    assert len(set(users[100:])) == 1
 
 
 class Feeding(Script):

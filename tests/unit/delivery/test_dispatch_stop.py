@@ -6,7 +6,7 @@ import socket
 import threading
 
 import pytest
-from delivering import AT_ONCE, DELIVERED, WAIT, NewRig, Script, counts, event, failed, seconds, wait_until
+from delivering import AT_ONCE, DELIVERED, WAIT, NewRig, Script, counts, event, failed, polled, seconds, wait_until
 from sending import OK
 
 from otel_step_hook.delivery.dispatch import Sender
@@ -74,8 +74,7 @@ class Leaving(Script):
 
     async def cancelled(self) -> AttemptResult | None:
         self.is_cancelled.set()
-        while not self.may_end.is_set():  # noqa: ASYNC110 -- it is set by another thread
-            await asyncio.sleep(0.002)  # a look now and then: the loop itself must not block
+        await polled(self.may_end)
         return self._result
 
 

@@ -7,7 +7,7 @@ import struct
 import threading
 
 import pytest
-from sending import OK, SHORT, Behaviour, answer_to, answering, answers_to, attempt, attempts, dripping
+from sending import OK, SHORT, Behaviour, answer_to, answering, answers_to, attempt, attempts, silent
 
 from otel_step_hook.delivery.transport import ANSWER_LIMIT
 from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_request
@@ -15,10 +15,16 @@ from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_reque
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
-def silent(connection: socket.socket, closing: threading.Event) -> None:
-    """Read everything, and never say a word."""
-    while not closing.is_set() and connection.recv(65_536):
-        pass
+def dripping(start: bytes, drop: bytes) -> Behaviour:
+    """Answer *start* at once, and then *drop* again and again, slowly, without an end."""
+
+    def behave(connection: socket.socket, closing: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(start)
+        while not closing.wait(0.02):
+            connection.sendall(drop)
+
+    return behave
 
 
 def flooding(start: bytes, flood: bytes) -> Behaviour:

@@ -10,10 +10,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-import trustme
 from pytest_httpserver import HTTPServer
-from securing import secured
-from sending import answering
+from sending import Names, answering, secured, server_context, silent
 
 from otel_step_hook import ConfigurationError, StepHookSettings, __version__
 from otel_step_hook.delivery.probe import Finding, probe, send_one
@@ -25,21 +23,6 @@ from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, re
 
 def _probe(url: str, *, patience: float = 5.0, **settings: str | None) -> list[Finding]:
     return asyncio.run(probe(StepHookSettings(webhook=url, **settings), patience=patience))
-
-
-@pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Decides what the name hook.example leads to: addresses, or an error."""
-
-    def leads_to(*addresses: str, error: Exception | None = None) -> None:
-        def look_up(_host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
-            if error is not None:
-                raise error
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
-
-        monkeypatch.setattr(socket, "getaddrinfo", look_up)
-
-    return leads_to
 
 
 def _tried(findings: list[Finding]) -> list[tuple[str, bool]]:
@@ -171,25 +154,29 @@ def test_ipv6_is_written_with_brackets() -> None:
     assert finding.told.startswith("[::1]:9 ")
 
 
-def test_a_name(resolver: Callable[..., None], step_receiver: ScriptedReceiver) -> None:
+def test_a_name(names: Names, step_receiver: ScriptedReceiver) -> None:
     """All addresses of a name are shown, and tried until one accepts."""
-    resolver("127.0.0.2", "127.0.0.1", "127.0.0.3")
+    names.lead_to("hook.example", ["127.0.0.2", "127.0.0.1", "127.0.0.3"])
     findings = _probe(step_receiver.url.replace("127.0.0.1", "hook.example"))
     assert findings[0] == Finding("name", is_ok=True, told="hook.example is 127.0.0.2, 127.0.0.1, 127.0.0.3")
     assert _tried(findings[1:]) == [("connect", False), ("connect", True), ("HTTP", True)]
 
 
-def test_a_name_all_of_whose_addresses_refuse(resolver: Callable[..., None], closed_port: int) -> None:
+def test_a_name_all_of_whose_addresses_refuse(names: Names, closed_port: int) -> None:
     """The endpoint cannot be reached when its last address refuses too."""
-    resolver("127.0.0.1", "127.0.0.1", "127.0.0.2")
+    names.lead_to("hook.example", ["127.0.0.1", "127.0.0.1", "127.0.0.2"])
     findings = _probe(f"http://hook.example:{closed_port}/")
     assert [finding.is_ok for finding in findings] == [True, False, False]
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long")])
-def test_an_unknown_name(resolver: Callable[..., None], error: Exception) -> None:
+def test_an_unknown_name(names: Names, error: Exception) -> None:
     """A name that does not exist, or cannot, is told as such."""
-    resolver(error=error)
+
+    def unknown() -> list[str]:
+        raise error
+
+    names.lead_to("hook.example", unknown)
     assert _probe("http://hook.example/") == [
         Finding(
             "name",
@@ -199,9 +186,9 @@ def test_an_unknown_name(resolver: Callable[..., None], error: Exception) -> Non
     ]
 
 
-def test_a_name_that_leads_to_a_metadata_service(resolver: Callable[..., None]) -> None:
+def test_a_name_that_leads_to_a_metadata_service(names: Names) -> None:
     """The address of a metadata service is not tried."""
-    resolver("169.254.169.254")
+    names.lead_to("hook.example", ["169.254.169.254"])
     (finding,) = _probe("http://hook.example/")
     assert (finding.is_ok, finding.told) == (
         False,
@@ -210,26 +197,10 @@ def test_a_name_that_leads_to_a_metadata_service(resolver: Callable[..., None]) 
 
 
 @pytest.fixture
-def authority() -> trustme.CA:
-    """A certificate authority of our own."""
-    return trustme.CA()
-
-
-@pytest.fixture
-def tls_server(authority: trustme.CA) -> Iterator[HTTPServer]:
-    """An https server with a certificate of *authority*."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    with HTTPServer(host="127.0.0.1", ssl_context=context) as server:
+def tls_server() -> Iterator[HTTPServer]:
+    """An https server with a certificate of the test authority."""
+    with HTTPServer(host="127.0.0.1", ssl_context=server_context("127.0.0.1")) as server:
         yield server
-
-
-@pytest.fixture
-def trusted(authority: trustme.CA, tmp_path: Path) -> str:
-    """The path of a PEM file with *authority*'s certificate."""
-    path = str(tmp_path / "ca.pem")
-    authority.cert_pem.write_to_path(path)
-    return path
 
 
 def test_tls(tls_server: HTTPServer, trusted: str) -> None:
@@ -242,20 +213,17 @@ def test_tls(tls_server: HTTPServer, trusted: str) -> None:
     assert len(tls_server.log) == 1
 
 
-def test_no_http_inside_of_tls(authority: trustme.CA, trusted: str) -> None:
+def test_no_http_inside_of_tls(trusted: str) -> None:
     """Where TLS has been agreed on, nobody is asked whether it was meant."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    with HostileReceiver(secured(context, answering(b"* OK IMAP4\r\n"))) as receiver:
+    with HostileReceiver(secured(server_context("127.0.0.1"), answering(b"* OK IMAP4\r\n"))) as receiver:
         finding = _probe(receiver.url.replace("http://", "https://"), certificate=trusted)[-1]
     assert finding == Finding("HTTP", is_ok=False, told="answers with something that is no HTTP")
 
 
-def test_a_client_certificate_that_is_missing(authority: trustme.CA, trusted: str) -> None:
+def test_a_client_certificate_that_is_missing(trusted: str) -> None:
     """An endpoint that wants a client certificate, which TLS 1.3 tells after the handshake, leads to the setting."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = server_context("127.0.0.1")
     context.verify_mode = ssl.CERT_REQUIRED
-    authority.issue_cert("127.0.0.1").configure_cert(context)
 
     def refuse(connection: socket.socket, closing: threading.Event) -> None:
         with context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False) as inside:
@@ -285,15 +253,11 @@ def test_https_to_a_port_that_speaks_http(step_receiver: ScriptedReceiver) -> No
     assert finding.told.endswith("does the endpoint speak https, not http?")
 
 
-def _say_nothing(_: socket.socket, closing: threading.Event) -> None:
-    closing.wait()
-
-
 @pytest.mark.parametrize(("scheme", "tried"), [("http", "HTTP"), ("https", "TLS")])
-def test_a_server_that_says_nothing(resolver: Callable[..., None], scheme: str, tried: str) -> None:
+def test_a_server_that_says_nothing(names: Names, scheme: str, tried: str) -> None:
     """Nobody waits longer than the patience, and where a connection was made no other address is tried."""
-    resolver("127.0.0.1", "127.0.0.2")
-    with HostileReceiver(_say_nothing) as receiver:
+    names.lead_to("hook.example", ["127.0.0.1", "127.0.0.2"])
+    with HostileReceiver(silent) as receiver:
         findings = _probe(receiver.url.replace("http://127.0.0.1", f"{scheme}://hook.example"), patience=0.2)
     assert _tried(findings) == [("name", True), ("connect", True), (tried, False)]
     assert findings[-1].told == "gives no answer within 0.2 s"
@@ -301,7 +265,7 @@ def test_a_server_that_says_nothing(resolver: Callable[..., None], scheme: str, 
 
 def test_a_timeout_shorter_than_the_patience() -> None:
     """Nobody waits longer than an attempt would."""
-    with HostileReceiver(_say_nothing) as receiver:
+    with HostileReceiver(silent) as receiver:
         findings = _probe(receiver.url, timeout="0.2")
     assert findings[-1] == Finding("HTTP", is_ok=False, told="gives no answer within 0.2 s")
 

@@ -14,12 +14,6 @@ from otel_step_hook.testing import HostileReceiver, read_request
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """A resolver that knows the names a test tells it."""
-    return Names(monkeypatch)
-
-
-@pytest.fixture
 def receiver() -> Iterator[HostileReceiver]:
     """A receiver on 127.0.0.1 that accepts everything."""
     with HostileReceiver(answering(OK)) as running:

@@ -3,20 +3,26 @@
 import base64
 import socket
 import threading
-from pathlib import Path
 
 import pytest
-from securing import NAME, no_tls, secured, server_context, silent, trust_file
-from sending import CONTENT, OK, SHORT, Behaviour, answering, attempt, attempts, port_of
+from sending import (
+    CONTENT,
+    NAME,
+    OK,
+    SHORT,
+    Behaviour,
+    answering,
+    attempt,
+    attempts,
+    no_tls,
+    port_of,
+    secured,
+    server_context,
+    silent,
+)
 
 from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings
 from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_request
-
-
-@pytest.fixture
-def trusted(tmp_path: Path) -> str:
-    """A PEM file with the authority's certificate."""
-    return trust_file(tmp_path)
 
 
 def tunnelling(behave: Behaviour, heads: list[bytes]) -> Behaviour:

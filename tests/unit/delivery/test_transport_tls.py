@@ -18,19 +18,26 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from securing import ACCEPT, NAME, authority, no_tls, secured, server_context, silent, trust_file
-from sending import CONTENT, SHORT, Behaviour, Names, attempt, attempts, port_of
+from sending import (
+    CONTENT,
+    NAME,
+    SHORT,
+    Behaviour,
+    Names,
+    attempt,
+    attempts,
+    authority,
+    no_tls,
+    port_of,
+    secured,
+    server_context,
+    silent,
+)
 
 from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.transport import connector
 from otel_step_hook.testing import HostileReceiver, read_request
-
-
-@pytest.fixture
-def trusted(tmp_path: Path) -> str:
-    """A PEM file with the authority's certificate."""
-    return trust_file(tmp_path)
 
 
 @pytest.fixture
@@ -44,14 +51,12 @@ def client_files(tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """A resolver that knows `NAME`."""
-    known = Names(monkeypatch)
-    known.lead_to(NAME, ["127.0.0.1"])
-    return known
+def known(names: Names) -> None:
+    """`NAME` leads to the receiver."""
+    names.lead_to(NAME, ["127.0.0.1"])
 
 
-def attempt_by_tls(context: ssl.SSLContext, behave: Behaviour = ACCEPT, **settings: object) -> AttemptResult:
+def attempt_by_tls(context: ssl.SSLContext, behave: Behaviour | None = None, **settings: object) -> AttemptResult:
     """What one attempt comes to at an https receiver called `NAME`."""
     with HostileReceiver(secured(context, behave)) as receiver:
         return attempt(f"https://{NAME}:{port_of(receiver.url)}/hook", **settings)
@@ -67,7 +72,7 @@ def test_an_authority_of_ones_own_is_trusted(trusted: str, names: Names, host: s
     assert all(result.is_success for result in results)
 
 
-@pytest.mark.usefixtures("names")
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("is_known", [False, True])
 def test_a_certificate_that_proves_nothing_is_refused(trusted: str, *, is_known: bool) -> None:
     """An unknown authority, or a certificate for somebody else: no request is sent, and nothing is downgraded."""
@@ -82,14 +87,14 @@ def test_a_certificate_that_proves_nothing_is_refused(trusted: str, *, is_known:
     assert not any(requests)
 
 
-@pytest.mark.usefixtures("names")
+@pytest.mark.usefixtures("known")
 def test_http_where_https_is_expected_is_a_failure_with_a_type() -> None:
     """A receiver that speaks no TLS gets no request."""
     with HostileReceiver(no_tls) as receiver:
         assert attempt(f"https://{NAME}:{port_of(receiver.url)}/hook").error_type == "SSLError"
 
 
-@pytest.mark.usefixtures("names")
+@pytest.mark.usefixtures("known")
 def test_a_handshake_that_hangs_is_a_timeout() -> None:
     """The limit of an attempt holds for TLS too, and the half-open connection is closed, not left to the collector."""
     with HostileReceiver(silent) as receiver:
@@ -119,7 +124,7 @@ async def test_a_handshake_that_is_cancelled_leaves_no_socket() -> None:
     gc.collect()
 
 
-@pytest.mark.usefixtures("names")
+@pytest.mark.usefixtures("known")
 def test_a_client_certificate_is_shown(trusted: str, client_files: tuple[str, str]) -> None:
     """With STEP_COMPLETE_CLIENT_CERTIFICATE and _KEY a receiver that asks for a certificate is satisfied."""
     context = server_context()

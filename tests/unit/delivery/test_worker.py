@@ -211,7 +211,7 @@ def test_many_threads_submit(rigged: NewRig) -> None:
     for thread in submitting:
         thread.join(WAIT)
     assert rig.worker.flush(WAIT)
-    assert len(set(script.bodies)) == 2400
+    assert len({post.body for post in script.posts}) == 2400
 
 
 def test_single_steps_are_not_left_lying(rigged: NewRig) -> None:

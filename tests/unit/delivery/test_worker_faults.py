@@ -142,8 +142,8 @@ def test_shutdown_in_the_middle_of_a_fault(rigged: NewRig, monkeypatch: pytest.M
     assert script.is_cancelled.wait(WAIT)
     assert seconds(lambda: rig.worker.shutdown(WAIT)) < 0.1 + 0.3 + AT_ONCE
     assert [result for _, result, _ in rig.results] == ["delivered"]
-    first, again = script.bodies
-    assert first == again
+    first, again = script.posts
+    assert first.body == again.body
 
 
 def test_what_comes_in_while_a_fault_is_cleared_away(rigged: NewRig) -> None:
@@ -199,7 +199,7 @@ def test_faults_without_end(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> 
         thread.join(WAIT)
     wait_until(lambda: len(rig.results) == 1200)
     assert {result for _, result, _ in rig.results} == {"delivered"}
-    assert len(set(script.bodies)) == 1200
+    assert len({post.body for post in script.posts}) == 1200
 
 
 def test_what_asyncio_complains_of(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
