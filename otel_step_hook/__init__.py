@@ -5,7 +5,7 @@ from otel_step_hook.processor import StepHookProcessor
 from otel_step_hook.sampler import StepSampler
 from otel_step_hook.settings import StepHookSettings
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.rules import NOT_TERMINAL, Profile
+from otel_step_hook.steps.profile import NOT_TERMINAL, Profile
 from otel_step_hook.version import __version__
 
 __all__ = [

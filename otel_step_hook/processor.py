@@ -18,11 +18,11 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from otel_step_hook.delivery.memory import Submission
 from otel_step_hook.delivery.telemetry import Pipeline
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.installed import selected_profiles
 from otel_step_hook.settings import StepHookSettings, unknown_variables
 from otel_step_hook.steps.event import StepEvent
+from otel_step_hook.steps.plugins import selected_profiles
+from otel_step_hook.steps.profile import Profile
 from otel_step_hook.steps.reader import StepReader
-from otel_step_hook.steps.rules import Profile
 
 if TYPE_CHECKING:
     from otel_step_hook.delivery.worker import Worker

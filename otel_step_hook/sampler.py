@@ -10,9 +10,9 @@ from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.installed import AUTO, selected_profiles
-from otel_step_hook.steps.profiles import PROFILES
-from otel_step_hook.steps.rules import Profile, named
+from otel_step_hook.steps.frameworks import PROFILES
+from otel_step_hook.steps.plugins import AUTO, selected_profiles
+from otel_step_hook.steps.profile import Profile, named
 
 _log = logging.getLogger("otel_step_hook")
 _EXPECTED = "OTEL_TRACES_SAMPLER_ARG must be a ratio from 0 to 1, such as 0.1, or one and the word all: 0.1,all"

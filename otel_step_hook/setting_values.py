@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from otel_step_hook.addresses import is_metadata_host
 from otel_step_hook.delivery.signing import parse_secrets
-from otel_step_hook.installed import profile_names
+from otel_step_hook.steps.plugins import profile_names
 
 PREFIX = "STEP_COMPLETE_"
 

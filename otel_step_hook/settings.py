@@ -25,7 +25,7 @@ from otel_step_hook.setting_values import (
     read_words,
 )
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.profiles import PROFILES
+from otel_step_hook.steps.frameworks import PROFILES
 
 _Seconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=False)]
 _Path = Annotated[str | None, BeforeValidator(read_path)]

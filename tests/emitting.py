@@ -17,9 +17,9 @@ from opentelemetry.sdk.trace import Span as SDKSpan
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context, use_span
 
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
-from otel_step_hook.steps.profiles import PROFILES
+from otel_step_hook.steps.frameworks import PROFILES
+from otel_step_hook.steps.profile import Profile
 from otel_step_hook.steps.reader import StepReader
-from otel_step_hook.steps.rules import Profile
 
 SUCCESS, FAILED, CANCELLED = Outcome
 UNSET, OK, ERROR = StatusCode

@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.rules import NOT_TERMINAL, Attributes, Verdict, plain, says
+from otel_step_hook.steps.profile import NOT_TERMINAL, Attributes, Verdict, plain, says
 
 _SUCCESS, _FAILED, _CANCELLED = Outcome
 TRACELOOP_LANGGRAPH = "traceloop.association.properties.langgraph_"

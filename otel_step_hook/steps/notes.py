@@ -5,7 +5,7 @@ import weakref
 
 from opentelemetry.sdk.trace import Span
 
-from otel_step_hook.steps.rules import Attributes, Profile, never
+from otel_step_hook.steps.profile import Attributes, Profile, never
 
 _MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
 Profiles = tuple[Profile, ...]

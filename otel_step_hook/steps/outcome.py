@@ -6,7 +6,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.rules import Attributes, Profile, Verdict, plain
+from otel_step_hook.steps.profile import Attributes, Profile, Verdict, plain
 
 # Compared by the last dotted part: asyncio.exceptions.CancelledError, trio.Cancelled, a bare CancelledError, …
 CANCELLATIONS = frozenset({"CancelledError", "Cancelled", "KeyboardInterrupt", "SystemExit", "GreenletExit"})

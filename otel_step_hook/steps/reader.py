@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
-from otel_step_hook.steps.engines import is_in_workflow, is_replaying
 from otel_step_hook.steps.event import (
     STEP_ID_KEYS,
     Outcome,
@@ -21,7 +20,8 @@ from otel_step_hook.steps.event import (
 )
 from otel_step_hook.steps.notes import NOTHING, Note
 from otel_step_hook.steps.outcome import outcome_of, users_outcome
-from otel_step_hook.steps.rules import Attributes, Profile, first
+from otel_step_hook.steps.profile import Attributes, Profile, first
+from otel_step_hook.steps.runtime import is_in_workflow, is_replaying
 from otel_step_hook.steps.table import Rows, table
 
 _REMEMBERED = 10_000  # steps, of those that are told once, and of those that another span tells of; 5 MB with UUIDs

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from otel_step_hook.steps.event import SCOPE
+from otel_step_hook.steps.frameworks import GENERIC
 from otel_step_hook.steps.notes import Note, Profiles
-from otel_step_hook.steps.profiles import GENERIC
-from otel_step_hook.steps.rules import Attributes, Profile, never
+from otel_step_hook.steps.profile import Attributes, Profile, never
 
 
 class Rows:

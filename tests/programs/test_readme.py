@@ -23,7 +23,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from otel_step_hook.cli import listen
 from otel_step_hook.demo import run
 from otel_step_hook.settings import setting_rows
-from otel_step_hook.steps.profiles import PROFILES
+from otel_step_hook.steps.frameworks import PROFILES
 
 _ROOT = Path(__file__).resolve().parents[2]
 _README = _ROOT / "README.md"

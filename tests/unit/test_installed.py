@@ -8,8 +8,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings
-from otel_step_hook.installed import profile_names, selected_profiles
-from otel_step_hook.steps.profiles import GENERIC, PROFILES
+from otel_step_hook.steps.frameworks import GENERIC, PROFILES
+from otel_step_hook.steps.plugins import profile_names, selected_profiles
 from otel_step_hook.testing import ScriptedReceiver
 
 _MODULE = """

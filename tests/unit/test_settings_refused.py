@@ -6,7 +6,7 @@ import pytest
 from refusals import assert_refused, refusal
 
 from otel_step_hook import ConfigurationError, StepHookProcessor
-from otel_step_hook.installed import profile_names
+from otel_step_hook.steps.plugins import profile_names
 
 _URL = "; expected an absolute URL such as https://example.com/hook"
 _PROXY = "; expected an absolute URL such as http://proxy.example.com:3128"

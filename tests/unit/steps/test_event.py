@@ -19,7 +19,7 @@ from otel_step_hook.steps.event import (
     generated_step_id,
     text_of,
 )
-from otel_step_hook.steps.profiles import GENERIC
+from otel_step_hook.steps.frameworks import GENERIC
 
 _any_text = st.text(st.characters(exclude_categories=()))
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | _any_text

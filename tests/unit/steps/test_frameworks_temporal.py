@@ -15,7 +15,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.testing import ActivityEnvironment
 
-from otel_step_hook.steps.engines import is_replaying
+from otel_step_hook.steps.runtime import is_replaying
 
 
 class _Foreign(Exception):  # noqa: N818 -- whatever a client library raises

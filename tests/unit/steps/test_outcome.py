@@ -12,8 +12,8 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
 from otel_step_hook.steps.event import Outcome, attributes_of
+from otel_step_hook.steps.frameworks import GENERIC
 from otel_step_hook.steps.outcome import CANCELLATIONS, outcome_of
-from otel_step_hook.steps.profiles import GENERIC
 
 _SUCCESS, _FAILED, _CANCELLED = Outcome
 _UNSET, _OK, _ERROR = StatusCode

@@ -9,8 +9,8 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
 from otel_step_hook.steps.event import Outcome, attributes_of
+from otel_step_hook.steps.frameworks import GENERIC
 from otel_step_hook.steps.outcome import CANCELLATIONS, CONTROL_FLOW, PAUSES, outcome_of
-from otel_step_hook.steps.profiles import GENERIC
 
 
 class GraphInterrupt(Exception):  # noqa: N818 -- LangGraph's own name

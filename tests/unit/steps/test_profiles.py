@@ -24,8 +24,8 @@ from opentelemetry.sdk.trace import SpanLimits
 from profile_examples import ELSEWHERE, EXAMPLES
 
 from otel_step_hook.steps.event import SCOPE
-from otel_step_hook.steps.profiles import PROFILES
-from otel_step_hook.steps.rules import Profile
+from otel_step_hook.steps.frameworks import PROFILES
+from otel_step_hook.steps.profile import Profile
 
 _CALL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1"}
 

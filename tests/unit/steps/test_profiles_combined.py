@@ -11,8 +11,8 @@ from opentelemetry.sdk.trace import SpanLimits
 
 from otel_step_hook import ConfigurationError, Outcome, Profile
 from otel_step_hook.steps.event import MAX_STEP_ID
-from otel_step_hook.steps.profiles import GENERIC, PROFILES
-from otel_step_hook.steps.rules import has, named
+from otel_step_hook.steps.frameworks import GENERIC, PROFILES
+from otel_step_hook.steps.profile import has, named
 
 _STRANDS = "strands.telemetry.tracer"
 _CANCELLED_AGENT = Ending(attributes={"strands.cancellation.type": "CancelledError"})

@@ -18,9 +18,9 @@ from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set
 from profile_examples import ELSEWHERE, EXAMPLES, Example
 
 from otel_step_hook.steps.event import MAX_STEP_ID, SCOPE, Outcome, StepEvent, attributes_of, text_of
-from otel_step_hook.steps.profiles import PROFILES
+from otel_step_hook.steps.frameworks import PROFILES
+from otel_step_hook.steps.profile import Attributes, Verdict
 from otel_step_hook.steps.reader import StepReader
-from otel_step_hook.steps.rules import Attributes, Verdict
 
 
 class CallDeferred(Exception):  # noqa: N818 -- pydantic-ai's own name

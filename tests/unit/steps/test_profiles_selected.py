@@ -19,8 +19,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
 from profile_examples import ELSEWHERE, EXAMPLES
 
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.profiles import GENERIC, PROFILES
-from otel_step_hook.steps.rules import NOT_TERMINAL, Profile, Verdict, first, has, named, says, word_in
+from otel_step_hook.steps.frameworks import GENERIC, PROFILES
+from otel_step_hook.steps.profile import NOT_TERMINAL, Profile, Verdict, first, has, named, says, word_in
 
 _CALL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1"}
 

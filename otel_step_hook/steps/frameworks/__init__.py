@@ -5,7 +5,6 @@ that are not there. A framework that has loops, nodes or tasks is recognised at 
 tools only where it has nothing better, so that one piece of work is one webhook.
 """
 
-from otel_step_hook.steps import letta
 from otel_step_hook.steps.dialects import (
     CHECKPOINT,
     TRACELOOP_LANGGRAPH,
@@ -21,9 +20,9 @@ from otel_step_hook.steps.dialects import (
     strands_word,
     traceloop_nesting,
 )
-from otel_step_hook.steps.engines import dbos_step, dbos_word, temporal_word
 from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome
-from otel_step_hook.steps.rules import (
+from otel_step_hook.steps.frameworks import letta
+from otel_step_hook.steps.profile import (
     NOT_TERMINAL,
     Profile,
     both,
@@ -37,6 +36,7 @@ from otel_step_hook.steps.rules import (
     says,
     word_in,
 )
+from otel_step_hook.steps.runtime import dbos_step, dbos_word, temporal_word
 
 _SUCCESS, _FAILED, _CANCELLED = Outcome
 _TOOL_CALL = says("gen_ai.operation.name", "execute_tool")

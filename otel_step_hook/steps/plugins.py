@@ -4,8 +4,8 @@ import logging
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
-from otel_step_hook.steps.profiles import PROFILES
-from otel_step_hook.steps.rules import Profile
+from otel_step_hook.steps.frameworks import PROFILES
+from otel_step_hook.steps.profile import Profile
 
 GROUP = "otel_step_hook_profiles"
 AUTO = "auto"  # all there are

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.outcome import is_cancellation
-from otel_step_hook.steps.rules import NOT_TERMINAL, Attributes, Verdict
+from otel_step_hook.steps.profile import NOT_TERMINAL, Attributes, Verdict
 
 _LONGEST = 100  # times the initial interval: Temporal's own limit where a policy names none
 

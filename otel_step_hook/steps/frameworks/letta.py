@@ -10,7 +10,7 @@ from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.outcome import CANCELLATIONS, last_part
-from otel_step_hook.steps.rules import NOT_TERMINAL, Attributes, Verdict, plain
+from otel_step_hook.steps.profile import NOT_TERMINAL, Attributes, Verdict, plain
 
 _OUTCOMES = {
     "StepManager.update_step_success_async": Outcome.SUCCESS,
