@@ -7,9 +7,7 @@ import logging
 import sys
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("otel_step_hook")
 _TOLD = "_otel_step_hook_told"  # attribute of what several hooks are handed: which webhooks were told of which steps
-_HERE = (None, None)
 _FLUSH = 30_000  # milliseconds
 
 
@@ -58,9 +55,8 @@ class StepHookProcessor(SpanProcessor):
     ) -> None:
         self._settings = StepHookSettings() if settings is None else settings
         own = _checked(profiles)
-        self._processors: SpanProcessor | None = None  # of the provider met first, as the SDK holds them together
-        self._elsewhere: dict[int, tuple[SpanProcessor, object]] = {}  # of the spans of other providers, by span id
-        self._gone: deque[weakref.KeyedRef[int, Span]] = deque()  # of those spans, whose entries are to be taken out
+        self._processors: SpanProcessor | None = None  # of the provider met last, as the SDK holds them together
+        self._placed: object = ()  # those processors, one by one, when this one was put before the others
         self._exit_hook = functools.partial(_shut_down, weakref.ref(self))
         self._worker = None
         for sentence in unknown_variables():
@@ -73,7 +69,9 @@ class StepHookProcessor(SpanProcessor):
 
         chosen = (*own, *selected_profiles(self._settings.profiles))
         worker = Worker(self._settings)
-        self._reader = StepReader(chosen, is_step, worker.tell_fault)
+        self._reader = StepReader(
+            chosen, is_step, on_fault=worker.tell_fault, on_loss=functools.partial(worker.drop, "unreadable")
+        )
         self._worker = worker
         # Now, not at the first span: what the application registers from now on runs before it, and may end steps.
         atexit.register(self._exit_hook)
@@ -84,10 +82,9 @@ class StepHookProcessor(SpanProcessor):
             return
         try:
             processors = getattr(span, "_span_processor", None)
-            if processors is not self._processors:
-                self._meet(span, processors)
-            if self._reader.begin(span, sys.exception()) and processors is not None:
-                _move_to_front(self, processors)  # again: somebody may have registered more since, or this one twice
+            if processors is not None and getattr(processors, "_span_processors", None) is not self._placed:
+                self._meet(processors)  # again, if somebody has registered more since, or this one twice
+            self._reader.on_start(span, sys.exception())
         except Exception as error:  # noqa: BLE001 -- runs in the application's start_span(): nothing may escape
             self._worker.tell_fault(error)
 
@@ -96,8 +93,8 @@ class StepHookProcessor(SpanProcessor):
         if self._worker is None:
             return
         try:
-            for event in self._reader.end(span, sys.exception):
-                self._submit(span, event, self._worker)
+            for event, processors in self._reader.on_end(span, sys.exception):
+                self._submit(span, event, processors, self._worker)
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
             self._worker.drop("unreadable", error)
 
@@ -106,9 +103,8 @@ class StepHookProcessor(SpanProcessor):
         """How many spans that were no steps have lost attributes to the SDK's limit: a step id, perhaps."""
         return 0 if self._worker is None else self._reader.truncated
 
-    def _submit(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> None:
+    def _submit(self, span: ReadableSpan, event: StepEvent, processors: SpanProcessor | None, worker: "Worker") -> None:
         if event.outcome in self._settings.outcomes and self._is_first(span, event, is_closed=worker.is_closed()):
-            processors, _ = self._elsewhere.get(event.context.span_id, _HERE) if self._elsewhere else _HERE
             pipeline = Pipeline(processors or self._processors, span.resource)
             worker.submit(Submission(event, pipeline, time.monotonic()))
 
@@ -121,22 +117,11 @@ class StepHookProcessor(SpanProcessor):
         told, token = getattr(span, "__dict__", {}).setdefault(_TOLD, {}), object()
         return told.setdefault((self._settings.webhook, is_closed, event.context.span_id), token) is token
 
-    def _meet(self, span: Span, processors: SpanProcessor | None) -> None:
-        """Note the way that the spans of another provider than the first one's go."""
-        if processors is None:  # the SDK does not show it
-            return
-        if self._processors is None:
-            self._processors = processors
-        _move_to_front(self, processors)
-        if processors is not self._processors:
-            span_id = span.get_span_context().span_id
-            # A span takes its entry with it, whether it has ended or not. Not at once: the garbage collector calls
-            # back before the span's owner ends it; and what a signal handler raises in a callback reaches nobody,
-            # for which `append` leaves no time.
-            self._elsewhere[span_id] = processors, weakref.KeyedRef(span, self._gone.append, span_id)
-            while self._gone:
-                with suppress(IndexError):  # another thread has taken the last
-                    self._elsewhere.pop(self._gone.popleft().key, None)
+    def _meet(self, processors: SpanProcessor) -> None:
+        """Put this one before the others of a provider; its spans' deliveries go the way of its spans."""
+        self._processors = processors
+        if _move_to_front(self, processors):
+            self._placed = getattr(processors, "_span_processors", None)
 
     def shutdown(self) -> None:
         """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""
@@ -174,25 +159,27 @@ def _shut_down(processor: "weakref.ref[StepHookProcessor]") -> None:
         alive.shutdown()
 
 
-def _move_to_front(processor: SpanProcessor, processors: SpanProcessor) -> None:
-    """Put *processor* before all others of its provider, and there once, where the SDK lets us.
+def _move_to_front(processor: SpanProcessor, processors: SpanProcessor) -> bool:
+    """Put *processor* before all others of its provider, and there once; False where that has to be tried again.
 
     Processors are shut down in their order: an exporter's that comes first would never see the
     spans of the deliveries that our own shutdown waits for.
     """
     registered = getattr(processors, "_span_processors", None)
     lock = getattr(processors, "_lock", None)
-    if not isinstance(registered, tuple) or lock is None:
-        return
+    if not isinstance(registered, tuple) or lock is None:  # not the SDK's own
+        return True
     # Not among the others: it comes first, or is part of another one, which passes on what it is told.
     # Behind nothing but other hooks it stays: two would change places for ever.
     others = tuple(itertools.dropwhile(lambda one: isinstance(one, StepHookProcessor), registered))
     if processor not in others and registered.count(processor) < 2:  # noqa: PLR2004 -- registered twice
-        return
+        return True
     # Only tried: a signal handler may have interrupted its own thread in add_span_processor().
-    if lock.acquire(blocking=False):
-        try:
-            others = tuple(other for other in processors._span_processors if other is not processor)  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
-            processors._span_processors = (processor, *others)  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
-        finally:
-            lock.release()
+    if not lock.acquire(blocking=False):
+        return False
+    try:
+        others = tuple(other for other in processors._span_processors if other is not processor)  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
+        processors._span_processors = (processor, *others)  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
+    finally:
+        lock.release()
+    return True

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
@@ -18,12 +19,19 @@ _log = logging.getLogger("otel_step_hook")
 _EXPECTED = "OTEL_TRACES_SAMPLER_ARG must be a ratio from 0 to 1, such as 0.1, or one and the word all: 0.1,all"
 
 
+class _Beginning(NamedTuple):
+    """What a sampler sees of a span, as rules read it."""
+
+    name: str
+    attributes: Mapping[str, object]
+
+
 class StepSampler(Sampler):
     """Samples as *root* does, but records the steps that *root* drops: they are told, and not exported.
 
     A sampler sees of a span what it begins with. Frameworks whose steps cannot be recognised by that
     need *record_all*, which records every span that *root* drops. *profiles* are asked beside those of
-    the table and of installed packages; *is_step* says of a name and of attributes whether such a span
+    the table and of installed packages; *may_be_step* says of a name and of attributes whether such a span
     may become a step. For any thread; raises nothing.
     """
 
@@ -32,20 +40,21 @@ class StepSampler(Sampler):
         root: Sampler,
         *,
         profiles: Iterable[Profile] = (),
-        is_step: Callable[[str, Mapping[str, object]], bool] | None = None,
+        may_be_step: Callable[[str, Mapping[str, object]], bool] | None = None,
         record_all: bool = False,
     ) -> None:
         self._root = root
         self._record_all = record_all
-        self._is_step = is_step
+        self._may_be_step = may_be_step
         self._profiles = (*profiles, *selected_profiles([AUTO]))
         # Most spans are told apart by these two alone.
-        self._marks = frozenset(mark for profile in self._profiles for mark in profile.marks)
-        starting = [profile for profile in self._profiles if profile.starts]
+        self._required = frozenset(key for profile in self._profiles for key in profile.required_attributes)
+        starting = [profile for profile in self._profiles if profile.sampled_names]
         # Those of the table as one, which is quicker. Those of others might not go together: flags, names of groups.
-        whole = "|".join(f"(?:{profile.starts})" for profile in starting if profile in PROFILES)
-        self._starts = [named(starts) for starts in (whole, *(one.starts for one in starting if one not in PROFILES))]
-        self._is_cheap = is_step is None and all(profile.marks for profile in self._profiles)
+        whole = "|".join(f"(?:{profile.sampled_names})" for profile in starting if profile in PROFILES)
+        others = (one.sampled_names for one in starting if one not in PROFILES)
+        self._names = [named(names) for names in (whole, *others)]
+        self._is_cheap = may_be_step is None and all(profile.required_attributes for profile in self._profiles)
 
     def should_sample(  # noqa: PLR0917 -- the SDK's signature
         self,
@@ -72,13 +81,14 @@ class StepSampler(Sampler):
             return True
 
     def _may_become_step(self, name: str, attributes: Mapping[str, object]) -> bool:
-        if any(starts(name, attributes) for starts in self._starts):
+        span = _Beginning(name, attributes)
+        if any(is_sampled(span) for is_sampled in self._names):
             return True
-        if self._is_cheap and attributes.keys().isdisjoint(self._marks):
+        if self._is_cheap and attributes.keys().isdisjoint(self._required):
             return False
-        if self._is_step is not None and self._is_step(name, attributes):
+        if self._may_be_step is not None and self._may_be_step(name, attributes):
             return True
-        return any(profile.may_start(name, attributes) for profile in self._profiles)
+        return any(profile.is_step(span) for profile in self._profiles)
 
     def get_description(self) -> str:
         """``StepSampler{…}`` around the description of *root*."""

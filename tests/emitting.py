@@ -20,6 +20,7 @@ from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 from otel_step_hook.steps.frameworks import PROFILES
 from otel_step_hook.steps.profile import Profile
 from otel_step_hook.steps.reader import StepReader
+from otel_step_hook.steps.spans import StartedSpan
 
 SUCCESS, FAILED, CANCELLED = Outcome
 UNSET, OK, ERROR = StatusCode
@@ -87,15 +88,26 @@ class StepRecorder(SpanProcessor):
     """Keeps the events of a reader with these profiles, which it asks as the processor does."""
 
     def __init__(self, profiles: Iterable[Profile] = PROFILES) -> None:
-        self.reader = StepReader(profiles)
+        self.losses: list[Exception] = []
+        self.reader = StepReader(profiles, on_loss=self.losses.append)
         self.events: list[StepEvent] = []
 
     def on_start(self, span: SDKSpan, parent_context: Context | None = None) -> None:
         del parent_context
-        self.reader.begin(span, sys.exception())
+        self.reader.on_start(span, sys.exception())
 
     def on_end(self, span: ReadableSpan) -> None:
-        self.events.extend(self.reader.end(span, sys.exception))
+        self.events.extend(event for event, _ in self.reader.on_end(span, sys.exception))
+        if self.losses:
+            raise self.losses.pop()
+
+
+def started(span: ReadableSpan, attributes: Mapping[str, Any] | None = None) -> StartedSpan:
+    """What the rules read of a span that was made by hand; with other *attributes*, if they are given."""
+    made = StartedSpan.of(span, lambda _: None)
+    made.ended = span
+    made.attributes = made.attributes if attributes is None else attributes
+    return made
 
 
 def size_of(reader: StepReader) -> int:
@@ -104,7 +116,7 @@ def size_of(reader: StepReader) -> int:
     rest: list[object] = [reader]
     while rest:
         one = rest.pop()
-        if id(one) not in found and not isinstance(one, type | types.ModuleType | types.FunctionType):
+        if id(one) not in found and not isinstance(one, type | types.ModuleType | types.FunctionType | int):
             found[id(one)] = one
             rest += gc.get_referents(one)
     return len(found)

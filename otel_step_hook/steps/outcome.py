@@ -2,11 +2,11 @@
 
 import re
 
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.profile import Attributes, Profile, Verdict, plain
+from otel_step_hook.steps.spans import StartedSpan
 
 # Compared by the last dotted part: asyncio.exceptions.CancelledError, trio.Cancelled, a bare CancelledError, …
 CANCELLATIONS = frozenset({"CancelledError", "Cancelled", "KeyboardInterrupt", "SystemExit", "GreenletExit"})
@@ -45,37 +45,37 @@ _LEADING_NAME = re.compile(r"[A-Za-z_][\w.]*(?=\s*(?:[:(]|$))")  # not a sentenc
 
 def users_outcome(attributes: Attributes) -> Outcome | None:
     """What the attribute ``step.status`` says, if anything."""
-    return _USERS_WORDS.get(plain(attributes.get("step.status")).strip().lower())
+    if "step.status" not in attributes:
+        return None
+    return _USERS_WORDS.get(plain(attributes["step.status"]).strip().lower())
 
 
-def outcome_of(
-    span: ReadableSpan, attributes: Attributes, exception: BaseException | None, profile: Profile
-) -> Outcome | None:
+def outcome_of(span: StartedSpan, exception: BaseException | None, profile: Profile) -> Outcome | None:
     """How the step of *span* ended, or None when it has not: it has only paused, or will be tried again.
 
     *exception* is the one in flight when the span ended, unless it already was when the span
     began. *profile* is that of the framework. Never raises, whatever the span holds, unless a
     profile of the user's does.
     """
-    said = users_outcome(attributes) or profile.word(span, attributes, exception)
+    said = users_outcome(span.attributes) or profile.outcome(span, exception)
     if said is not None:
         return None if isinstance(said, Verdict) else Outcome(said)
     flying = _kind(exception)
     status = span.status.status_code
     if status is StatusCode.ERROR:
-        return _of_error(span, attributes, exception)
+        return _of_error(span, exception)
     if flying == "cancellation":
         return Outcome.CANCELLED
     if flying == "pause":
         return None
     if status is StatusCode.OK:
-        return _of_ok(span, flying, profile)
+        return None if _is_pause(_last_exception(span)) else Outcome.SUCCESS
     return _of_unset(span, exception)
 
 
-def _of_error(span: ReadableSpan, attributes: Attributes, exception: BaseException | None) -> Outcome | None:
+def _of_error(span: StartedSpan, exception: BaseException | None) -> Outcome | None:
     flying = _kind(exception)
-    told = (_last_exception(span), plain(attributes.get("error.type")), _leading_name(span.status.description))
+    told = (_last_exception(span), plain(span.attributes.get("error.type")), _leading_name(span.status.description))
     names = tuple(map(last_part, told))
     if flying == "cancellation" or not CANCELLATIONS.isdisjoint(names):
         return Outcome.CANCELLED
@@ -85,17 +85,11 @@ def _of_error(span: ReadableSpan, attributes: Attributes, exception: BaseExcepti
     return Outcome.SUCCESS if {name for name in names if name} == {"GeneratorExit"} else Outcome.FAILED
 
 
-def _of_ok(span: ReadableSpan, flying: str, profile: Profile) -> Outcome | None:
-    if flying == "exception" and profile.hides_failures:
-        return Outcome.FAILED
-    return None if _is_pause(_last_exception(span)) else Outcome.SUCCESS
-
-
-def _of_unset(span: ReadableSpan, exception: BaseException | None) -> Outcome | None:
+def _of_unset(span: StartedSpan, exception: BaseException | None) -> Outcome | None:
     last = _last_exception(span)
-    if last_part(last) in CANCELLATIONS:
+    if last and last_part(last) in CANCELLATIONS:
         return Outcome.CANCELLED
-    if _is_pause(last) and not _is_namesake(exception):
+    if last and _is_pause(last) and not _is_namesake(exception):
         return None
     return Outcome.FAILED if _kind(exception) == "exception" else Outcome.SUCCESS
 
@@ -103,6 +97,11 @@ def _of_unset(span: ReadableSpan, exception: BaseException | None) -> Outcome | 
 def is_cancellation(exception: BaseException | None) -> bool:
     """Whether *exception* is a cancellation, or a group of nothing else."""
     return _kind(exception) == "cancellation"
+
+
+def is_failure(exception: BaseException | None) -> bool:
+    """Whether *exception* means that something has failed: it is no cancellation, pause or control flow."""
+    return _kind(exception) == "exception"
 
 
 def _kind(exception: BaseException | None) -> str:
@@ -143,7 +142,7 @@ def _is_pausing(module: object) -> bool:
     return plain(module).partition(".")[0] in _PAUSING
 
 
-def _last_exception(span: ReadableSpan) -> str:
+def _last_exception(span: StartedSpan) -> str:
     """The type of the last exception event; empty without one."""
     for event in reversed(span.events):
         if event.name == "exception":

@@ -1,4 +1,4 @@
-"""What a `Profile` is, and the words that its rules are written in.
+"""What a `Profile` is, and the combinators that its rules are written in.
 
 Rules are asked on the application's thread: each is a function of its arguments, takes no lock,
 and answers for any attributes whatever.
@@ -6,17 +6,27 @@ and answers for any attributes whatever.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
-
-from opentelemetry.sdk.trace import ReadableSpan
+from typing import Protocol, TypeVar
 
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.steps.event import Outcome, text_of
+from otel_step_hook.steps.spans import StartedSpan
 
 Attributes = Mapping[str, object]
-Rule = Callable[[str, Attributes], bool]  # of a span's name and attributes
-Source = Callable[[Attributes], object]  # a step id, of any type; None or blank where there is none
+
+
+class Named(Protocol):
+    """A span, or what a sampler sees of one: its name, and the attributes that it has by now."""
+
+    @property
+    def name(self) -> str:
+        """As it is by now."""
+
+    @property
+    def attributes(self) -> Attributes:
+        """By their keys."""
 
 
 class Verdict(Enum):
@@ -26,140 +36,156 @@ class Verdict(Enum):
 
 
 NOT_TERMINAL = Verdict.NOT_TERMINAL
-# Of an ended span, its attributes, and the exception in flight that was not when it began; None: it says nothing.
-Word = Callable[[ReadableSpan, Attributes, BaseException | None], Outcome | Verdict | None]
+Rule = Callable[[Named], bool]
+PartRule = Callable[[StartedSpan], bool]
+Source = Callable[[StartedSpan], object]  # a step id, of any type; None or blank where there is none
+# Of a span that has ended, and the exception in flight that was not when it began; None: it says nothing.
+OutcomeRule = Callable[[StartedSpan, BaseException | None], Outcome | Verdict | None]
 
 
-def never(_name: str, _attributes: Attributes) -> bool:
+def never(_span: Named) -> bool:
     """No span."""
     return False
 
 
-def no_id(_attributes: Attributes) -> object:
+def no_id(_span: StartedSpan) -> object:
     """No step id: one is made from trace id and span id."""
     return None
 
 
-def no_word(_span: ReadableSpan, _attributes: Attributes, _exception: BaseException | None) -> None:
-    """No word on the outcome: the general rules decide."""
-
-
-_OPTIONAL = frozenset({"encloses", "below", "nesting", "step_number", "ends", "tells"})
-_RULES = ("is_step", "is_tool", "step_id", "word", *sorted(_OPTIONAL))
+def no_outcome(_span: StartedSpan, _exception: BaseException | None) -> None:
+    """Nothing on the outcome: the general rules decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # each is itself, and cheap to look for
 class Profile:
-    """How the spans of one framework are read. Most frameworks need *name*, *scopes*, *is_step* and *step_id*.
+    """What the spans of one framework look like. Most need *name*, *scopes*, *is_step* and *step_id*.
 
-    *name* is what ``STEP_COMPLETE_PROFILES`` selects it by. *scopes* are the instrumentation scopes
-    that its spans have; without scopes it is asked about the spans of all scopes that no profile
-    names. *marks* are attributes of which each of its steps has one, if not from its start; none: any
-    span may be one. They keep it cheap to tell that a span is no step.
+    *name* is what ``STEP_COMPLETE_PROFILES`` selects it by. *scopes* are the instrumentation scopes that its spans
+    have; without scopes it is asked about the spans of all scopes that no profile names. *required_attributes* are
+    attributes of which each of its steps has one, if not from its start; none: any span may be a step.
 
-    *is_step* says, of a span's name and attributes, whether it is a step. It is asked when the span
-    begins, and again when it ends. *is_tool* may name others: each is a step of its own, unless it
-    is inside of a span that *encloses* (as it began), which is *is_step* if nothing else is said.
-    *below*, if given, is what the name of the parent has to fit, which is of the same profile's
-    scopes. *nesting*, if given, says of a span's attributes in how many nodes of its own name it is, the one
-    that it is or belongs to included: by this and by the running spans of its name above it, it is a node or a piece.
-    *starts*, a regular expression, names the spans that may become steps, or are needed to know one:
-    `StepSampler` keeps those that it fits, and those that are steps by what they begin with, marks included.
+    *is_step* says of a span, by its ``name`` and ``attributes``, whether it is a step. It is asked when the span
+    begins, and again when it ends. *sampled_names*, a regular expression, names the spans that may become steps, or
+    are needed to know one: `StepSampler` keeps those, and those that are steps by what they begin with.
 
-    *step_id* is where the step id comes from; without one it is made from trace id and span id.
-    *step_number* is asked when the span begins, and takes part in an id as attribute ``step_number``.
+    *step_id* reads the step id off a span; without one it is made from trace id and span id. *outcome* is what the
+    framework itself says of the outcome, given the span, with ``status``, ``events`` and ``end_time``, and the
+    exception in flight, if it was not in flight when the span began.
 
-    *word* is what the framework itself says of the outcome. With *hides_failures*, status OK is no
-    success while an exception is in flight. With *is_once*, a step is told once with each outcome.
-    *ends* are spans with which the steps directly below them end, those that have no end of their own.
-
-    *tells* reads a span that is no step and knows more about one: its step id, and names with their
-    values, which ``STEP_COMPLETE_PAYLOAD=full`` sends. With *is_strict*, an attribute ``step_id`` alone
-    makes no step of the spans of *scopes*.
-
-    Raises `ConfigurationError` for scopes or marks that are no names, for rules that are no functions,
-    and for *starts* that is no regular expression.
+    Rules are called on the application's thread. Raises `ConfigurationError` for scopes or attributes that are no
+    names, for rules that are no functions, and for *sampled_names* that is no regular expression.
     """
 
     name: str
     scopes: tuple[str, ...] = ()
-    marks: tuple[str, ...] = ()
+    required_attributes: tuple[str, ...] = ()
+    sampled_names: str = ""
     is_step: Rule = never
-    is_tool: Rule = never
-    encloses: Rule | None = None
-    below: Rule | None = None
-    nesting: Callable[[Attributes], int] | None = None
-    starts: str = ""
     step_id: Source = no_id
-    step_number: Callable[[], object] | None = None
-    word: Word = no_word
-    hides_failures: bool = False
-    is_once: bool = False
-    ends: Rule | None = None
-    tells: Callable[[str, Attributes], tuple[str, Mapping[str, str]] | None] | None = None
-    is_strict: bool = False
+    outcome: OutcomeRule = no_outcome
 
     def __post_init__(self) -> None:
-        for field in ("scopes", "marks"):
+        for field in ("scopes", "required_attributes"):
             names = getattr(self, field)
             if isinstance(names, str) or not all(isinstance(name, str) for name in names):
                 raise ConfigurationError(f"{field} of profile {self.name!r} is {names!r}; expected a tuple of names")
-        for field in _RULES:
+        for field in ("is_step", "step_id", "outcome"):
             rule = getattr(self, field)
-            if not (callable(rule) or (rule is None and field in _OPTIONAL)):
+            if not callable(rule):
                 raise ConfigurationError(f"{field} of profile {self.name!r} is {rule!r}; expected a function")
         try:
-            re.compile(self.starts)
+            re.compile(self.sampled_names)
         except (re.error, TypeError) as error:
             raise ConfigurationError(
-                f"starts of profile {self.name!r} is {self.starts!r} ({error}); expected a regular expression for names"
+                f"sampled_names of profile {self.name!r} is {self.sampled_names!r} ({error}); "
+                "expected a regular expression for names"
             ) from None
 
-    @property
-    def needs_places(self) -> bool:
-        """Whether it matters what a span began below."""
-        return self.is_tool is not never or self.below is not None or self.nesting is not None or self.ends is not None
-
-    def may_start(self, name: str, attributes: Attributes) -> bool:
+    def may_be_step(self, span: Named) -> bool:
         """Whether a span that begins so may become a step, or is needed to know one."""
-        if self.starts and named(self.starts)(name, attributes):
-            return True
-        return self.is_step(name, attributes) or self.is_tool(name, attributes)
+        return bool(self.sampled_names and named(self.sampled_names)(span)) or self.is_step(span)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FrameworkProfile(Profile):
+    """What only the table of frameworks needs beside a `Profile`.
+
+    *is_part* says of a span that is a step whether it is only a part of a step that another span reports; by the span
+    and those around it. *at_start* is asked for facts of the running code when a span begins. *ends_children* says of
+    a span that the steps directly below it end with it, those that have no end of their own. *details* reads a span
+    that is no step and knows more about one: its step id, and names with their values. With *report_once* a step is
+    reported once with each outcome. With *exclusive* an attribute ``step_id`` alone makes no step.
+    """
+
+    is_part: PartRule | None = None
+    at_start: Callable[[], Mapping[str, object]] | None = None
+    ends_children: Rule | None = None
+    details: Callable[[StartedSpan], tuple[str, Mapping[str, str]] | None] | None = None
+    report_once: bool = False
+    exclusive: bool = False
+
+    @classmethod
+    def of(cls, profile: Profile) -> "FrameworkProfile":
+        """The same profile, with nothing besides; one that is from the table as it is."""
+        if isinstance(profile, cls):
+            return profile
+        return cls(**{field.name: getattr(profile, field.name) for field in fields(Profile)})
 
 
 def has(key: str) -> Rule:
     """Spans with this attribute."""
-    return lambda _, attributes: key in attributes
+    return lambda span: key in span.attributes
 
 
 def says(key: str, *values: str) -> Rule:
     """Spans with this attribute, of one of these values."""
     # In a tuple, not a set: a value may have no hash. An enum member that is text equals its value.
-    return lambda _, attributes: key in attributes and attributes[key] in values
+    return lambda span: key in span.attributes and span.attributes[key] in values
 
 
 def named(pattern: str) -> Rule:
     """Spans whose whole name this regular expression fits."""
     fits = re.compile(pattern, re.DOTALL).fullmatch
-    return lambda name, _: isinstance(name, str) and fits(name) is not None  # the SDK takes anything for a name
+    return lambda span: isinstance(span.name, str) and fits(span.name) is not None  # the SDK takes anything for a name
 
 
-def both(one: Rule, other: Rule) -> Rule:
+_S = TypeVar("_S", bound=Named)
+
+
+def both(one: Callable[[_S], bool], other: Callable[[_S], bool]) -> Callable[[_S], bool]:
     """Spans that both rules fit."""
-    return lambda name, attributes: one(name, attributes) and other(name, attributes)
+    return lambda span: one(span) and other(span)
 
 
-def either(one: Rule, other: Rule) -> Rule:
+def either(one: Callable[[_S], bool], other: Callable[[_S], bool]) -> Callable[[_S], bool]:
     """Spans that one of the two rules fits."""
-    return lambda name, attributes: one(name, attributes) or other(name, attributes)
+    return lambda span: one(span) or other(span)
+
+
+def inside(rule: Rule, *scopes: str) -> PartRule:
+    """Spans with one around them, however far above, that the rule fits: of these scopes, or of the span's own."""
+
+    def is_inside(span: StartedSpan) -> bool:
+        known = scopes or (span.scope,)
+        return any(above.scope in known and rule(above) for above in span.ancestors())
+
+    return is_inside
+
+
+def not_below(rule: Rule) -> PartRule:
+    """Spans whose parent, if it is of the same scope, does not fit the rule; and those without one."""
+    return lambda span: span.parent is None or span.parent.scope != span.scope or not rule(span.parent)
 
 
 def first(*keys: str, but_not: str = "") -> Source:
     """The first of these attributes that says anything, unless that is *but_not*, a framework's word for nothing."""
 
-    def source(attributes: Attributes) -> object:
-        text = next(filter(None, (text_of(attributes.get(key)) for key in keys)), "")
-        return None if text == but_not else text
+    def source(span: StartedSpan) -> object:
+        for key in keys:
+            if text := text_of(span.attributes.get(key)):
+                return None if text == but_not else text
+        return None
 
     return source
 
@@ -167,26 +193,26 @@ def first(*keys: str, but_not: str = "") -> Source:
 def joined(*keys: str) -> Source:
     """All of these attributes, with a slash between them; none where one is missing."""
 
-    def source(attributes: Attributes) -> object:
-        parts = [text_of(attributes.get(key)) for key in keys]
+    def source(span: StartedSpan) -> object:
+        parts = [text_of(span.attributes.get(key)) for key in keys]
         return "/".join(parts) if all(parts) else None
 
     return source
 
 
-def present(key: str) -> Word:
+def not_terminal_with(key: str) -> OutcomeRule:
     """A step whose span has this attribute is not terminal."""
-    return lambda _, attributes, __: NOT_TERMINAL if key in attributes else None
+    return lambda span, _: NOT_TERMINAL if key in span.attributes else None
 
 
-def word_in(key: str, words: Mapping[str, Outcome | Verdict]) -> Word:
+def outcome_in(key: str, outcomes: Mapping[str, Outcome | Verdict]) -> OutcomeRule:
     """The outcome by the word in this attribute, whatever its case; any other word says nothing."""
-    return lambda _, attributes, __: words.get(plain(attributes.get(key)).strip().lower())
+    return lambda span, _: outcomes.get(plain(span.attributes.get(key)).strip().lower())
 
 
-def event_named(name: str, outcome: Outcome) -> Word:
+def outcome_of_event(name: str, outcome: Outcome) -> OutcomeRule:
     """This outcome for a span with an event of this name."""
-    return lambda span, _, __: outcome if any(event.name == name for event in span.events) else None
+    return lambda span, _: outcome if any(event.name == name for event in span.events) else None
 
 
 def plain(value: object) -> str:

@@ -1,198 +1,195 @@
-"""From spans to steps: owns what is noted of spans between their start and their end."""
+"""From spans to steps: owns what is known of spans between their start and their end."""
 
-import functools
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TypeVar
 
-from opentelemetry.sdk.trace import ReadableSpan, Span
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from otel_step_hook.steps.event import (
-    STEP_ID_KEYS,
-    Outcome,
-    StepEvent,
-    attributes_of,
-    generated_step_id,
-    text_of,
-)
-from otel_step_hook.steps.notes import NOTHING, Note
+from otel_step_hook.steps.event import SCOPE, STEP_ID_KEYS, Outcome, StepEvent, generated_step_id, text_of
+from otel_step_hook.steps.frameworks import GENERIC
 from otel_step_hook.steps.outcome import outcome_of, users_outcome
-from otel_step_hook.steps.profile import Attributes, Profile, first
+from otel_step_hook.steps.profile import FrameworkProfile, Profile, first
 from otel_step_hook.steps.runtime import is_in_workflow, is_replaying
-from otel_step_hook.steps.table import Rows, table
+from otel_step_hook.steps.spans import Recent, StartedSpan
 
-_REMEMBERED = 10_000  # steps, of those that are told once, and of those that another span tells of; 5 MB with UUIDs
-_FORGOTTEN = 100  # spans that have gone without an end, of which what was noted is kept for a while
+_REMEMBERED = 10_000  # steps, of those that are reported once, and of those with details; 5 MB with UUIDs
+_GONE = 100  # spans that have gone without an end, of which what is known is kept for a while
+_SCOPES = 1000  # instrumentation scopes that are known by name
+_IN_WORKFLOW = "is_in_workflow"  # a fact of the running code
 _LOGFIRE_COPIES = ("pending_span", "log")  # spans that Logfire ends beside the real ones
 _users_id = first(*STEP_ID_KEYS)
-_K = TypeVar("_K")
-_V = TypeVar("_V")
+
+Ended = tuple[StepEvent, SpanProcessor | None]  # a step, and the processors of its own provider
+Fault = Callable[[Exception], object]
+
+
+class Rows:
+    """What is asked about the spans of one scope."""
+
+    __slots__ = ("at_start", "details", "ends_children", "is_asked", "own", "profiles", "required", "skipped")
+
+    def __init__(self, profiles: Iterable[Profile], *, is_asked: bool = False) -> None:
+        self.profiles = tuple(map(FrameworkProfile.of, profiles))
+        # What the framework says of the outcome counts, whoever says that a span is a step; not what an exclusive says.
+        self.own = next((one for one in self.profiles if one.scopes and not one.exclusive), GENERIC)
+        self.is_asked = is_asked  # whether a rule of the user's is
+        self.at_start = tuple(one.at_start for one in self.profiles if one.at_start is not None)
+        self.details = tuple(one.details for one in self.profiles if one.details is not None)
+        # A rule of the user's asks nobody what ends with what.
+        self.ends_children = () if is_asked else tuple(one for one in self.profiles if one.ends_children is not None)
+        # Spans without any of these attributes are no steps; None: all spans may be.
+        is_cheap = all(one.required_attributes for one in self.profiles)
+        self.required = frozenset(key for one in self.profiles for key in one.required_attributes) if is_cheap else None
+        self.skipped = None if is_asked or self.details else self.required
+
+    def found(self, span: StartedSpan, on_fault: Fault) -> FrameworkProfile | None:
+        """The profile by which *span* is a step. One whose rules raise is passed over, and *on_fault* told of it."""
+        if self.required is not None and span.attributes.keys().isdisjoint(self.required):
+            return None
+        for profile in self.profiles:
+            try:
+                if profile.is_step(span) and not self._is_part(profile, span):
+                    return self.own if profile is GENERIC else profile
+            except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost the steps of others
+                on_fault(error)
+        return None
+
+    def _is_part(self, profile: FrameworkProfile, span: StartedSpan) -> bool:
+        return profile.is_part is not None and not self.is_asked and profile.is_part(span)
 
 
 class StepReader:
     """Says of each span that ends which step has ended with it, and how.
 
-    *profiles* are asked in their order. *is_step*, if given, replaces their rules for which spans are
-    steps. *on_fault* is told what rules raise that cost no step. May be called from any thread, from a
-    signal handler and by the garbage collector at any moment: it takes no lock.
+    *profiles* are asked in their order. *is_step*, if given, replaces their rules for which spans are steps: it gets
+    the ended span. *on_fault* is called with what rules raise that cost no step, *on_loss* with what has cost one. May
+    be called from any thread, from a signal handler and by the garbage collector at any moment: it takes no lock.
     """
 
     def __init__(
         self,
         profiles: Iterable[Profile],
         is_step: Callable[[ReadableSpan], bool] | None = None,
-        on_fault: Callable[[Exception], object] = lambda _: None,
+        *,
+        on_fault: Fault = lambda _: None,
+        on_loss: Fault = lambda _: None,
     ) -> None:
         self._is_step = is_step
         self._on_fault = on_fault
-        self._rows, self._others = table(tuple(profiles), is_asked=is_step is not None)
-        self._notes: dict[int, Note] = {}  # by span id; only for the spans that need one
-        self._forgotten: OrderedDict[int, Note] = OrderedDict()  # of spans that are gone; the last few
-        self._has_enclosed = False  # whether any span has begun that encloses tools
+        self._on_loss = on_loss
+        self._rows, self._others = _table(tuple(profiles), is_asked=is_step is not None)
+        self._started: dict[int, StartedSpan] = {}  # by span id
+        self._gone: Recent[int, StartedSpan] = Recent(_GONE)
+        self._reported: Recent[tuple[str, Outcome], object] = Recent(_REMEMBERED)
+        self._details: Recent[str, Mapping[str, str]] = Recent(_REMEMBERED)
+        self._seen, self._recognised = itertools.count(), itertools.count()  # next() is atomic
         self.truncated = 0  # spans that were no steps, but have lost attributes to a limit: perhaps a step id
-        self._told: OrderedDict[tuple[str, Outcome], object] = OrderedDict()
-        self._details: OrderedDict[str, Mapping[str, str]] = OrderedDict()
 
-    def _rows_of(self, span: ReadableSpan) -> Rows:
-        scope = span.instrumentation_scope
-        return self._others if scope is None else self._rows.get(scope.name, self._others)
-
-    def begin(self, span: Span, exception: BaseException | None) -> bool:
-        """Note what cannot be seen any more when *span* ends; *exception* is the one in flight.
-
-        False where there is nothing to note: it will hardly become a step.
-        """
-        rows, attributes = self._rows_of(span), attributes_of(span)
-        note = None if exception is None else Note(exception)
-        try:
-            if rows.placing or self._has_enclosed:
-                note = self._placed(note, rows, span, attributes)
-            if rows.numbering:
-                note = note or Note()
-                note.number = rows.numbering[0]()
-        except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost what else is noted
-            self._on_fault(error)
-        if is_in_workflow():
-            note = note or Note()
-            note.is_in_workflow = True
-        profile = rows.found(span.name, attributes, note or NOTHING, self._on_fault)
-        if profile is not None:
-            note = note or Note()
-            note.profile = profile
+    def on_start(self, span: Span, exception: BaseException | None) -> None:
+        """Note what cannot be seen any more when *span* ends; *exception* is the one in flight."""
+        next(self._seen)
+        span_id, parent = span._context[1], span._parent  # type: ignore[index]  # noqa: SLF001 -- as in `on_end`
+        scope = _scope_of(span)
+        rows = self._rows.get(scope) or self._first_sight(scope)
+        above = self._started.get(parent.span_id) if parent is not None else None
+        started = self._started[span_id] = StartedSpan.of(span, self._forget, scope, above, exception)
+        started.span_id = span_id
+        if rows.at_start or "temporalio.workflow" in sys.modules:
+            self._ask_running_code(started, rows)
+        started.began_as = rows.found(started, self._on_fault)
+        if started.began_as is not None:
             with suppress(Exception):  # an id is too long, or its source raises: told when the span ends
-                note.users_id = text_of(_users_id(attributes))
-                note.step_id = text_of(_id_in(attributes, profile, note))
-        if note is None:
-            return False
-        self._keep(span, note)
-        return True
+                started.ids = text_of(_users_id(started)), text_of(started.began_as.step_id(started))
+        if rows.ends_children and above is not None and above.scope == scope:
+            self._list_child(span, started, above, rows)
 
-    def _placed(self, note: Note | None, rows: Rows, span: Span, attributes: Attributes) -> Note | None:
-        parent = self._notes.get(span.parent.span_id) if span.parent is not None else None
-        if rows.placing:
-            note = note or Note()
-            note.place(rows.placing, span.name, attributes, parent)
-            self._has_enclosed = self._has_enclosed or bool(note.encloses)
-        if parent is not None and (parent.encloses or parent.inside):
-            note = note or Note()
-            note.inside = tuple({*parent.encloses, *parent.inside})
-        return note
+    def _first_sight(self, scope: str) -> Rows:
+        """The rows of a scope that no profile names, which is known from now on."""
+        if len(self._rows) < _SCOPES:
+            self._rows[scope] = self._others
+        return self._others
 
-    def _keep(self, span: Span, note: Note) -> None:
-        span_id = span.get_span_context().span_id
-        self._notes[span_id] = note
-        # A span that is never ended takes its note with it.
-        note.alive = weakref.ref(span, functools.partial(_forget, self._notes, self._forgotten, span_id))
-        if note.parent is not None and note.ender is not None and note.ender.may_start(note.name, attributes_of(span)):
-            note.is_open = True
-            note.parent.open[span_id] = span, note
+    def _ask_running_code(self, started: StartedSpan, rows: Rows) -> None:
+        facts: dict[str, object] = {_IN_WORKFLOW: is_in_workflow()}
+        for at_start in rows.at_start:
+            try:
+                facts |= at_start()
+            except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost what else is known
+                self._on_fault(error)
+        started.facts = facts
 
-    def end(self, span: ReadableSpan, exception: Callable[[], BaseException | None]) -> Iterable[StepEvent]:
+    def _list_child(self, span: Span, started: StartedSpan, above: StartedSpan, rows: Rows) -> None:
+        try:
+            for profile in rows.ends_children:
+                if profile.ends_children is not None and profile.ends_children(above) and profile.may_be_step(started):
+                    above.list_child(span, started)
+        except Exception as error:  # noqa: BLE001 -- as above
+            self._on_fault(error)
+
+    def _forget(self, started: StartedSpan) -> None:
+        # The garbage collector comes here first, and then closes the generator that is garbage with
+        # the span, and ends the span.
+        if self._started.pop(started.span_id, None) is not None:
+            started.has_ended = True
+            started.forget_children()
+            self._gone.remember(started.span_id, started)
+
+    def on_end(self, span: ReadableSpan, exception: Callable[[], BaseException | None]) -> Iterable[Ended]:
         """The steps that have ended with *span*: none, its own, and those below it that have no end of their own.
 
-        *exception* says which one is in flight. Raises ValueError for a step of which nothing can be
-        told, when all others have been, and what rules of the user's raise.
+        *exception* says which one is in flight.
         """
         # Most spans are no steps, and pay for these lines alone: private names, since each property is one more call.
         try:
-            attributes, dropped = span._attributes._dict, span._attributes.dropped  # type: ignore[union-attr]  # noqa: SLF001
-            rows = self._rows.get(span._instrumentation_scope._name, self._others)  # type: ignore[union-attr]  # noqa: SLF001
-            note = self._taken(span._context[1]) if self._notes or self._forgotten else None  # type: ignore[index]  # noqa: SLF001
-        except (AttributeError, TypeError):  # of a span that was made by hand
-            attributes, dropped = attributes_of(span), 0
-            rows = self._rows_of(span)
-            note = self._taken(span.context.span_id) if span.context is not None else None
-        # The keys' isdisjoint() walks the smaller side; a frozenset's would walk all attributes.
-        if note is None and rows.skipped is not None and attributes.keys().isdisjoint(rows.skipped):
-            if dropped:
+            started = self._started.pop(span._context[1])  # type: ignore[index]  # noqa: SLF001
+        except (AttributeError, KeyError, TypeError):  # began before there was a hook, was collected, or made by hand
+            started = self._unstarted(span)
+        started.has_ended = True
+        rows = self._rows.get(started.scope, self._others)
+        if (
+            started.began_as is None
+            and rows.skipped is not None
+            and started.attributes.keys().isdisjoint(rows.skipped)
+            and started.children is None
+        ):
+            if getattr(span._attributes, "dropped", False):  # noqa: SLF001 -- as above
                 self.truncated += 1  # two threads at once may count one
             return ()
-        note = note or NOTHING
-        flying = exception()
-        return self._ended(span, rows, attributes, note, None if note.has_seen(flying) else flying)
+        return self._ended(span, started, rows, exception())
 
-    def _taken(self, span_id: int) -> Note | None:
-        note = self._notes.pop(span_id, None)
-        return self._forgotten.pop(span_id, None) if note is None and self._forgotten else note
+    def _unstarted(self, span: ReadableSpan) -> StartedSpan:
+        found = self._gone.pop(span.context.span_id) if span.context is not None and self._gone else None
+        return StartedSpan.of(span, lambda _: None, _scope_of(span)) if found is None else found
 
     def _ended(
-        self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note, exception: BaseException | None
-    ) -> Iterator[StepEvent]:
-        if note is not NOTHING:
-            note.has_ended = True
-        if note.is_open and note.parent is not None:
-            # Whoever takes it out tells it: its parent may be ending at this moment, in another thread.
-            note.is_over = note.parent.open.pop(span.context.span_id, None) is None
-        for tells in rows.telling:
+        self, span: ReadableSpan, started: StartedSpan, rows: Rows, exception: BaseException | None
+    ) -> list[Ended]:
+        original, is_first = started.end(span), started.claim()
+        for details in rows.details:
             try:
-                if told := tells(span.name, attributes):
-                    _remember(self._details, *told)
+                if told := details(started):
+                    self._details.replace(*told)
             except Exception as error:  # noqa: BLE001 -- as above: it costs a detail, and no step
                 self._on_fault(error)
-        below, unreadable = self._ended_below(span, attributes, note, exception) if note.open else ([], None)
-        yield from below
-        profile = self._profile_of(span, rows, attributes, note)
-        if profile is not None and not note.is_over and not self._is_piece(profile, attributes, note):
-            outcome = None if _is_copy(attributes) else outcome_of(span, attributes, exception, profile)
-            own = self._event(span, attributes, note, profile, outcome)
-            if own is not None:
-                yield own
-        elif profile is None and getattr(span._attributes, "dropped", False):  # noqa: SLF001 -- as in `end`
-            self.truncated += 1
-        if unreadable is not None:
-            raise unreadable
+        flying = None if started.has_seen(exception) else exception
+        events = self._ended_below(started, rows, flying) if started.children is not None else []
+        try:
+            profile = self._profile_of(span, started, rows)
+            if profile is None and getattr(span._attributes, "dropped", False):  # noqa: SLF001 -- as in `on_end`
+                self.truncated += 1
+            if profile is not None and is_first and not _is_copy(started):
+                event = self._event(original, started, profile, outcome_of(started, flying, profile))
+                events += [] if event is None else [(event, started.processor)]
+        except Exception as error:  # noqa: BLE001 -- it costs this step, and not those of other spans
+            self._on_loss(error)
+        return events
 
-    @staticmethod
-    def _is_piece(profile: Profile, attributes: Attributes, note: Note) -> bool:
-        """Whether a span is a piece of a node around it, which has its name; not one that the user has given an id."""
-        if profile.nesting is None or text_of(_users_id(attributes)):
-            return False
-        # A node that is nested in others of its name has two spans of that name above it for each, the other's and
-        # its graph's, or one where the graph has another name; a piece of it has its own besides.
-        return note.running_namesakes() > 2 * (max(profile.nesting(attributes), 1) - 1)
-
-    def _ended_below(
-        self, parent: ReadableSpan, said: Attributes, note: Note, exception: BaseException | None
-    ) -> tuple[list[StepEvent], Exception | None]:
-        """The steps below *parent* that have no end of their own, and why the last that cannot be told is none."""
-        events: list[StepEvent] = []
-        unreadable: Exception | None = None
-        while note.open:
-            child, child_note = note.open.popitem()[1]
-            try:
-                event = self._event_below(parent, said, exception, child, child_note)
-            except Exception as error:  # noqa: BLE001 -- raised again, when all have been asked
-                unreadable = error
-            else:
-                events += [] if event is None else [event]
-        return events, unreadable
-
-    def _profile_of(self, span: ReadableSpan, rows: Rows, attributes: Attributes, note: Note) -> Profile | None:
+    def _profile_of(self, span: ReadableSpan, started: StartedSpan, rows: Rows) -> FrameworkProfile | None:
         faults: list[Exception] = []
-        profile = rows.found(span.name, attributes, note, faults.append) or note.profile
+        profile: FrameworkProfile | None = rows.found(started, faults.append) or started.began_as
         if self._is_step is not None:
             profile = (profile or rows.own) if rows.is_asked and self._is_step(span) else None
         elif profile is None and faults:
@@ -201,80 +198,71 @@ class StepReader:
             self._on_fault(fault)
         return profile
 
-    def _event_below(
-        self, parent: ReadableSpan, said: Attributes, exception: BaseException | None, span: Span, note: Note
-    ) -> StepEvent | None:
-        """The step of *span*, which has no end of its own, and has ended with *parent*, which has *said* how."""
-        profile, attributes = note.ender, attributes_of(span)
-        if profile is None or not profile.is_step(span.name, attributes):
-            return None
-        note.is_over = True
-        outcome = users_outcome(attributes) or outcome_of(parent, said, exception, profile)
-        event = self._event(span, attributes, note, profile, outcome)
-        return event and replace(event, end_time=parent.end_time or 0)
+    def _ended_below(self, started: StartedSpan, rows: Rows, exception: BaseException | None) -> list[Ended]:
+        """The steps directly below a span that have no end of their own, and have ended with it."""
+        events: list[Ended] = []
+        while started.children:
+            span, child = started.children.popitem()[1]
+            try:
+                for profile in rows.ends_children:
+                    if profile.is_step(child):
+                        outcome = users_outcome(child.attributes) or outcome_of(started, exception, profile)
+                        event = self._event(span, child, profile, outcome)
+                        if event is not None:
+                            events.append((replace(event, end_time=started.end_time), child.processor))
+            except Exception as error:  # noqa: BLE001 -- it costs this step, and not those of other spans
+                self._on_loss(error)
+        return events
 
     def _event(
-        self,
-        span: ReadableSpan,
-        attributes: Attributes,
-        note: Note,
-        profile: Profile,
-        outcome: Outcome | None,
+        self, span: ReadableSpan, started: StartedSpan, profile: FrameworkProfile, outcome: Outcome | None
     ) -> StepEvent | None:
+        is_over = started.facts.get(_IN_WORKFLOW) and not is_in_workflow()  # a workflow that was put away, not a step
+        if outcome is None or is_over or is_replaying():
+            return None
         context = span.context
-        if outcome is None or is_replaying() or (note.is_in_workflow and not is_in_workflow()):
-            return None
-        if not context.is_valid:
+        if context is None or not context.is_valid:
             raise ValueError("a span without ids")  # made by hand; no delivery could be recorded below it
-        step_id = self._step_id(attributes, profile, note) or generated_step_id(context)
-        if profile.is_once and not _is_new(self._told, (step_id, outcome)):
+        step_id = _step_id(started, profile) or generated_step_id(context)
+        token = object()
+        if profile.report_once and self._reported.remember((step_id, outcome), token) is not token:
             return None
+        next(self._recognised)
         return StepEvent(
             step_id=step_id,
             outcome=outcome,
-            name=span.name,
+            name=started.name,
             context=context,
             start_time=span.start_time or 0,
             end_time=span.end_time or 0,
             details=self._details.get(step_id, {}),
         )
 
-    def _step_id(self, attributes: Attributes, profile: Profile, note: Note) -> str:
-        users_id = "" if profile.is_strict else text_of(_users_id(attributes)) or note.users_id
-        return users_id or text_of(_id_in(attributes, profile, note)) or note.step_id
+
+def _table(profiles: tuple[Profile, ...], *, is_asked: bool) -> tuple[dict[str, Rows], Rows]:
+    """The rows of each scope, and those of all other scopes."""
+    by_scope: dict[str, list[Profile]] = {}
+    for profile in profiles:
+        for scope in profile.scopes:
+            by_scope.setdefault(scope, []).append(profile)
+    generic = [profile for profile in profiles if profile is GENERIC]
+    rows = {}
+    for scope, own in by_scope.items():
+        is_exclusive = any(FrameworkProfile.of(profile).exclusive for profile in own)
+        rows[scope] = Rows(own if is_exclusive else [*own, *generic], is_asked=is_asked)
+    rows[SCOPE] = Rows(())
+    return rows, Rows((profile for profile in profiles if not profile.scopes), is_asked=is_asked)
 
 
-def _forget(notes: dict[int, Note], forgotten: OrderedDict[int, Note], span_id: int, _: object) -> None:
-    note = notes.pop(span_id, None)
-    if note is not None:
-        # The garbage collector comes here first, and then closes the generator that is garbage with
-        # the span, and ends the span.
-        _remember(forgotten, span_id, note, _FORGOTTEN)
-        note.has_ended = True
-        for _, child in note.open.values():
-            child.is_open = False
-        note.open.clear()  # which would hold spans that nobody is going to tell of any more
+def _scope_of(span: ReadableSpan) -> str:
+    scope = span._instrumentation_scope  # noqa: SLF001 -- as in `on_end`
+    return "" if scope is None else scope._name  # noqa: SLF001 -- as above
 
 
-def _is_copy(attributes: Attributes) -> bool:
-    return attributes.get("logfire.span_type") in _LOGFIRE_COPIES
+def _is_copy(span: StartedSpan) -> bool:
+    return span.attributes.get("logfire.span_type") in _LOGFIRE_COPIES
 
 
-def _id_in(attributes: Attributes, profile: Profile, note: Note) -> object:
-    return profile.step_id(attributes if note.number is None else {**attributes, "step_number": note.number})
-
-
-def _is_new(memory: OrderedDict[_K, object], key: _K) -> bool:
-    """Whether *key* is not among those seen last."""
-    token = object()
-    is_new = memory.setdefault(key, token) is token
-    if is_new:
-        _remember(memory, key, token)
-    return is_new
-
-
-def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V, most: int | None = None) -> None:
-    memory[key] = value
-    while len(memory) > (_REMEMBERED if most is None else most):
-        with suppress(KeyError):  # another thread has taken the last
-            memory.popitem(last=False)
+def _step_id(span: StartedSpan, profile: FrameworkProfile) -> str:
+    users_id = "" if profile.exclusive else text_of(_users_id(span)) or span.ids[0]
+    return users_id or text_of(profile.step_id(span)) or span.ids[1]

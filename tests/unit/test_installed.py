@@ -18,11 +18,11 @@ from otel_step_hook import Outcome, Profile
 ONE = Profile(
     name="their-agent",
     scopes=("their_agent",),
-    is_step=lambda name, attributes: name == "unit",
-    step_id=lambda attributes: attributes.get("unit.id"),
-    word=lambda span, attributes, exception: Outcome.CANCELLED if "unit.stopped" in attributes else None,
+    is_step=lambda span: span.name == "unit",
+    step_id=lambda span: span.attributes.get("unit.id"),
+    outcome=lambda span, _: Outcome.CANCELLED if "unit.stopped" in span.attributes else None,
 )
-TWO = [ONE, Profile(name="their-agent", scopes=("their_other",), is_step=lambda name, attributes: True)]
+TWO = [ONE, Profile(name="their-agent", scopes=("their_other",), is_step=lambda span: True)]
 NONE = ["no profile"]
 """
 

@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.sampling import (
     SamplingResult,
     TraceIdRatioBased,
 )
+from opentelemetry.trace import Status, StatusCode
 from support import NewPipeline, log_lines
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
@@ -35,7 +36,7 @@ from otel_step_hook.testing import ScriptedReceiver
 @pytest.fixture
 def hook(step_receiver: ScriptedReceiver) -> Iterator[StepHookProcessor]:
     """A hook without a provider, shut down at the end."""
-    made = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5))
+    made = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, payload="full", shutdown_timeout=5))
     yield made
     made.shutdown()
 
@@ -280,6 +281,80 @@ def test_a_late_step_is_dropped_once(
     assert log_lines(caplog) == ["ERROR dropped a step (shutdown): the step ended after shutdown()"]
 
 
+# Copies of spans
+
+
+class _Copying(SpanProcessor):
+    """Hands *hook* copies of the spans that end, as Logfire does: attributes scrubbed, status changed."""
+
+    def __init__(self, hook: StepHookProcessor) -> None:
+        self._hook = hook
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        self._hook.on_start(span, parent_context)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        scrubbed = dict.fromkeys(span.attributes or (), "[Scrubbed due to 'session']")
+        self._hook.on_end(
+            ReadableSpan(
+                "[Scrubbed]",
+                context=span.context,
+                attributes=scrubbed,
+                resource=span.resource,
+                status=Status(StatusCode.OK),
+                instrumentation_scope=span.instrumentation_scope,
+                start_time=span.start_time,
+                end_time=span.end_time,
+            )
+        )
+
+
+def test_what_others_make_of_a_spans_copy_does_not_count(
+    hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """The step is reported as the span had it when it ended: id, name and outcome; those set late, too."""
+    provider = _provider(_Copying(hook))
+    span = provider.get_tracer("tests").start_span("step")
+    span.set_attribute("step_id", "session-42")
+    span.set_status(Status(StatusCode.ERROR))
+    span.end()
+    assert hook.force_flush()
+    provider.shutdown()
+    hook.shutdown()
+    (webhook,) = step_receiver.received
+    assert (webhook.step_id, webhook.data["outcome"], webhook.data["name"]) == ("session-42", "failed", "step")
+
+
+class _Other(SpanProcessor):
+    """What holds a provider's processors together in some other way than the SDK's."""
+
+    def __init__(self, *processors: SpanProcessor) -> None:
+        self._all = processors
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        for processor in self._all:
+            processor.on_start(span, parent_context)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        for processor in self._all:
+            processor.on_end(span)
+
+
+def test_a_provider_that_holds_its_processors_in_another_way(
+    hook: StepHookProcessor, step_receiver: ScriptedReceiver
+) -> None:
+    """Nothing is put in order there; deliveries are recorded by its processors all the same."""
+    exporter = InMemorySpanExporter()
+    other = _Other(SimpleSpanProcessor(exporter), hook)
+    provider = TracerProvider(active_span_processor=other, shutdown_on_exit=False)  # type: ignore[arg-type]  # -- on purpose
+    for number in range(2):
+        _end_step(provider, f"step-{number}")
+    assert hook.force_flush()
+    hook.shutdown()
+    assert len(step_receiver.received) == 2
+    assert _names(exporter).count("step_hook.deliver") == 2
+
+
 # Sampling
 
 
@@ -378,7 +453,7 @@ def test_a_hook_that_is_all_there_is_has_no_place_among_others(
     assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
 
 
-def test_a_span_that_does_not_show_its_processors_goes_the_way_of_the_first(
+def test_a_span_that_does_not_show_its_processors_goes_the_way_of_the_others(
     hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
     """Its step is told, and its delivery is recorded by the processors that are known."""
@@ -388,7 +463,8 @@ def test_a_span_that_does_not_show_its_processors_goes_the_way_of_the_first(
     span = provider.get_tracer("tests").start_span("step")
     vars(span)["_span_processor"] = None
     hook.on_start(span)  # type: ignore[arg-type]  # -- a span of the SDK's
-    hook.on_end(ReadableSpan("step", context=span.get_span_context(), attributes={"step_id": "step-2"}))
+    span.set_attribute("step_id", "step-2")
+    hook.on_end(span)  # type: ignore[arg-type]  # -- as above
     assert hook.force_flush()
     provider.shutdown()
     assert sorted(webhook.step_id for webhook in step_receiver.received) == ["step-1", "step-2"]

@@ -158,17 +158,20 @@ def test_all_spans_can_be_recorded(step_receiver: ScriptedReceiver) -> None:
 
 def test_a_rule_of_the_users() -> None:
     """A name or an attribute of an own framework's steps."""
-    sampler = StepSampler(ALWAYS_OFF, is_step=lambda name, attributes: name == "mine" and "key" in attributes)
+    sampler = StepSampler(ALWAYS_OFF, may_be_step=lambda name, attributes: name == "mine" and "key" in attributes)
     assert decision(sampler, "mine", {"key": 1}) is Decision.RECORD_ONLY
     assert decision(sampler, "mine") is Decision.DROP
     assert decision(sampler, "other", STEP) is Decision.RECORD_ONLY
 
 
-@pytest.mark.parametrize("marks", [(), ("my.id",)])
-def test_a_profile_of_the_users(marks: Sequence[str]) -> None:
-    """A profile is asked, with marks and without."""
+@pytest.mark.parametrize("required", [(), ("my.id",)])
+def test_a_profile_of_the_users(required: Sequence[str]) -> None:
+    """A profile is asked, with required attributes and without."""
     own = Profile(
-        name="mine", marks=tuple(marks), is_step=lambda _, attributes: "my.id" in attributes, starts="mine .*"
+        name="mine",
+        required_attributes=tuple(required),
+        is_step=lambda span: "my.id" in span.attributes,
+        sampled_names="mine .*",
     )
     sampler = StepSampler(ALWAYS_OFF, profiles=[own])
     assert decision(sampler, "any", {"my.id": 1}) is Decision.RECORD_ONLY
@@ -179,9 +182,9 @@ def test_a_profile_of_the_users(marks: Sequence[str]) -> None:
 def test_the_names_that_profiles_start_with_do_not_meet() -> None:
     """Each is a regular expression of its own, with its own flags and groups."""
     own = [
-        Profile(name="loud", starts="(?i)my step.*"),
-        Profile(name="named", starts=r"(?P<kind>a)-(?P=kind)"),
-        Profile(name="named again", starts=r"(?P<kind>b)-\1"),
+        Profile(name="loud", sampled_names="(?i)my step.*"),
+        Profile(name="named", sampled_names=r"(?P<kind>a)-(?P=kind)"),
+        Profile(name="named again", sampled_names=r"(?P<kind>b)-\1"),
     ]
     sampler = StepSampler(ALWAYS_OFF, profiles=own)
     for name in ("MY STEP 1", "a-a", "b-b"):
@@ -209,7 +212,7 @@ def test_a_rule_that_fails_keeps_the_span() -> None:
     def fail(name: str, attributes: object) -> bool:
         raise LookupError(name, attributes)
 
-    assert decision(StepSampler(ALWAYS_OFF, is_step=fail)) is Decision.RECORD_ONLY
+    assert decision(StepSampler(ALWAYS_OFF, may_be_step=fail)) is Decision.RECORD_ONLY
 
 
 class _Keeping(Sampler):

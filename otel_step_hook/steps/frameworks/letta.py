@@ -5,12 +5,12 @@ Not its ``agent_step`` spans: they end before the commit, and not at all where a
 
 from collections.abc import Mapping
 
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.outcome import CANCELLATIONS, last_part
-from otel_step_hook.steps.profile import NOT_TERMINAL, Attributes, Verdict, plain
+from otel_step_hook.steps.profile import NOT_TERMINAL, FrameworkProfile, Named, Verdict, first, plain
+from otel_step_hook.steps.spans import StartedSpan
 
 _OUTCOMES = {
     "StepManager.update_step_success_async": Outcome.SUCCESS,
@@ -18,19 +18,18 @@ _OUTCOMES = {
     "StepManager.update_step_cancelled_async": Outcome.CANCELLED,
 }
 _BEGINNING = "StepManager.log_step_async"  # knows whose step it is
-STARTS = r"StepManager\.(update_step_(success|error|cancelled)|log_step)_async"
+_SAMPLED = r"StepManager\.(update_step_(success|error|cancelled)|log_step)_async"
 # The types of what ends a step from outside. Letta writes the traceback of such a step as that of an unknown error.
 _STOPS = CANCELLATIONS | {"GeneratorExit"}
 
 
-def is_step(name: str, attributes: Attributes) -> bool:
+def _is_step(span: Named) -> bool:
     """Whether a step's last state is being saved."""
-    return (
-        isinstance(name, str) and name in _OUTCOMES and plain(attributes.get("parameter.step_id")).startswith("step-")
-    )
+    is_known = isinstance(span.name, str) and span.name in _OUTCOMES
+    return is_known and plain(span.attributes.get("parameter.step_id")).startswith("step-")
 
 
-def word(span: ReadableSpan, attributes: Attributes, _: BaseException | None) -> Outcome | Verdict:
+def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict:
     """What has been saved; not terminal where saving it has failed.
 
     Letta saves a step that was cancelled as failed, with an error of type ``Unknown`` whose traceback
@@ -39,17 +38,33 @@ def word(span: ReadableSpan, attributes: Attributes, _: BaseException | None) ->
     if span.status.status_code is not StatusCode.OK:
         return NOT_TERMINAL
     outcome = _OUTCOMES.get(plain(span.name), NOT_TERMINAL)
-    if outcome is Outcome.FAILED and plain(attributes.get("parameter.error_type")) == "Unknown":
-        last_line = plain(attributes.get("parameter.error_traceback")).rstrip().rpartition("\n")[2]
+    if outcome is Outcome.FAILED and plain(span.attributes.get("parameter.error_type")) == "Unknown":
+        last_line = plain(span.attributes.get("parameter.error_traceback")).rstrip().rpartition("\n")[2]
         if last_part(last_line.partition(":")[0].strip()) in _STOPS:
             return Outcome.CANCELLED
     return outcome
 
 
-def tells(name: str, attributes: Attributes) -> tuple[str, Mapping[str, str]] | None:
+def _details(span: StartedSpan) -> tuple[str, Mapping[str, str]] | None:
     """The id of a step that begins, and whose it is."""
-    step_id = plain(attributes.get("parameter.step_id"))
-    if name != _BEGINNING or not step_id:
+    step_id = plain(span.attributes.get("parameter.step_id"))
+    if span.name != _BEGINNING or not step_id:
         return None
-    known = {key: plain(attributes.get(f"parameter.{key}")) for key in ("agent_id", "run_id")}
+    known = {key: plain(span.attributes.get(f"parameter.{key}")) for key in ("agent_id", "run_id")}
     return step_id, {key: value for key, value in known.items() if value not in {"", "None"}}  # Letta's word for none
+
+
+PROFILES = (
+    FrameworkProfile(
+        name="letta",
+        scopes=("letta.otel.tracing",),
+        required_attributes=("parameter.step_id",),
+        sampled_names=_SAMPLED,
+        is_step=_is_step,
+        step_id=first("parameter.step_id"),
+        outcome=_outcome,
+        report_once=True,
+        details=_details,
+        exclusive=True,
+    ),
+)

@@ -8,10 +8,11 @@ from itertools import product
 
 import pytest
 import trio
+from emitting import started
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
-from otel_step_hook.steps.event import Outcome, attributes_of
+from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import GENERIC
 from otel_step_hook.steps.outcome import CANCELLATIONS, outcome_of
 
@@ -76,7 +77,7 @@ def _outcome(
         events=events,
         attributes=attributes,  # type: ignore[arg-type]  # -- anything may be in there
     )
-    return outcome_of(span, attributes_of(span), flying, GENERIC)
+    return outcome_of(started(span), flying, GENERIC)
 
 
 # 1. What the user says

@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+from emitting import started
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -50,7 +51,7 @@ _spans = st.builds(
 def test_every_step_has_an_outcome_or_has_paused(span: ReadableSpan, flying: BaseException | None) -> None:
     """Whatever a span holds, it is classified without an error, and without being changed."""
     before = repr((span.attributes, span.events, span.status))
-    assert outcome_of(span, attributes_of(span), flying, GENERIC) in {*Outcome, None}
+    assert outcome_of(started(span), flying, GENERIC) in {*Outcome, None}
     assert repr((span.attributes, span.events, span.status)) == before
 
 
@@ -59,10 +60,9 @@ def test_the_order_of_attributes_does_not_matter(
     span: ReadableSpan, flying: BaseException | None, rand: random.Random
 ) -> None:
     """Attributes are a set: whoever set them last has no more to say."""
-    attributes = attributes_of(span)
-    items = list(attributes.items())
+    items = list(attributes_of(span).items())
     rand.shuffle(items)
-    assert outcome_of(span, dict(items), flying, GENERIC) is outcome_of(span, attributes, flying, GENERIC)
+    assert outcome_of(started(span, dict(items)), flying, GENERIC) is outcome_of(started(span), flying, GENERIC)
 
 
 @given(_spans, _leaves)
@@ -70,7 +70,7 @@ def test_a_cancellation_in_flight_is_never_a_success(span: ReadableSpan, flying:
     """Without the user's word, a cancellation that passes through a step makes it cancelled, in every case."""
     attributes = {key: value for key, value in attributes_of(span).items() if key != "step.status"}
     is_cancellation = isinstance(flying, asyncio.CancelledError | SystemExit)
-    assert not is_cancellation or outcome_of(span, attributes, flying, GENERIC) is Outcome.CANCELLED
+    assert not is_cancellation or outcome_of(started(span, attributes), flying, GENERIC) is Outcome.CANCELLED
 
 
 @given(_spans)
@@ -78,4 +78,4 @@ def test_an_error_without_a_pause_is_told(span: ReadableSpan) -> None:
     """What is no pause is never kept back."""
     told = f"{span.status.description} {span.attributes} {[event.attributes for event in span.events]}"
     has_pause = any(pause in told for pause in PAUSES)
-    assert has_pause or outcome_of(span, attributes_of(span), None, GENERIC) is not None
+    assert has_pause or outcome_of(started(span), None, GENERIC) is not None

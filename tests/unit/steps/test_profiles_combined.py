@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import SpanLimits
 from otel_step_hook import ConfigurationError, Outcome, Profile
 from otel_step_hook.steps.event import MAX_STEP_ID
 from otel_step_hook.steps.frameworks import GENERIC, PROFILES
-from otel_step_hook.steps.profile import has, named
+from otel_step_hook.steps.profile import FrameworkProfile, has, inside, named, not_below
 
 _STRANDS = "strands.telemetry.tracer"
 _CANCELLED_AGENT = Ending(attributes={"strands.cancellation.type": "CancelledError"})
@@ -58,7 +58,7 @@ def test_an_open_cycle_still_ends_with_its_agent() -> None:
 
 def test_a_profile_without_a_scope_knows_parents() -> None:
     """Each of its rules holds among the spans of all scopes that no profile names."""
-    mine = Profile(name="mine", is_step=named("my .*"), below=named("run"))
+    mine = FrameworkProfile(name="mine", is_step=named("my .*"), is_part=not_below(named("run")))
     own = Framework("app", (mine, *PROFILES))
     run = own.start("run")
     own.emit("my step", below=run)
@@ -67,8 +67,8 @@ def test_a_profile_without_a_scope_knows_parents() -> None:
 
 
 def test_a_profile_without_a_scope_knows_tools_and_pieces() -> None:
-    """A tool inside of a step, and a span below one of its name, are parts."""
-    mine = Profile(name="mine", is_step=named("step .*"), is_tool=named("tool .*"), nesting=lambda _: 1)
+    """A tool inside of a step, and a step below one of its name, are parts."""
+    mine = FrameworkProfile(name="mine", is_step=named("(step|tool) .*"), is_part=inside(named("step .*")))
     own = Framework("app", (mine, *PROFILES))
     step = own.start("step 1", {"my.id": "1"})
     own.emit("tool 1", below=step)
@@ -239,6 +239,15 @@ def test_an_open_cycle_is_reported_by_the_first_end(taken: str) -> None:
     assert strands.steps == ended("execute_event_loop_cycle", "cycle-1", SUCCESS if taken == "first" else CANCELLED)
 
 
+def test_an_agent_that_only_pauses_ends_no_cycle() -> None:
+    """Its open cycles have not ended either."""
+    strands = Framework(_STRANDS)
+    agent = strands.start("invoke_agent x")
+    strands.start("execute_event_loop_cycle", later={"event_loop.cycle_id": "cycle-1"}, below=agent)
+    end(agent, recorded("langgraph.errors.GraphInterrupt"))
+    assert strands.steps == []
+
+
 def test_a_cycle_that_outlives_its_agent_is_told_by_its_own_end() -> None:
     """Where the agent's span is gone without an end."""
     strands = Framework(_STRANDS)
@@ -257,13 +266,12 @@ def test_a_cycle_that_outlives_its_agent_is_told_by_its_own_end() -> None:
     ("fields", "said"),
     [
         ({"scopes": "my.scope"}, "scopes of profile 'mine' is 'my.scope'; expected a tuple of names"),
-        ({"marks": ("key", 5)}, "marks of profile 'mine' is "),
+        ({"required_attributes": ("key", 5)}, "required_attributes of profile 'mine' is "),
         ({"is_step": True}, "is_step of profile 'mine' is True; expected a function"),
         ({"step_id": "unit.id"}, "step_id of profile 'mine' is 'unit.id'; expected a function"),
-        ({"below": "run"}, "below of profile 'mine' is 'run'; expected a function"),
-        ({"word": None}, "word of profile 'mine' is None; expected a function"),
-        ({"starts": "(unit"}, "starts of profile 'mine' is '\\(unit' .*; expected a regular expression for names"),
-        ({"starts": None}, "starts of profile 'mine' is None .*; expected a regular expression for names"),
+        ({"outcome": None}, "outcome of profile 'mine' is None; expected a function"),
+        ({"sampled_names": "(unit"}, "sampled_names of profile 'mine' is '\\(unit' .*; expected a regular expression"),
+        ({"sampled_names": None}, "sampled_names of profile 'mine' is None .*; expected a regular expression"),
     ],
 )
 def test_a_profile_that_could_never_fit_is_refused(fields: dict[str, object], said: str) -> None:
@@ -275,7 +283,7 @@ def test_a_profile_that_could_never_fit_is_refused(fields: dict[str, object], sa
 def test_a_word_that_is_no_outcome_is_no_silence() -> None:
     """It is raised, so that the step is counted as dropped and the log says so; an outcome's own word is one."""
     for word, is_one in (("failed", True), ("done", False)):
-        mine = Profile(name="mine", is_step=named("unit"), word=lambda *_, word=word: word)
+        mine = Profile(name="mine", is_step=named("unit"), outcome=lambda *_, word=word: word)
         own = Framework("app", (mine, *PROFILES))
         if is_one:
             own.emit("unit")

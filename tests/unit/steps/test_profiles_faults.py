@@ -8,6 +8,7 @@ from opentelemetry.sdk.trace import Span, TracerProvider
 from support import log_lines
 
 from otel_step_hook import ConfigurationError, Profile, StepHookProcessor, StepHookSettings
+from otel_step_hook.steps.profile import FrameworkProfile
 from otel_step_hook.steps.reader import StepReader
 from otel_step_hook.testing import ScriptedReceiver
 
@@ -41,20 +42,18 @@ def provided(step_receiver: ScriptedReceiver) -> Iterator[Callable[..., TracerPr
 
 def _theirs(**rules: Any) -> Profile:
     """Of the scope of a framework that has a row of its own."""
-    return Profile(name="theirs", scopes=("pydantic-ai",), **rules)
+    return FrameworkProfile(name="theirs", scopes=("pydantic-ai",), **rules)
 
 
 @pytest.mark.parametrize(
     "profile",
     [
         _theirs(is_step=_fail),
-        _theirs(is_tool=_fail),
-        _theirs(is_tool=lambda *_: False, encloses=_fail),
-        _theirs(below=_fail),
-        _theirs(ends=_fail),
-        _theirs(step_number=_fail),
-        _theirs(tells=_fail),
-        _theirs(tells=lambda *_: ("one", "two", "three")),
+        _theirs(is_step=lambda _: True, is_part=_fail),
+        _theirs(ends_children=_fail),
+        _theirs(at_start=_fail),
+        _theirs(details=_fail),
+        _theirs(details=lambda *_: ("one", "two", "three")),
     ],
 )
 def test_a_rule_that_raises_costs_no_step_of_the_row_beside_it(
@@ -135,14 +134,15 @@ def test_a_rule_of_the_users_makes_a_step_of_any_span_of_lettas(
 
 
 @pytest.mark.parametrize("scope", ["theirs", "tests"])
-def test_a_span_without_any_of_the_marks_is_asked_nothing(scope: str) -> None:
-    """One look-up for its scope tells that it is no step: no rule is asked, nor which exception is in flight."""
+def test_a_span_without_required_attributes_is_asked_nothing(scope: str) -> None:
+    """One look-up for its scope tells that it is no step: no rule is asked."""
     reader = StepReader(
         [
-            Profile(name="theirs", scopes=("theirs",), marks=("their.kind",), is_step=_fail, is_tool=_fail),
-            Profile(name="everybody's", marks=("kind",), is_step=_fail),
+            Profile(name="theirs", scopes=("theirs",), required_attributes=("their.kind",), is_step=_fail),
+            Profile(name="everybody's", required_attributes=("kind",), is_step=_fail),
         ]
     )
     span = TracerProvider(shutdown_on_exit=False).get_tracer(scope).start_span("run", attributes={"other": 1})
     assert isinstance(span, Span)
-    assert list(reader.end(span, _fail)) == []
+    reader.on_start(span, None)
+    assert reader.on_end(span, lambda: None) == ()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 
-from emitting import size_of
+from emitting import size_of, started
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
@@ -19,8 +19,9 @@ from profile_examples import ELSEWHERE, EXAMPLES, Example
 
 from otel_step_hook.steps.event import MAX_STEP_ID, SCOPE, Outcome, StepEvent, attributes_of, text_of
 from otel_step_hook.steps.frameworks import PROFILES
-from otel_step_hook.steps.profile import Attributes, Verdict
+from otel_step_hook.steps.profile import Attributes, FrameworkProfile, Verdict
 from otel_step_hook.steps.reader import StepReader
+from otel_step_hook.steps.spans import StartedSpan
 
 
 class CallDeferred(Exception):  # noqa: N818 -- pydantic-ai's own name
@@ -31,7 +32,7 @@ _TOO_LONG = "x" * (MAX_STEP_ID + 1)
 _any_text = st.text(st.characters(exclude_categories=()), max_size=20)
 # What the rules look for, so that spans are steps as often as not.
 _KEYS = sorted(
-    {mark for profile in PROFILES for mark in profile.marks}
+    {mark for profile in PROFILES for mark in profile.required_attributes}
     | {"step.status", "error.type", "gen_ai.tool.call.id", "traceloop.entity.name", "logfire.span_type"}
     | {"operationUUID", "dbos.operation.workflow_id", "step_number", "temporalRunID", "prefect.run.id", "event_id"}
     | {"strands.cancellation.type", "airflow.task_instance.state", "crewai.event_name", "gen_ai.task.id"}
@@ -149,20 +150,17 @@ class _Reading(SpanProcessor):
     """Asks a reader about each span, with the exceptions that are said to be in flight."""
 
     def __init__(self) -> None:
-        self.reader = StepReader(PROFILES)
+        self.reader = StepReader(PROFILES, on_loss=lambda error: self.refusals.append(str(error)))
         self.flying: BaseException | None = None
         self.events: list[StepEvent] = []
         self.refusals: list[str] = []
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         del parent_context
-        self.reader.begin(span, self.flying)
+        self.reader.on_start(span, self.flying)
 
     def on_end(self, span: ReadableSpan) -> None:
-        try:
-            self.events.extend(self.reader.end(span, lambda: self.flying))
-        except ValueError as error:
-            self.refusals.append(str(error))
+        self.events.extend(event for event, _ in self.reader.on_end(span, lambda: self.flying))
 
 
 def _read(spans: list[_Made], rand: random.Random | None = None, reading: _Reading | None = None) -> _Reading:
@@ -197,40 +195,41 @@ def _shuffled(attributes: Mapping[str, object], rand: random.Random | None) -> d
     return dict(items)
 
 
+def _named(name: str, attributes: Attributes) -> StartedSpan:
+    return started(ReadableSpan(name), attributes)
+
+
 @given(_names, _attributes)
 def test_the_rules_of_every_profile_answer_for_anything(name: str, attributes: Attributes) -> None:
-    """Whether a span is a step, a tool, or may become one, is answered for any name and any attributes."""
-    for profile in PROFILES:
-        for rule in (
-            profile.is_step,
-            profile.is_tool,
-            profile.may_start,
-            profile.encloses,
-            profile.below,
-            profile.ends,
-        ):
-            assert rule is None or rule(name, attributes) in {True, False}
+    """Whether a span is a step, a part of one, or may become one, is answered for any name and any attributes."""
+    span = _named(name, attributes)
+    span.parent = _named(name, attributes)
+    for profile in map(FrameworkProfile.of, PROFILES):
+        for rule in (profile.is_step, profile.is_part, profile.may_be_step, profile.ends_children):
+            assert rule is None or rule(span) in {True, False}
 
 
 @given(_attributes)
 def test_the_source_of_every_id_answers_for_anything(attributes: Attributes) -> None:
     """An id can be written as text, or there is none; only one that is too long is refused."""
+    span = _named("span", attributes)
+    span.facts = attributes
     for profile in PROFILES:
         refusal = ""
         try:
-            text_of(profile.step_id(attributes))
+            text_of(profile.step_id(span))
         except ValueError as error:
             refusal = str(error)
         assert not refusal or "at most" in refusal
 
 
 @given(_names, _attributes)
-def test_what_a_profile_tells_of_other_steps_is_text(name: str, attributes: Attributes) -> None:
+def test_the_details_that_a_profile_reads_are_text(name: str, attributes: Attributes) -> None:
     """A step id that is not empty, and names with values that are not, whatever the span holds."""
-    for profile in PROFILES:
-        told = None if profile.tells is None else profile.tells(name, attributes)
-        if told is not None:
-            step_id, details = told
+    for profile in map(FrameworkProfile.of, PROFILES):
+        found = None if profile.details is None else profile.details(_named(name, attributes))
+        if found is not None:
+            step_id, details = found
             assert all(isinstance(text, str) and text for text in (step_id, *details, *details.values()))
 
 
@@ -245,22 +244,21 @@ _by_hand = st.builds(
 
 
 @given(_by_hand, _exceptions)
-def test_the_word_of_every_profile_is_an_outcome_or_none(span: ReadableSpan, flying: BaseException | None) -> None:
+def test_the_outcome_of_every_profile_is_one_or_none(span: ReadableSpan, flying: BaseException | None) -> None:
     """What a framework says of the end is an outcome, that it is none, or nothing."""
     for profile in PROFILES:
-        assert profile.word(span, attributes_of(span), flying) in {*Outcome, *Verdict, None}
+        assert profile.outcome(started(span), flying) in {*Outcome, *Verdict, None}
 
 
 @given(_by_hand, _exceptions, st.randoms())
-def test_the_word_of_every_profile_does_not_depend_on_the_order_of_attributes(
+def test_the_outcome_of_every_profile_does_not_depend_on_the_order_of_attributes(
     span: ReadableSpan, flying: BaseException | None, rand: random.Random
 ) -> None:
     """Attributes are a set: whoever set them last has no more to say."""
-    attributes = attributes_of(span)
-    shuffled = _shuffled(attributes, rand)
+    usual, shuffled = started(span), started(span, _shuffled(attributes_of(span), rand))
     for profile in PROFILES:
-        assert profile.word(span, shuffled, flying) is profile.word(span, attributes, flying)
-        assert profile.is_step(span.name, shuffled) == profile.is_step(span.name, attributes)
+        assert profile.outcome(shuffled, flying) is profile.outcome(usual, flying)
+        assert profile.is_step(shuffled) == profile.is_step(usual)
 
 
 @given(_several)

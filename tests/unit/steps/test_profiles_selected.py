@@ -15,12 +15,23 @@ from emitting import (
     ended,
     made_id,
 )
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
+from opentelemetry.sdk.trace import SpanLimits
 from profile_examples import ELSEWHERE, EXAMPLES
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import GENERIC, PROFILES
-from otel_step_hook.steps.profile import NOT_TERMINAL, Profile, Verdict, first, has, named, says, word_in
+from otel_step_hook.steps.profile import (
+    NOT_TERMINAL,
+    FrameworkProfile,
+    Profile,
+    Verdict,
+    first,
+    has,
+    named,
+    outcome_in,
+    says,
+)
+from otel_step_hook.steps.spans import StartedSpan
 
 _CALL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1"}
 
@@ -80,7 +91,7 @@ def test_a_profile_of_the_users_reads_a_scope_of_its_own() -> None:
         scopes=("mine", "mine.too"),
         is_step=named("job .*"),
         step_id=first("job.id"),
-        word=word_in("job.state", {"lost": FAILED, "aborted": CANCELLED, "parked": NOT_TERMINAL}),
+        outcome=outcome_in("job.state", {"lost": FAILED, "aborted": CANCELLED, "parked": NOT_TERMINAL}),
     )
     framework = _with(mine)
     for scope in ("mine", "mine.too", "mine.not"):
@@ -123,21 +134,24 @@ def test_a_profile_of_the_users_adds_steps_to_a_framework(*, is_first: bool) -> 
 def test_the_first_profile_that_knows_a_step_reads_it() -> None:
     """A profile before the table takes a step over from the row below."""
     mine = Profile(
-        name="mine", scopes=("pydantic-ai",), is_step=says("gen_ai.operation.name", "execute_tool"), word=_always_failed
+        name="mine",
+        scopes=("pydantic-ai",),
+        is_step=says("gen_ai.operation.name", "execute_tool"),
+        outcome=_always_failed,
     )
     agent = _with(mine, "pydantic-ai")
     tool = agent.emit("execute_tool x", _CALL)
     assert agent.steps == ended("execute_tool x", made_id(tool), FAILED)
 
 
-def _always_failed(_span: ReadableSpan, _attributes: object, _exception: BaseException | None) -> Outcome | Verdict:
+def _always_failed(_span: StartedSpan, _exception: BaseException | None) -> Outcome | Verdict:
     return FAILED
 
 
-@pytest.mark.parametrize("marks", [(), ("job.id",)])
-def test_a_profile_without_scopes_is_asked_about_all_scopes_that_no_row_names(marks: tuple[str, ...]) -> None:
-    """It is asked before the rows below it; marks make it cheaper, and change nothing for the steps that have them."""
-    mine = Profile(name="mine", marks=marks, is_step=named("job .*"), step_id=first("job.id"))
+@pytest.mark.parametrize("required", [(), ("job.id",)])
+def test_a_profile_without_scopes_is_asked_about_all_scopes_that_no_row_names(required: tuple[str, ...]) -> None:
+    """It is asked before the rows below it; required attributes make it cheaper, and change nothing else."""
+    mine = Profile(name="mine", required_attributes=required, is_step=named("job .*"), step_id=first("job.id"))
     framework = _with(mine)
     for scope in ("one", "another", "pydantic-ai"):
         framework.emit("job 1", {"job.id": scope, **_CALL}, scope=scope)
@@ -152,9 +166,9 @@ def test_a_profile_without_scopes_is_asked_about_all_scopes_that_no_row_names(ma
     ]
 
 
-def test_a_step_without_marks_is_known_only_where_all_spans_are_looked_at() -> None:
-    """A profile with marks is not asked about spans without any; one that has none is asked about every span."""
-    by_mark = _with(Profile(name="mine", marks=("job.id",), is_step=named("job .*")))
+def test_a_step_without_required_attributes_is_known_only_where_all_spans_are_looked_at() -> None:
+    """A profile with required attributes is not asked about spans without any; another is asked about every span."""
+    by_mark = _with(Profile(name="mine", required_attributes=("job.id",), is_step=named("job .*")))
     by_name = _with(Profile(name="mine", is_step=named("job .*")))
     for framework in (by_mark, by_name):
         framework.emit("job 1")
@@ -176,7 +190,7 @@ def test_a_step_of_a_profile_of_the_users_is_remembered_from_its_start() -> None
 
 def test_a_profile_that_is_asked_to_tells_a_step_once_with_each_outcome() -> None:
     """Of the spans of one step with the same outcome the first is told."""
-    mine = Profile(name="mine", is_step=has("job.id"), step_id=first("job.id"), is_once=True)
+    mine = FrameworkProfile(name="mine", is_step=has("job.id"), step_id=first("job.id"), report_once=True)
     framework = _with(mine)
     for job, ending in (("1", RETURNED), ("1", Ending(status=ERROR)), ("1", IS_OK), ("2", IS_OK), ("1", IS_OK)):
         framework.emit("job", {"job.id": job}, ending=ending)

@@ -1,0 +1,165 @@
+"""The rows that need no code, for frameworks that say all there is to say by names and attributes.
+
+Those of the conventions for generative AI and for CI/CD are for the spans of all scopes that no other row names.
+"""
+
+from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome
+from otel_step_hook.steps.profile import (
+    NOT_TERMINAL,
+    FrameworkProfile,
+    Profile,
+    both,
+    either,
+    first,
+    has,
+    inside,
+    named,
+    not_below,
+    not_terminal_with,
+    outcome_in,
+    outcome_of_event,
+    says,
+)
+
+_SUCCESS, _FAILED, _CANCELLED = Outcome
+_TOOL_CALL = says("gen_ai.operation.name", "execute_tool")
+_TOOL_CALL_ID = first("gen_ai.tool.call.id")
+_HAYSTACK = r"haystack\.(agent\.step|component\.run)"
+_ADK_NODE = says("gen_ai.operation.name", "invoke_node")
+_EXECUTOR = has("executor.id")
+_DECORATED_TASK = says("traceloop.span.kind", "task")
+_DECORATED_TOOL = says("traceloop.span.kind", "tool")
+
+GENERIC = FrameworkProfile(
+    name="generic",
+    required_attributes=STEP_ID_KEYS,
+    is_step=lambda span: "step_id" in span.attributes or "step.id" in span.attributes,
+    step_id=first(*STEP_ID_KEYS),
+)
+
+PYDANTIC_AI = Profile(
+    name="pydantic-ai",
+    scopes=("pydantic-ai",),
+    required_attributes=("gen_ai.operation.name",),
+    is_step=_TOOL_CALL,
+    step_id=_TOOL_CALL_ID,
+    outcome=not_terminal_with("pydantic_ai.tool.deferral.name"),
+)
+SMOLAGENTS = Profile(
+    name="smolagents",
+    scopes=("openinference.instrumentation.smolagents",),
+    required_attributes=("openinference.span.kind",),
+    is_step=named(r"Step \d+"),
+)
+GOOGLE_ADK = FrameworkProfile(
+    name="google-adk",
+    scopes=("gcp.vertex.agent",),
+    required_attributes=("gen_ai.operation.name",),
+    sampled_names="(invoke_node|invoke_agent|execute_tool|call_llm|generate_content).*",
+    # A merged call stands for several of them.
+    is_step=either(_ADK_NODE, both(_TOOL_CALL, named(r"(?!execute_tool \(merged\)).*"))),
+    is_part=both(_TOOL_CALL, inside(_ADK_NODE)),
+    step_id=first("gen_ai.tool.call.id", but_not="<not specified>"),
+)
+AGENT_FRAMEWORK = FrameworkProfile(
+    name="agent-framework",
+    scopes=("agent_framework",),
+    required_attributes=("executor.id", "gen_ai.operation.name"),
+    sampled_names=r"(executor\.process|invoke_agent|execute_tool|chat) .*",
+    is_step=either(_EXECUTOR, _TOOL_CALL),
+    is_part=lambda span: not _EXECUTOR(span) and inside(_EXECUTOR)(span),
+    step_id=first("gen_ai.tool.call.id", but_not="unknown"),
+)
+LLAMA_INDEX = (
+    FrameworkProfile(
+        name="llama-index",
+        scopes=("openinference.instrumentation.llama_index",),
+        required_attributes=("openinference.span.kind",),
+        # A function may be a step; the parts of a pipeline are called.
+        is_step=both(has("openinference.span.kind"), named(r"(?!.*\.(run|__call__)$).+")),
+        is_part=not_below(named(r".*\.run")),
+        outcome=outcome_of_event("span.cancelled", _CANCELLED),
+    ),
+    FrameworkProfile(
+        name="llama-index",
+        scopes=("llamaindex.opentelemetry.tracer",),
+        required_attributes=("llamaindex.step.input_event",),
+        is_step=both(has("llamaindex.step.input_event"), named(r"(?!.*\.run$).+")),
+        is_part=not_below(named(r".*\.run")),
+        outcome=outcome_of_event("SpanCancelledEvent", _CANCELLED),
+    ),
+)
+AIRFLOW = Profile(
+    name="airflow",
+    scopes=("airflow.api_fastapi.execution_api.routes.task_instances",),  # not the worker's span of the same task
+    required_attributes=("airflow.task_instance.id",),
+    sampled_names=r"task_run\..*",
+    is_step=both(named(r"task_run\..*"), has("airflow.task_instance.id")),
+    step_id=first("airflow.task_instance.id"),
+    outcome=outcome_in(
+        "airflow.task_instance.state",
+        {
+            "success": _SUCCESS,
+            "failed": _FAILED,
+            "upstream_failed": _FAILED,
+            "skipped": _CANCELLED,
+            "removed": _CANCELLED,
+            "up_for_retry": NOT_TERMINAL,
+            "up_for_reschedule": NOT_TERMINAL,
+            "deferred": NOT_TERMINAL,
+        },
+    ),
+)
+HAYSTACK = Profile(
+    name="haystack",
+    required_attributes=("haystack.agent.step", "haystack.component.name"),  # the tracer may be the application's own
+    sampled_names=_HAYSTACK,
+    is_step=named(_HAYSTACK),
+)
+TRACELOOP = FrameworkProfile(
+    name="traceloop",
+    scopes=("traceloop.tracer",),
+    required_attributes=("traceloop.span.kind",),
+    sampled_names=r".*\.(task|tool|workflow|agent)",
+    is_step=either(_DECORATED_TASK, _DECORATED_TOOL),
+    is_part=both(_DECORATED_TOOL, inside(named(r".*\.task"))),
+)
+UTIL_GENAI = Profile(
+    name="util-genai",
+    scopes=(
+        "opentelemetry.util.genai.handler",
+        "opentelemetry.instrumentation.genai.agno",
+        "opentelemetry.instrumentation.genai.dspy",
+        "opentelemetry.instrumentation.genai.langchain",
+        "opentelemetry.instrumentation.genai.llama_index",
+        "opentelemetry.instrumentation.genai.openai_agents",
+        "opentelemetry.instrumentation.genai.qwen_agent",
+        "opentelemetry.instrumentation.genai.smolagents",
+    ),
+    required_attributes=("gen_ai.operation.name",),
+    is_step=_TOOL_CALL,
+    step_id=_TOOL_CALL_ID,
+)
+CICD = Profile(
+    name="cicd",
+    required_attributes=("cicd.pipeline.task.run.id", "cicd.pipeline.task.run.result"),
+    is_step=either(has("cicd.pipeline.task.run.id"), has("cicd.pipeline.task.run.result")),
+    step_id=first("cicd.pipeline.task.run.id"),
+    outcome=outcome_in(
+        "cicd.pipeline.task.run.result",
+        {
+            "success": _SUCCESS,
+            "failure": _FAILED,
+            "error": _FAILED,
+            "timeout": _FAILED,
+            "cancellation": _CANCELLED,
+            "skip": _CANCELLED,
+        },
+    ),
+)
+GEN_AI = Profile(
+    name="gen-ai",
+    required_attributes=("gen_ai.operation.name",),
+    is_step=_TOOL_CALL,
+    step_id=_TOOL_CALL_ID,
+)

@@ -1,0 +1,72 @@
+"""CrewAI: a step is a task, or a method of a flow; by its own spans and by those of three instrumentations."""
+
+from opentelemetry.trace import StatusCode
+
+from otel_step_hook.steps.event import Outcome
+from otel_step_hook.steps.profile import (
+    NOT_TERMINAL,
+    FrameworkProfile,
+    Profile,
+    Verdict,
+    both,
+    either,
+    first,
+    has,
+    inside,
+    plain,
+    says,
+)
+from otel_step_hook.steps.spans import StartedSpan
+
+_STEP = either(has("task_id"), has("flow.node.name"))
+_TASK = says("traceloop.span.kind", "task")
+_AGENT = says("traceloop.span.kind", "agent")
+_TRACELOOP = "opentelemetry.instrumentation.crewai.instrumentation"
+
+
+def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict | None:
+    """Cancelled, where its session has to end a span when it closes: CrewAI says nothing of what is cancelled."""
+    if span.attributes.get("crewai.event_name") == "method_execution_paused":
+        return NOT_TERMINAL
+    return Outcome.CANCELLED if plain(span.status.description).startswith("Span orphaned") else None
+
+
+def _listeners_outcome(span: StartedSpan, _: BaseException | None) -> Verdict | None:
+    """Not terminal, where the listener ends what is still open when it is taken away: an error without a word."""
+    is_mute = not span.status.description and not span.events
+    return NOT_TERMINAL if is_mute and span.status.status_code is StatusCode.ERROR else None
+
+
+PROFILES: tuple[Profile, ...] = (
+    Profile(
+        name="crewai",
+        scopes=("crewai",),
+        required_attributes=("gen_ai.operation.name",),
+        sampled_names="execute task|call method",
+        is_step=says("gen_ai.operation.name", "execute_task", "execute_method"),
+        step_id=first("event_id", "crewai.task.id"),  # the second is the same for all runs of a task
+        outcome=_outcome,
+    ),
+    Profile(
+        name="crewai",
+        scopes=("openinference.instrumentation.crewai",),
+        required_attributes=("task_id", "flow.node.name"),
+        sampled_names=r".*\._execute_core|.*\.execute",
+        is_step=_STEP,
+    ),
+    Profile(
+        name="crewai",
+        scopes=("openinference.instrumentation.crewai._event_listener",),
+        required_attributes=("task_id", "flow.node.name"),
+        sampled_names=r".*\._execute_core|.*\.execute",
+        is_step=_STEP,
+        outcome=_listeners_outcome,
+    ),
+    FrameworkProfile(
+        name="crewai",
+        scopes=(_TRACELOOP,),
+        required_attributes=("traceloop.span.kind",),
+        is_step=either(_TASK, _AGENT),  # an agent of a task in a thread of its own, which has no span
+        is_part=both(_AGENT, inside(either(_TASK, _AGENT))),
+    ),
+)

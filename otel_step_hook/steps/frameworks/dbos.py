@@ -1,0 +1,33 @@
+"""DBOS: a step of a workflow, by the workflow's id and the step's number, which only the running code knows."""
+
+from otel_step_hook.steps.event import Outcome, text_of
+from otel_step_hook.steps.profile import FrameworkProfile, either, says
+from otel_step_hook.steps.runtime import dbos_step
+from otel_step_hook.steps.spans import StartedSpan
+
+_WORKFLOW_IDS = ("operationUUID", "dbos.operation.workflow_id")  # of older and of newer releases
+
+
+def step_id(span: StartedSpan) -> object:
+    """``workflow id/number``; nothing where one of the two is missing."""
+    number = text_of(span.facts.get("step_number"))
+    workflow = next(filter(None, (text_of(span.attributes.get(key)) for key in _WORKFLOW_IDS)), "")
+    return f"{workflow}/{number}" if workflow and number else None
+
+
+def outcome(_: StartedSpan, exception: BaseException | None) -> Outcome | None:
+    """Cancelled, where ``cancel_workflow`` has interrupted the step with an exception of DBOS's own."""
+    return Outcome.CANCELLED if type(exception).__name__ == "DBOSWorkflowCancelledError" else None
+
+
+PROFILES = (
+    FrameworkProfile(
+        name="dbos",
+        scopes=("dbos-tracer",),
+        required_attributes=("operationType", "dbos.operation.type"),
+        is_step=either(says("operationType", "step"), says("dbos.operation.type", "step")),
+        step_id=step_id,
+        at_start=dbos_step,
+        outcome=outcome,
+    ),
+)

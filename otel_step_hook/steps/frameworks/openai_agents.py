@@ -1,0 +1,32 @@
+"""OpenAI Agents, under openinference and under traceloop: both say OK of what an exception passes through."""
+
+from opentelemetry.trace import StatusCode
+
+from otel_step_hook.steps.event import Outcome
+from otel_step_hook.steps.outcome import is_failure
+from otel_step_hook.steps.profile import Profile, both, first, named, says
+from otel_step_hook.steps.spans import StartedSpan
+
+
+def _outcome(span: StartedSpan, exception: BaseException | None) -> Outcome | None:
+    """Failed, where status OK goes along with an exception in flight."""
+    return Outcome.FAILED if span.status.status_code is StatusCode.OK and is_failure(exception) else None
+
+
+PROFILES = (
+    Profile(
+        name="openai-agents",
+        scopes=("openinference.instrumentation.openai_agents",),
+        required_attributes=("openinference.span.kind",),
+        is_step=both(named("turn"), says("openinference.span.kind", "CHAIN")),
+        outcome=_outcome,
+    ),
+    Profile(
+        name="openai-agents",  # the traces of traceloop and of opentelemetry-instrumentation-openai-agents-v2
+        scopes=("opentelemetry.instrumentation.openai_agents",),
+        required_attributes=("gen_ai.operation.name",),
+        is_step=says("gen_ai.operation.name", "execute_tool"),
+        step_id=first("gen_ai.tool.call.id"),
+        outcome=_outcome,
+    ),
+)

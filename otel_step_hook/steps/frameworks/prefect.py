@@ -1,0 +1,34 @@
+"""Prefect: a step is a run of a task, and its last state says how it ended."""
+
+from otel_step_hook.steps.event import Outcome
+from otel_step_hook.steps.profile import NOT_TERMINAL, Profile, Verdict, first, plain, says
+from otel_step_hook.steps.spans import StartedSpan
+
+_STATES: dict[str, Outcome | Verdict] = {
+    "COMPLETED": Outcome.SUCCESS,
+    "FAILED": Outcome.FAILED,
+    "CANCELLED": Outcome.CANCELLED,
+    "PAUSED": NOT_TERMINAL,
+    "SCHEDULED": NOT_TERMINAL,  # suspended
+}
+
+
+def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict | None:
+    """By Prefect's last state; CRASHED says nothing: a task that is cancelled crashes."""
+    for event in reversed(span.events):
+        state = plain((event.attributes or {}).get("prefect.state.type"))
+        if state:
+            return _STATES.get(state)
+    return None
+
+
+PROFILES = (
+    Profile(
+        name="prefect",
+        scopes=("prefect",),
+        required_attributes=("prefect.run.type",),
+        is_step=says("prefect.run.type", "task"),
+        step_id=first("prefect.run.id"),
+        outcome=_outcome,
+    ),
+)

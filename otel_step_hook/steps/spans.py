@@ -1,0 +1,204 @@
+"""What is known of a span from its start to its end, and what of steps outlives their spans."""
+
+import itertools
+import uuid
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+from opentelemetry.trace import Status
+
+from otel_step_hook.steps.event import attributes_of
+
+if TYPE_CHECKING:
+    from otel_step_hook.steps.profile import FrameworkProfile
+
+_CHAIN = 100  # ancestors that a span knows at least; twice as many at most, where spans are handed on without an end
+_MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
+_NOTHING: Mapping[str, object] = {}
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class StartedSpan(weakref.ref[ReadableSpan]):
+    """A span from its start to its end. It is a weak reference to the span, which takes it along if it never ends.
+
+    *attributes* are those of the span that began, while they change: what reaches the end may be somebody's scrubbed
+    copy. *parent* is the span around it, of whatever scope. *facts* are what the profiles' `at_start` has found.
+    """
+
+    __slots__ = (
+        "_depth",
+        "_is_listed",
+        "_seen",
+        "attributes",
+        "began_as",
+        "children",
+        "ended",
+        "facts",
+        "has_ended",
+        "ids",
+        "name",
+        "parent",
+        "processor",
+        "scope",
+        "span_id",
+    )
+
+    name: str  # as it is by now
+    attributes: Mapping[str, Any]
+    scope: str  # the name of its instrumentation scope
+    span_id: int
+    processor: SpanProcessor | None  # of its own provider, as the SDK holds them together
+    parent: "StartedSpan | None"
+    facts: Mapping[str, object]
+    began_as: "FrameworkProfile | None"
+    ids: tuple[str, str]  # the user's and the framework's at the start: the SDK evicts the oldest attributes first
+    children: "dict[int, tuple[ReadableSpan, StartedSpan]] | None"  # that may end with it, by span id
+    has_ended: bool
+    ended: ReadableSpan | None  # the span, from its end on
+    _is_listed: bool  # among the children of its parent
+    _seen: weakref.ref[BaseException] | str | None
+    _depth: int  # how many ancestors it knows
+
+    @classmethod
+    def of(
+        cls,
+        span: ReadableSpan,
+        forget: "Forget",
+        scope: str = "",
+        parent: "StartedSpan | None" = None,
+        exception: BaseException | None = None,
+    ) -> Self:
+        """What is known of *span* when it begins; *forget* is called when it is gone without an end."""
+        started = cls(span, forget)  # no __init__: every span pays for this
+        started.name = span._name  # noqa: SLF001 -- a property would be one more call
+        started.attributes = attributes_of(span)
+        started.scope = scope
+        started.span_id = 0
+        started.processor = getattr(span, "_span_processor", None)
+        started.parent = parent
+        started.facts = _NOTHING
+        started.began_as = None
+        started.ids = ("", "")
+        started.children = None
+        started.has_ended = started._is_listed = False
+        started.ended = None
+        started._seen = None
+        started._depth = 0
+        if parent is not None:
+            started._depth = parent._depth + 1  # noqa: SLF001 -- another of its kind
+            if started._depth > 2 * _CHAIN:
+                started._cut()
+        if exception is not None:
+            started._see(exception)
+        return started
+
+    def _cut(self) -> None:
+        next(itertools.islice(self.ancestors(), _CHAIN - 1, None)).parent = None
+        self._depth = _CHAIN
+
+    def _see(self, exception: BaseException) -> None:
+        # Weakly: a strong reference would keep every frame of the traceback. Exceptions that are
+        # written in C have no weak references, and the id of one is the next one's as soon as it is
+        # freed: they get a mark, in a dict of their own that has room for it.
+        try:
+            self._seen = weakref.ref(exception)
+        except TypeError:
+            self._seen = vars(exception).setdefault(_MARK, uuid.uuid4().hex)
+
+    def has_seen(self, exception: BaseException | None) -> bool:
+        """Whether *exception* was in flight already when the span began: then it says nothing about the span."""
+        if exception is None or self._seen is None:
+            return False
+        if isinstance(self._seen, str):
+            return bool(vars(exception).get(_MARK) == self._seen)
+        return self._seen() is exception
+
+    def ancestors(self) -> "Iterator[StartedSpan]":
+        """The spans around it, the nearest first: at least the hundred nearest."""
+        above = self.parent
+        while above is not None:
+            yield above
+            above = above.parent
+
+    def end(self, ended: ReadableSpan) -> ReadableSpan:
+        """The span, now that it has ended: as it was, not the copy that others may have made, unless it is gone."""
+        span = self() or ended
+        self.name = span.name
+        self.ended = span
+        return span
+
+    @property
+    def status(self) -> Status:
+        """As OpenTelemetry has it, at the end."""
+        return Status() if self.ended is None else self.ended.status
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """As OpenTelemetry has them, at the end."""
+        # Without the copy that the SDK makes, where there is nothing to copy, as on most spans.
+        return self.ended.events if self.ended is not None and self.ended._events else ()  # noqa: SLF001 -- see above
+
+    @property
+    def end_time(self) -> int:
+        """Unix nanoseconds; 0 before the end."""
+        return 0 if self.ended is None else self.ended.end_time or 0
+
+    def list_child(self, span: ReadableSpan, child: "StartedSpan") -> None:
+        """Have *child* end with this span, unless it ends by itself before."""
+        if self.children is None:
+            self.children = {}
+        child._is_listed = True  # noqa: SLF001 -- another of its kind
+        self.children[child.span_id] = span, child
+
+    def claim(self) -> bool:
+        """Whether its parent has not ended it: of both ends, which may come in two threads, the first counts."""
+        if not self._is_listed:
+            return True
+        children = self.parent.children if self.parent is not None else None
+        return children is not None and children.pop(self.span_id, None) is not None
+
+    def forget_children(self) -> None:
+        """Leave the children to their own ends: nobody is going to end this span any more."""
+        for _, child in (self.children or {}).values():
+            child._is_listed = False  # noqa: SLF001 -- another of its kind
+        self.children = None
+
+
+class Recent(Generic[_K, _V]):
+    """The last few of what has been remembered, from any thread and without a lock."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._memory: OrderedDict[_K, _V] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._memory)
+
+    def remember(self, key: _K, value: _V) -> _V:
+        """Remember *value* under *key*, unless there is one; return the one that is there."""
+        found = self._memory.setdefault(key, value)
+        while len(self._memory) > self._most:
+            with suppress(KeyError):  # another thread has taken the last
+                self._memory.popitem(last=False)
+        return found
+
+    def replace(self, key: _K, value: _V) -> None:
+        """Remember *value* under *key*, whatever was there."""
+        self._memory.pop(key, None)
+        self.remember(key, value)
+
+    def get(self, key: _K, default: _V) -> _V:
+        """What is remembered under *key*."""
+        return self._memory.get(key, default)
+
+    def pop(self, key: _K) -> _V | None:
+        """What was remembered under *key*, and is not any more."""
+        return self._memory.pop(key, None)
+
+
+Forget = Callable[[StartedSpan], None]
