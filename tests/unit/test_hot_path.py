@@ -6,27 +6,15 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from support import NewPipeline
+from opentelemetry.sdk.trace import ReadableSpan, Span
+from support import NewPipeline, Pipeline
 
 
-class Recorder(SpanProcessor):
-    """Keeps the spans that end."""
-
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-
-    def on_end(self, span: ReadableSpan) -> None:
-        self.spans.append(span)
-
-
-def ended_span(attributes: dict[str, str]) -> ReadableSpan:
+def span_under_way(pipeline: Pipeline, attributes: dict[str, str]) -> Span:
     """A span with these attributes, of a scope that no profile names."""
-    recorder = Recorder()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(recorder)
-    provider.get_tracer("tests").start_span("span", attributes=attributes).end()
-    return recorder.spans[0]
+    span = pipeline.tracer.start_span("span", attributes=attributes)
+    assert isinstance(span, Span)
+    return span
 
 
 @pytest.fixture
@@ -57,17 +45,19 @@ def calls() -> Iterator[Callable[[Callable[[ReadableSpan], object], ReadableSpan
 def test_a_span_that_is_no_step_costs_two_calls(
     attributes: int, steps_under_way: int, pipeline: NewPipeline, calls: Callable[..., Counter[str]]
 ) -> None:
-    """However many attributes it has; and one more, a look-up, while steps are under way, however many."""
+    """However many attributes it has, and however many steps are under way."""
     hooked = pipeline()
     steps = [hooked.tracer.start_span("step", attributes={"step_id": str(n)}) for n in range(steps_under_way)]
-    span = ended_span({f"key.{number}": "value" for number in range(attributes)})
-    counts = calls(hooked.hook.on_end, span)
-    assert counts.total() == 2 + bool(steps), counts
+    span = span_under_way(hooked, {f"key.{number}": "value" for number in range(attributes)})
+    counts = calls(hooked.hook.on_end, span._readable_span())
+    assert len(steps) == steps_under_way
+    assert counts.total() == 2, counts
 
 
 def test_a_step_costs_at_most_60_calls(pipeline: NewPipeline, calls: Callable[..., Counter[str]]) -> None:
     """On the thread of the application; all else is done on our own."""
     hooked = pipeline()
-    counts = calls(hooked.hook.on_end, ended_span({"step_id": "step-1"}))
+    step = span_under_way(hooked, {"step_id": "step-1"})
+    counts = calls(hooked.hook.on_end, step._readable_span())
     assert hooked.hook.force_flush()
     assert counts.total() <= 60, counts
