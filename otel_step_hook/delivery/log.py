@@ -43,7 +43,7 @@ def where(error: BaseException) -> str:
 class Trouble:
     """Tells the first of each kind of trouble at once, counts the rest, and tells the count a minute or two later.
 
-    Used by one thread. Knows at most `KINDS` kinds, and has at most one timer, whatever happens how often.
+    Used by one thread, but for `has_rest`. Knows at most `KINDS` kinds, and has at most one timer, whatever happens.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -79,6 +79,10 @@ class Trouble:
             self._told = {kind: told for kind, told in self._told.items() if told.unsaid or now - told.at < EVERY}
             kind = kind if len(self._told) < KINDS - 1 else "others"
         return self._told.setdefault(kind, _Told())
+
+    def has_rest(self) -> bool:
+        """Whether there are counts that have not been logged. From any thread."""
+        return any(told.unsaid for told in list(self._told.values()))
 
     def tell_rest(self, *, all_of_it: bool = False) -> None:
         """Log the counts that are a minute old, or all of them."""

@@ -133,7 +133,8 @@ class Worker:
         own, limit = self._own, self._limit
         if limit.is_over:
             limit = self._limit = _Limit(time.monotonic() + timeout)
-        if not own.inbox.has_work() and own.turn is None:  # in this order: a turn takes what it finds
+        # In this order: a turn takes what it finds.
+        if not own.inbox.has_work() and own.turn is None and not own.trouble.has_rest():
             limit.is_over = True
             return
         if own.runner == threading.get_ident():

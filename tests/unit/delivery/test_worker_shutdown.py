@@ -128,6 +128,20 @@ def test_late_steps_are_logged_once_a_minute(
     assert log_lines(caplog) == [f"ERROR {LATE}", f"ERROR 3 more like this: {LATE}"]
 
 
+def test_the_count_of_late_steps_is_logged_at_the_next_shutdown(
+    rigged: NewRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where a thread has counted them before: the process may end after this."""
+    rig = rigged(Script())
+    rig.worker.shutdown(WAIT)
+    rig.submit(*(event() for _ in range(5)))
+    wait_until(lambda: log_lines(caplog) and not threads())
+    assert log_lines(caplog)[0] == f"ERROR {LATE}"
+    rig.worker.shutdown(WAIT)
+    counts = [int(line.split()[1]) for line in log_lines(caplog)[1:]]
+    assert sum(counts) == 4
+
+
 @pytest.mark.parametrize("limit", [WAIT, 0.0])
 def test_submitting_while_it_shuts_down(rigged: NewRig, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever comes first: each step is delivered, discarded or dropped, and the thread ends."""
