@@ -60,7 +60,7 @@ def outcome_of(span: StartedSpan, exception: BaseException | None, profile: Prof
     said = users_outcome(span.attributes) or profile.outcome(span, exception)
     if said is not None:
         return None if isinstance(said, Verdict) else Outcome(said)
-    flying = _kind(exception)
+    flying = _kind(exception) if exception is not None else ""
     status = span.status.status_code
     if status is StatusCode.ERROR:
         return _of_error(span, exception)
@@ -91,7 +91,7 @@ def _of_unset(span: StartedSpan, exception: BaseException | None) -> Outcome | N
         return Outcome.CANCELLED
     if last and _is_pause(last) and not _is_namesake(exception):
         return None
-    return Outcome.FAILED if _kind(exception) == "exception" else Outcome.SUCCESS
+    return Outcome.FAILED if exception is not None and _kind(exception) == "exception" else Outcome.SUCCESS
 
 
 def is_cancellation(exception: BaseException | None) -> bool:

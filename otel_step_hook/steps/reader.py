@@ -1,6 +1,5 @@
 """From spans to steps: owns what is known of spans between their start and their end."""
 
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -19,7 +18,8 @@ _REMEMBERED = 10_000  # steps, of those that are reported once, and of those wit
 _GONE = 100  # spans that have gone without an end, of which what is known is kept for a while
 _SCOPES = 1000  # instrumentation scopes that are known by name
 _IN_WORKFLOW = "is_in_workflow"  # a fact of the running code
-_LOGFIRE_COPIES = ("pending_span", "log")  # spans that Logfire ends beside the real ones
+_WORKFLOW = "temporalio.workflow"  # the module without which no workflow runs
+_COPIES = ("pending_span", "log")  # types of the spans that Logfire ends beside the real ones
 _users_id = first(*STEP_ID_KEYS)
 
 Ended = tuple[StepEvent, SpanProcessor | None]  # a step, and the processors of its own provider
@@ -85,19 +85,21 @@ class StepReader:
         self._gone: Recent[int, StartedSpan] = Recent(_GONE)
         self._reported: Recent[tuple[str, Outcome], object] = Recent(_REMEMBERED)
         self._details: Recent[str, Mapping[str, str]] = Recent(_REMEMBERED)
-        self._seen, self._recognised = itertools.count(), itertools.count()  # next() is atomic
+        # Counts, of which two threads at once may lose one.
+        self.seen = 0  # spans that have begun
+        self.recognised = 0  # steps that have ended
         self.truncated = 0  # spans that were no steps, but have lost attributes to a limit: perhaps a step id
 
     def on_start(self, span: Span, exception: BaseException | None) -> None:
         """Note what cannot be seen any more when *span* ends; *exception* is the one in flight."""
-        next(self._seen)
+        self.seen += 1
         span_id, parent = span._context[1], span._parent  # type: ignore[index]  # noqa: SLF001 -- as in `on_end`
         scope = _scope_of(span)
         rows = self._rows.get(scope) or self._first_sight(scope)
         above = self._started.get(parent.span_id) if parent is not None else None
         started = self._started[span_id] = StartedSpan.of(span, self._forget, scope, above, exception)
         started.span_id = span_id
-        if rows.at_start or "temporalio.workflow" in sys.modules:
+        if rows.at_start or _WORKFLOW in sys.modules:
             self._ask_running_code(started, rows)
         started.began_as = rows.found(started, self._on_fault)
         if started.began_as is not None:
@@ -156,7 +158,7 @@ class StepReader:
             and started.children is None
         ):
             if getattr(span._attributes, "dropped", False):  # noqa: SLF001 -- as above
-                self.truncated += 1  # two threads at once may count one
+                self.truncated += 1
             return ()
         return self._ended(span, started, rows, exception())
 
@@ -167,20 +169,20 @@ class StepReader:
     def _ended(
         self, span: ReadableSpan, started: StartedSpan, rows: Rows, exception: BaseException | None
     ) -> list[Ended]:
-        original, is_first = started.end(span), started.claim()
+        original, is_first = started.end(span), not started.is_listed or started.claim()
         for details in rows.details:
             try:
                 if told := details(started):
                     self._details.replace(*told)
             except Exception as error:  # noqa: BLE001 -- as above: it costs a detail, and no step
                 self._on_fault(error)
-        flying = None if started.has_seen(exception) else exception
+        flying = None if exception is None or started.has_seen(exception) else exception
         events = self._ended_below(started, rows, flying) if started.children is not None else []
         try:
-            profile = self._profile_of(span, started, rows)
+            attributes, profile = started.attributes, self._profile_of(span, started, rows)
             if profile is None and getattr(span._attributes, "dropped", False):  # noqa: SLF001 -- as in `on_end`
                 self.truncated += 1
-            if profile is not None and is_first and not _is_copy(started):
+            if profile is not None and is_first and attributes.get("logfire.span_type") not in _COPIES:
                 event = self._event(original, started, profile, outcome_of(started, flying, profile))
                 events += [] if event is None else [(event, started.processor)]
         except Exception as error:  # noqa: BLE001 -- it costs this step, and not those of other spans
@@ -217,8 +219,7 @@ class StepReader:
     def _event(
         self, span: ReadableSpan, started: StartedSpan, profile: FrameworkProfile, outcome: Outcome | None
     ) -> StepEvent | None:
-        is_over = started.facts.get(_IN_WORKFLOW) and not is_in_workflow()  # a workflow that was put away, not a step
-        if outcome is None or is_over or is_replaying():
+        if outcome is None or (_WORKFLOW in sys.modules and _is_past(started)):
             return None
         context = span.context
         if context is None or not context.is_valid:
@@ -227,7 +228,7 @@ class StepReader:
         token = object()
         if profile.report_once and self._reported.remember((step_id, outcome), token) is not token:
             return None
-        next(self._recognised)
+        self.recognised += 1
         return StepEvent(
             step_id=step_id,
             outcome=outcome,
@@ -235,7 +236,7 @@ class StepReader:
             context=context,
             start_time=span.start_time or 0,
             end_time=span.end_time or 0,
-            details=self._details.get(step_id, {}),
+            details={} if profile.details is None else self._details.get(step_id, {}),
         )
 
 
@@ -259,8 +260,9 @@ def _scope_of(span: ReadableSpan) -> str:
     return "" if scope is None else scope._name  # noqa: SLF001 -- as above
 
 
-def _is_copy(span: StartedSpan) -> bool:
-    return span.attributes.get("logfire.span_type") in _LOGFIRE_COPIES
+def _is_past(span: StartedSpan) -> bool:
+    """Whether a workflow only runs again what has happened before, or was put away in the middle of a span."""
+    return is_replaying() or (bool(span.facts.get(_IN_WORKFLOW)) and not is_in_workflow())
 
 
 def _step_id(span: StartedSpan, profile: FrameworkProfile) -> str:

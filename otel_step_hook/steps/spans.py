@@ -32,7 +32,6 @@ class StartedSpan(weakref.ref[ReadableSpan]):
 
     __slots__ = (
         "_depth",
-        "_is_listed",
         "_seen",
         "attributes",
         "began_as",
@@ -41,6 +40,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         "facts",
         "has_ended",
         "ids",
+        "is_listed",
         "name",
         "parent",
         "processor",
@@ -60,7 +60,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     children: "dict[int, tuple[ReadableSpan, StartedSpan]] | None"  # that may end with it, by span id
     has_ended: bool
     ended: ReadableSpan | None  # the span, from its end on
-    _is_listed: bool  # among the children of its parent
+    is_listed: bool  # among the children of its parent
     _seen: weakref.ref[BaseException] | str | None
     _depth: int  # how many ancestors it knows
 
@@ -85,7 +85,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         started.began_as = None
         started.ids = ("", "")
         started.children = None
-        started.has_ended = started._is_listed = False
+        started.has_ended = started.is_listed = False
         started.ended = None
         started._seen = None
         started._depth = 0
@@ -152,20 +152,18 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         """Have *child* end with this span, unless it ends by itself before."""
         if self.children is None:
             self.children = {}
-        child._is_listed = True  # noqa: SLF001 -- another of its kind
+        child.is_listed = True
         self.children[child.span_id] = span, child
 
     def claim(self) -> bool:
-        """Whether its parent has not ended it: of both ends, which may come in two threads, the first counts."""
-        if not self._is_listed:
-            return True
+        """Whether the parent that lists it has not ended it: of both ends, perhaps in two threads, the first counts."""
         children = self.parent.children if self.parent is not None else None
         return children is not None and children.pop(self.span_id, None) is not None
 
     def forget_children(self) -> None:
         """Leave the children to their own ends: nobody is going to end this span any more."""
         for _, child in (self.children or {}).values():
-            child._is_listed = False  # noqa: SLF001 -- another of its kind
+            child.is_listed = False
         self.children = None
 
 

@@ -108,6 +108,15 @@ def test_a_reader_keeps_nothing_of_a_span_that_is_no_step() -> None:
         assert size_of(framework.recorder.reader) == empty
 
 
+def test_a_reader_counts_spans_and_steps() -> None:
+    """So that it can be said why no webhook came."""
+    framework = Framework(ELSEWHERE)
+    for number in range(3):
+        framework.emit("GET /")
+        framework.emit("work", {"step_id": str(number)})
+    assert (framework.recorder.reader.seen, framework.recorder.reader.recognised) == (6, 3)
+
+
 def test_a_reader_knows_a_bounded_number_of_scopes() -> None:
     """However many instrumentation scopes an application makes up; their steps are recognised all the same."""
     framework = Framework(ELSEWHERE)
