@@ -1,4 +1,4 @@
-"""The event: what is known of a step that has ended, and the identity it is told under."""
+"""The event: what is known of a step that has ended, and the identity it is reported under."""
 
 import json
 import uuid

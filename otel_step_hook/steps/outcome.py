@@ -75,13 +75,13 @@ def outcome_of(span: StartedSpan, exception: BaseException | None, profile: Prof
 
 def _of_error(span: StartedSpan, exception: BaseException | None) -> Outcome | None:
     flying = _kind(exception)
-    told = (_last_exception(span), plain(span.attributes.get("error.type")), _leading_name(span.status.description))
-    names = tuple(map(last_part, told))
+    given = (_last_exception(span), plain(span.attributes.get("error.type")), _leading_name(span.status.description))
+    names = tuple(map(last_part, given))
     if flying == "cancellation" or not CANCELLATIONS.isdisjoint(names):
         return Outcome.CANCELLED
-    if flying == "pause" or (_is_pause(*told) and not _is_namesake(exception)):
+    if flying == "pause" or (_is_pause(*given) and not _is_namesake(exception)):
         return None
-    # A generator that its consumer closed early has done what was asked of it, unless something else is told.
+    # A generator that its consumer closed early has done what was asked of it, unless something else is recorded.
     return Outcome.SUCCESS if {name for name in names if name} == {"GeneratorExit"} else Outcome.FAILED
 
 

@@ -48,7 +48,7 @@ def _loaded(point: EntryPoint) -> list[Profile]:
 
 def _tell(point: EntryPoint, problem: str) -> None:
     _log.error(
-        "the profile %r cannot be loaded from %s (%s), and its steps are not told; "
+        "the profile %r cannot be loaded from %s (%s), and its steps are not reported; "
         "expected an otel_step_hook.Profile, or several, under that name",
         point.name,
         point.value,

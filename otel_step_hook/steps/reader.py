@@ -33,7 +33,7 @@ class Rows:
 
     def __init__(self, profiles: Iterable[Profile], *, is_asked: bool = False) -> None:
         self.profiles = tuple(map(FrameworkProfile.of, profiles))
-        # What the framework says of the outcome counts, whoever says that a span is a step; not what an exclusive says.
+        # What the framework says of the outcome counts, also where a rule of the user's makes the step.
         self.own = next((one for one in self.profiles if one.scopes and not one.exclusive), GENERIC)
         self.is_asked = is_asked  # whether a rule of the user's is
         self.at_start = tuple(one.at_start for one in self.profiles if one.at_start is not None)
@@ -46,7 +46,7 @@ class Rows:
         self.skipped = None if is_asked or self.details else self.required
 
     def found(self, span: StartedSpan, on_fault: Fault) -> FrameworkProfile | None:
-        """The profile by which *span* is a step. One whose rules raise is passed over, and *on_fault* told of it."""
+        """The profile by which *span* is a step. One whose rules raise is passed over, and *on_fault* called."""
         if self.required is not None and span.attributes.keys().isdisjoint(self.required):
             return None
         for profile in self.profiles:
@@ -103,7 +103,7 @@ class StepReader:
             self._ask_running_code(started, rows)
         started.began_as = rows.found(started, self._on_fault)
         if started.began_as is not None:
-            with suppress(Exception):  # an id is too long, or its source raises: told when the span ends
+            with suppress(Exception):  # an id is too long, or its source raises: reported when the span ends
                 started.ids = text_of(_users_id(started)), text_of(started.began_as.step_id(started))
         if rows.ends_children and above is not None and above.scope == scope:
             self._list_child(span, started, above, rows)
@@ -172,8 +172,8 @@ class StepReader:
         original, is_first = started.end(span), not started.is_listed or started.claim()
         for details in rows.details:
             try:
-                if told := details(started):
-                    self._details.replace(*told)
+                if found := details(started):
+                    self._details.replace(*found)
             except Exception as error:  # noqa: BLE001 -- as above: it costs a detail, and no step
                 self._on_fault(error)
         flying = None if exception is None or started.has_seen(exception) else exception

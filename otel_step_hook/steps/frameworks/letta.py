@@ -33,7 +33,7 @@ def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict:
     """What has been saved; not terminal where saving it has failed.
 
     Letta saves a step that was cancelled as failed, with an error of type ``Unknown`` whose traceback
-    ends in the cancellation: that is told as cancelled.
+    ends in the cancellation: that is reported as cancelled.
     """
     if span.status.status_code is not StatusCode.OK:
         return NOT_TERMINAL
