@@ -150,6 +150,12 @@ class StepReader:
         except (AttributeError, KeyError, TypeError):  # began before there was a hook, was collected, or made by hand
             started = self._unstarted(span)
         started.has_ended = True
+        try:
+            bounded = (started() or span)._attributes  # noqa: SLF001 -- as above
+            # Once more: some releases put another mapping in its place when they evict attributes.
+            started.attributes, dropped = bounded._dict, bounded.dropped  # type: ignore[union-attr]  # noqa: SLF001
+        except AttributeError:  # made by hand
+            dropped = 0
         rows = self._rows.get(started.scope, self._others)
         if (
             started.began_as is None
@@ -157,8 +163,7 @@ class StepReader:
             and started.attributes.keys().isdisjoint(rows.skipped)
             and started.children is None
         ):
-            if getattr(span._attributes, "dropped", False):  # noqa: SLF001 -- as above
-                self.truncated += 1
+            self.truncated += bool(dropped)
             return ()
         return self._ended(span, started, rows, exception())
 

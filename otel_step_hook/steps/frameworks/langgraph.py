@@ -52,13 +52,20 @@ def _is_piece(span: StartedSpan, checkpoint: str, node: str) -> bool:
     its graph's, or one where the graph has another name; a piece has its own node's besides. One that the user has
     given an id is a step.
     """
-    if any(text_of(span.attributes.get(key)) for key in STEP_ID_KEYS):
+    if any(_says_anything(span.attributes.get(key)) for key in STEP_ID_KEYS):
         return False
     nested = sum(part.rpartition(":")[0] == node for part in checkpoint.split("|"))
     running = sum(
         above.scope == span.scope and above.name == span.name and not above.has_ended for above in span.ancestors()
     )
     return running > 2 * (max(nested, 1) - 1)
+
+
+def _says_anything(value: object) -> bool:
+    try:
+        return bool(text_of(value))
+    except ValueError:  # too long to be sent, which costs the step when it ends
+        return True
 
 
 PROFILES: tuple[Profile, ...] = (

@@ -19,6 +19,7 @@ from otel_step_hook.delivery.log import Trouble
 HOUR = 3600.0  # seconds
 QUEUE = 4  # steps that may wait
 IN_FLIGHT = 2
+PATIENCE = 50  # looks of 10 ms, in vain: nobody resolves an address for so long
 MARGIN = 300  # objects more than half an hour before: what happens to be under way, and flushes that have given up
 
 
@@ -30,6 +31,7 @@ class VirtualTime:
         self.each_second: Callable[[], object] = int
         self.is_over = threading.Event()  # the hour
         self.threads = _thread._count() + 1  # the least there were: the loop's, and those before it
+        self.waited = 0  # times in a row, for a thread
 
     def __call__(self) -> float:
         return self.now
@@ -55,6 +57,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
             virtual.threads = min(virtual.threads, _thread._count())
             is_asking = _thread._count() > virtual.threads  # a thread resolves a name, which takes real time
             ready = super().select(0.01 if is_asking and timeout else 0)
+            virtual.waited = 0 if ready or not is_asking else virtual.waited + 1
+            if virtual.waited > PATIENCE:  # it is somebody else's thread
+                virtual.threads = _thread._count()
             if not ready and not is_asking and timeout is not None:
                 virtual.pass_by(max(timeout, 1e-6))  # a look takes time, too
             return ready

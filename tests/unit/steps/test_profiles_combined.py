@@ -98,6 +98,16 @@ def test_a_piece_with_an_id_of_the_users_is_a_step() -> None:
     assert graph.steps == ended("plan", "mine", SUCCESS)
 
 
+def test_an_id_that_is_too_long_to_be_sent_costs_its_own_step_alone() -> None:
+    """It is the user's on a node of LangGraph: the step is lost, and said to be, by the one fault."""
+    graph = Framework(_GRAPH)
+    attributes = {"step_id": "x" * (MAX_STEP_ID + 1), **_metadata("plan", "plan:1")}
+    with pytest.raises(ValueError, match="a step id has"):
+        graph.emit("plan", later=attributes)
+    graph.emit("plan", later=_metadata("plan", "plan:2"))
+    assert graph.steps == ended("plan", "plan:2", SUCCESS)
+
+
 def test_an_evicted_id_of_the_users_is_stronger_than_the_frameworks() -> None:
     """It was there when the span began."""
     agent = Framework("pydantic-ai", limits=SpanLimits(max_span_attributes=3))
