@@ -77,7 +77,7 @@ class StepHookProcessor(SpanProcessor):
         atexit.register(self._exit_hook)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 -- the SDK's signature
-        """Note what `on_end` cannot see any more; for most spans there is nothing to note."""
+        """Note what `on_end` cannot see any more."""
         if self._worker is None:
             return
         try:

@@ -142,10 +142,11 @@ class Worker:
             return
         if time.monotonic() >= limit.deadline:  # nobody waits any more, however often it is called
             self._wake()
-        elif not self._await(limit.when_over(), lambda: limit.is_over, limit.deadline):
+        # Not this limit's: another thread may have put its own in its place at the same moment.
+        elif not self._await(limit.when_over(), lambda: self._limit.is_over, limit.deadline):
             self._run_alone(own, limit)
         left = own.inbox.store.pending
-        if left and not limit.is_over and not limit.is_told:
+        if left and not self._limit.is_over and not limit.is_told:
             limit.is_told = True
             say(logging.ERROR, "shutdown took its %g s; %d steps have no last word", timeout, left)
 

@@ -7,12 +7,20 @@ from dataclasses import replace
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from otel_step_hook.steps.event import SCOPE, STEP_ID_KEYS, Outcome, StepEvent, generated_step_id, text_of
+from otel_step_hook.steps.event import (
+    SCOPE,
+    STEP_ID_KEYS,
+    Outcome,
+    StepEvent,
+    attributes_of,
+    generated_step_id,
+    text_of,
+)
 from otel_step_hook.steps.frameworks import GENERIC
 from otel_step_hook.steps.outcome import outcome_of, users_outcome
 from otel_step_hook.steps.profile import FrameworkProfile, Profile, first
 from otel_step_hook.steps.runtime import is_in_workflow, is_replaying
-from otel_step_hook.steps.spans import Recent, StartedSpan
+from otel_step_hook.steps.spans import NOTHING, Recent, StartedSpan
 
 _REMEMBERED = 10_000  # steps, of those that are reported once, and of those with details; 5 MB with UUIDs
 _GONE = 100  # spans that have gone without an end, of which what is known is kept for a while
@@ -51,13 +59,14 @@ class Rows:
             return None
         for profile in self.profiles:
             try:
-                if profile.is_step(span) and not self._is_part(profile, span):
+                if profile.is_step(span) and not self.is_part(profile, span):
                     return self.own if profile is GENERIC else profile
             except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost the steps of others
                 on_fault(error)
         return None
 
-    def _is_part(self, profile: FrameworkProfile, span: StartedSpan) -> bool:
+    def is_part(self, profile: FrameworkProfile, span: StartedSpan) -> bool:
+        """Whether *span*, a step by *profile*, is only a part of one that another span reports."""
         return profile.is_part is not None and not self.is_asked and profile.is_part(span)
 
 
@@ -134,10 +143,12 @@ class StepReader:
     def _forget(self, started: StartedSpan) -> None:
         # The garbage collector comes here first, and then closes the generator that is garbage with
         # the span, and ends the span.
-        if self._started.pop(started.span_id, None) is not None:
+        # By identity: ids may repeat where they are deterministic.
+        if self._started.get(started.span_id) is started:
+            del self._started[started.span_id]
             started.has_ended = True
             started.forget_children()
-            self._gone.remember(started.span_id, started)
+            self._gone.replace(started.span_id, started)
 
     def on_end(self, span: ReadableSpan, exception: Callable[[], BaseException | None]) -> Iterable[Ended]:
         """The steps that have ended with *span*: none, its own, and those below it that have no end of their own.
@@ -150,22 +161,23 @@ class StepReader:
         except (AttributeError, KeyError, TypeError):  # began before there was a hook, was collected, or made by hand
             started = self._unstarted(span)
         started.has_ended = True
-        try:
-            bounded = (started() or span)._attributes  # noqa: SLF001 -- as above
-            # Once more: some releases put another mapping in its place when they evict attributes.
-            started.attributes, dropped = bounded._dict, bounded.dropped  # type: ignore[union-attr]  # noqa: SLF001
-        except AttributeError:  # made by hand
-            dropped = 0
+        if dropped := getattr(span._attributes, "dropped", 0):  # noqa: SLF001 -- as above
+            # Some releases have put another mapping in the place of the one that the span began with.
+            started.attributes = attributes_of(started() or span)
         rows = self._rows.get(started.scope, self._others)
         if (
             started.began_as is None
             and rows.skipped is not None
             and started.attributes.keys().isdisjoint(rows.skipped)
             and started.children is None
+            and not started.is_listed
         ):
             self.truncated += bool(dropped)
+            started.attributes = NOTHING  # spans below it may outlive it, and hold it
             return ()
-        return self._ended(span, started, rows, exception())
+        events = self._ended(span, started, rows, exception())
+        started.release(rows.required)
+        return events
 
     def _unstarted(self, span: ReadableSpan) -> StartedSpan:
         found = self._gone.pop(span.context.span_id) if span.context is not None and self._gone else None
@@ -196,7 +208,9 @@ class StepReader:
 
     def _profile_of(self, span: ReadableSpan, started: StartedSpan, rows: Rows) -> FrameworkProfile | None:
         faults: list[Exception] = []
-        profile: FrameworkProfile | None = rows.found(started, faults.append) or started.began_as
+        profile: FrameworkProfile | None = rows.found(started, faults.append)
+        if profile is None and started.began_as is not None and not rows.is_part(started.began_as, started):
+            profile = started.began_as  # it has another name by now, or has lost an attribute
         if self._is_step is not None:
             profile = (profile or rows.own) if rows.is_asked and self._is_step(span) else None
         elif profile is None and faults:
@@ -209,7 +223,10 @@ class StepReader:
         """The steps directly below a span that have no end of their own, and have ended with it."""
         events: list[Ended] = []
         while started.children:
-            span, child = started.children.popitem()[1]
+            try:
+                span, child = started.children.popitem()[1]
+            except KeyError:  # the last one has just ended by itself
+                break
             try:
                 for profile in rows.ends_children:
                     if profile.is_step(child):
@@ -241,7 +258,7 @@ class StepReader:
             context=context,
             start_time=span.start_time or 0,
             end_time=span.end_time or 0,
-            details={} if profile.details is None else self._details.get(step_id, {}),
+            details=self._details.get(step_id, {}) if self._details else {},
         )
 
 

@@ -16,15 +16,15 @@ from otel_step_hook.steps.event import attributes_of
 if TYPE_CHECKING:
     from otel_step_hook.steps.profile import FrameworkProfile
 
-_CHAIN = 100  # ancestors that a span knows at least; twice as many at most, where spans are handed on without an end
+_CHAIN = 100  # ancestors, of those that have ended, that a span knows at least; at most twice as many
 _MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
-_NOTHING: Mapping[str, object] = {}
+NOTHING: Mapping[str, object] = {}
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
 class StartedSpan(weakref.ref[ReadableSpan]):
-    """A span from its start to its end. It is a weak reference to the span, which takes it along if it never ends.
+    """A span from its start to its end, and a weak reference to it: one that never ends takes it along.
 
     *attributes* are those of the span that began, while they change: what reaches the end may be somebody's scrubbed
     copy. *parent* is the span around it, of whatever scope. *facts* are what the profiles' `at_start` has found.
@@ -48,7 +48,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         "span_id",
     )
 
-    name: str  # as it is by now
+    name: str  # when it began, and from its end on when it ended
     attributes: Mapping[str, Any]
     scope: str  # the name of its instrumentation scope
     span_id: int
@@ -81,7 +81,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         started.span_id = 0
         started.processor = getattr(span, "_span_processor", None)
         started.parent = parent
-        started.facts = _NOTHING
+        started.facts = NOTHING
         started.began_as = None
         started.ids = ("", "")
         started.children = None
@@ -98,7 +98,13 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         return started
 
     def _cut(self) -> None:
-        next(itertools.islice(self.ancestors(), _CHAIN - 1, None)).parent = None
+        """Forget, beyond the nearest ancestors, those that have ended: spans handed on would make an endless line."""
+        above = next(itertools.islice(self.ancestors(), _CHAIN - 1, None))
+        while above.parent is not None:
+            if above.parent.has_ended:
+                above.parent = above.parent.parent
+            else:
+                above = above.parent
         self._depth = _CHAIN
 
     def _see(self, exception: BaseException) -> None:
@@ -119,7 +125,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         return self._seen() is exception
 
     def ancestors(self) -> "Iterator[StartedSpan]":
-        """The spans around it, the nearest first: at least the hundred nearest."""
+        """The spans around it, the nearest first: the hundred nearest, and beyond them those that are running."""
         above = self.parent
         while above is not None:
             yield above
@@ -131,6 +137,12 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         self.name = span.name
         self.ended = span
         return span
+
+    def release(self, required: frozenset[str] | None) -> None:
+        """Hold no more than the spans below it, which may outlive it, could ask for: its *required* attributes."""
+        self.ended = None
+        if required is not None:
+            self.attributes = {key: self.attributes[key] for key in required if key in self.attributes}
 
     @property
     def status(self) -> Status:
@@ -158,11 +170,12 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     def claim(self) -> bool:
         """Whether the parent that lists it has not ended it: of both ends, perhaps in two threads, the first counts."""
         children = self.parent.children if self.parent is not None else None
-        return children is not None and children.pop(self.span_id, None) is not None
+        is_mine = children is not None and children.pop(self.span_id, None) is not None
+        return is_mine or not self.is_listed  # the parent may have gone just now
 
     def forget_children(self) -> None:
         """Leave the children to their own ends: nobody is going to end this span any more."""
-        for _, child in (self.children or {}).values():
+        for _, child in tuple((self.children or {}).values()):
             child.is_listed = False
         self.children = None
 

@@ -54,10 +54,10 @@ def test_a_span_that_is_no_step_costs_two_calls(
     assert counts.total() == 2, counts
 
 
-def test_a_step_costs_at_most_50_calls(pipeline: NewPipeline, calls: Callable[..., Counter[str]]) -> None:
+def test_a_step_costs_at_most_55_calls(pipeline: NewPipeline, calls: Callable[..., Counter[str]]) -> None:
     """On the thread of the application; all else is done on our own."""
     hooked = pipeline()
     step = span_under_way(hooked, {"step_id": "step-1"})
     counts = calls(hooked.hook.on_end, step._readable_span())
     assert hooked.hook.force_flush()
-    assert counts.total() <= 50, counts
+    assert counts.total() <= 55, counts

@@ -58,7 +58,7 @@ GOOGLE_ADK = FrameworkProfile(
     sampled_names="(invoke_node|invoke_agent|execute_tool|call_llm|generate_content).*",
     # A merged call stands for several of them.
     is_step=either(_ADK_NODE, both(_TOOL_CALL, named(r"(?!execute_tool \(merged\)).*"))),
-    is_part=both(_TOOL_CALL, inside(_ADK_NODE)),
+    is_part=both(_TOOL_CALL, inside(either(_ADK_NODE, named("invoke_node .*")))),  # by name: attributes are evicted
     step_id=first("gen_ai.tool.call.id", but_not="<not specified>"),
 )
 AGENT_FRAMEWORK = FrameworkProfile(
@@ -67,7 +67,7 @@ AGENT_FRAMEWORK = FrameworkProfile(
     required_attributes=("executor.id", "gen_ai.operation.name"),
     sampled_names=r"(executor\.process|invoke_agent|execute_tool|chat) .*",
     is_step=either(_EXECUTOR, _TOOL_CALL),
-    is_part=lambda span: not _EXECUTOR(span) and inside(_EXECUTOR)(span),
+    is_part=both(_TOOL_CALL, inside(either(_EXECUTOR, named(r"executor\.process .*")))),
     step_id=first("gen_ai.tool.call.id", but_not="unknown"),
 )
 LLAMA_INDEX = (

@@ -13,6 +13,7 @@ from otel_step_hook.steps.profile import (
     first,
     has,
     inside,
+    named,
     plain,
     says,
 )
@@ -67,6 +68,6 @@ PROFILES: tuple[Profile, ...] = (
         scopes=(_TRACELOOP,),
         required_attributes=("traceloop.span.kind",),
         is_step=either(_TASK, _AGENT),  # an agent of a task in a thread of its own, which has no span
-        is_part=both(_AGENT, inside(either(_TASK, _AGENT))),
+        is_part=both(_AGENT, inside(either(either(_TASK, _AGENT), named(r".*\.(task|agent)")))),
     ),
 )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from emitting import CANCELLED, ERROR, FAILED, SUCCESS, Ending, Framework, end, ended, in_flight, recorded
 from opentelemetry.sdk.trace import SpanLimits
+from profile_examples import ELSEWHERE
 
 from otel_step_hook import ConfigurationError, Outcome, Profile
 from otel_step_hook.steps.event import MAX_STEP_ID
@@ -34,6 +35,39 @@ def test_a_tool_in_a_node_stays_a_part_of_it() -> None:
     adk.emit("execute_tool x", later={"gen_ai.operation.name": "execute_tool"}, below=node)
     end(node)
     assert [step.name for step in adk.steps] == ["invoke_node fetch"]
+
+
+@pytest.mark.parametrize("scope", ["traceloop.tracer", ELSEWHERE])
+def test_a_tool_deep_inside_of_a_task_stays_a_part_of_it(scope: str) -> None:
+    """However many running spans are between the two, or below."""
+    framework = Framework("traceloop.tracer")
+    spans = [framework.start("a.task", {"traceloop.span.kind": "task"})]
+    for _ in range(250):
+        spans.append(framework.start("between", below=spans[-1], scope=scope))
+    spans.append(framework.start("b.tool", {"traceloop.span.kind": "tool"}, below=spans[-1]))
+    for _ in range(150):
+        spans.append(framework.start("below", below=spans[-1], scope=scope))
+    for span in reversed(spans):
+        end(span)
+    assert [step.name for step in framework.steps] == ["a.task"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "outer", "attributes", "inner"),
+    [
+        ("agent_framework", "executor.process x", {"executor.id": "x"}, "execute_tool y"),
+        ("gcp.vertex.agent", "invoke_node x", {"gen_ai.operation.name": "invoke_node"}, "execute_tool y"),
+    ],
+)
+def test_a_tool_stays_a_part_of_a_node_that_has_lost_its_attributes(
+    scope: str, outer: str, attributes: dict[str, str], inner: str
+) -> None:
+    """The SDK evicts the oldest attributes of a span first."""
+    framework = Framework(scope, limits=SpanLimits(max_span_attributes=4))
+    node = framework.start(outer, attributes, later={f"key.{number}": "value" for number in range(5)})
+    framework.emit(inner, {"gen_ai.operation.name": "execute_tool"}, below=node)
+    end(node)
+    assert [step.name for step in framework.steps] == [outer]
 
 
 def test_a_step_below_a_run_is_still_known() -> None:

@@ -1,12 +1,16 @@
 """What a reader keeps of spans is bounded, whatever becomes of them."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from itertools import count
 
 import pytest
-from emitting import IS_OK, Ending, Framework, end, size_of
-from opentelemetry.trace import Span
+from emitting import IS_OK, Ending, Framework, StepRecorder, end, size_of
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Span, set_span_in_context
 from profile_examples import ELSEWHERE, EXAMPLES, Example
 
 from otel_step_hook.steps import reader
@@ -14,6 +18,16 @@ from otel_step_hook.steps import reader
 _STRANDS, _GRAPH = "strands.telemetry.tracer", "openinference.instrumentation.langchain"
 _STOPPED = Ending(attributes={"strands.cancellation.type": "CancelledError"})
 _NUMBERS = count()
+
+
+class _Fixed(RandomIdGenerator):
+    """Gives the first and the third span the same id."""
+
+    def __init__(self) -> None:
+        self._ids = iter((77, 78, 77))
+
+    def generate_span_id(self) -> int:
+        return next(self._ids)
 
 
 def growth(framework: Framework, live: Callable[[Framework], object], rounds: int = 200) -> int:
@@ -106,6 +120,40 @@ def test_a_reader_keeps_nothing_of_a_span_that_is_no_step() -> None:
         empty = size_of(framework.recorder.reader)
         framework.emit("GET /", {"step": "1"})
         assert size_of(framework.recorder.reader) == empty
+
+
+def test_a_span_that_has_ended_is_not_kept_by_those_below_it() -> None:
+    """Neither a step of a conversation whose turns are handed on, nor a part of an agent that goes on."""
+    framework = Framework(_STRANDS)
+    agent = framework.start("invoke_agent x")
+    gone, last = [], framework.start("turn", {"step_id": "first"}, scope=ELSEWHERE)
+    for number in range(50):
+        following = framework.start("turn", {"step_id": str(number)}, below=last, scope=ELSEWHERE)
+        inner = framework.start("invoke_agent y", below=agent)
+        gone += [weakref.ref(last), weakref.ref(inner)]
+        end(last)
+        end(inner)
+        last = following
+        del inner
+    gc.collect()
+    assert sum(ref() is not None for ref in gone) == 0
+    end(agent)
+
+
+def test_a_span_that_is_collected_takes_none_of_the_same_id_along() -> None:
+    """Ids repeat in one process where they are deterministic."""
+    recorder = StepRecorder()
+    provider = TracerProvider(id_generator=_Fixed(), shutdown_on_exit=False)
+    provider.add_span_processor(recorder)
+    tracer = provider.get_tracer(ELSEWHERE)
+    first = tracer.start_span("first", attributes={"step_id": "first"})
+    below = tracer.start_span("below", set_span_in_context(first))
+    second = tracer.start_span("second", attributes={"step_id": "second"})
+    del first
+    gc.collect()
+    second.end()
+    below.end()
+    assert [event.step_id for event in recorder.events] == ["second"]
 
 
 def test_a_reader_counts_spans_and_steps() -> None:
