@@ -223,19 +223,29 @@ class StepReader:
         """The steps directly below a span that have no end of their own, and have ended with it."""
         events: list[Ended] = []
         while started.children:
-            try:
+            with suppress(KeyError):  # the last one has just ended by itself
                 span, child = started.children.popitem()[1]
-            except KeyError:  # the last one has just ended by itself
-                break
-            try:
-                for profile in rows.ends_children:
-                    if profile.is_step(child):
-                        outcome = users_outcome(child.attributes) or outcome_of(started, exception, profile)
-                        event = self._event(span, child, profile, outcome)
-                        if event is not None:
-                            events.append((replace(event, end_time=started.end_time), child.processor))
-            except Exception as error:  # noqa: BLE001 -- it costs this step, and not those of other spans
-                self._on_loss(error)
+                events += self._ended_child(span, child, started, rows, exception)
+        return events
+
+    def _ended_child(
+        self,
+        span: ReadableSpan,
+        child: StartedSpan,
+        started: StartedSpan,
+        rows: Rows,
+        exception: BaseException | None,
+    ) -> list[Ended]:
+        events: list[Ended] = []
+        try:
+            for profile in rows.ends_children:
+                if profile.is_step(child):
+                    outcome = users_outcome(child.attributes) or outcome_of(started, exception, profile)
+                    event = self._event(span, child, profile, outcome)
+                    if event is not None:
+                        events.append((replace(event, end_time=started.end_time), child.processor))
+        except Exception as error:  # noqa: BLE001 -- it costs this step, and not those of other spans
+            self._on_loss(error)
         return events
 
     def _event(
