@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from otel_step_hook._endpoints import endpoints_of
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.loop import EventLoop
+from otel_step_hook.delivery.model import Endpoint
 from otel_step_hook.delivery.probe import Finding, Trial, probe, send_one
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.signing import new_secret
@@ -75,13 +77,14 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
         return runner.run(work)
 
 
-def _with_webhook(settings: StepHookSettings) -> str:
-    if settings.webhook is None:
+def _endpoints(settings: StepHookSettings) -> tuple[Endpoint, ...]:
+    endpoints = endpoints_of(settings)
+    if not endpoints:
         raise ConfigurationError(
             "STEP_COMPLETE_WEBHOOK is not set, so no webhook is sent; expected the URL of your receiver; "
             "for one to try with, run: otel-step-hook listen"
         )
-    return shown_url(settings.webhook)
+    return endpoints
 
 
 @app.callback(invoke_without_command=True)
@@ -125,9 +128,11 @@ def check() -> None:
         _say(console, f"! {sentence}", "yellow")
     settings = StepHookSettings()
     console.print(settings_table(settings))
-    url = _with_webhook(settings)
-    _say(console, f"\nTrying {url}, without sending a webhook:")
-    raise typer.Exit(_tell_findings(console, _run(probe(settings))))
+    statuses = []
+    for endpoint in _endpoints(settings):
+        _say(console, f"\nTrying {shown_url(endpoint.url)}, without sending a webhook:")
+        statuses.append(_tell_findings(console, _run(probe(endpoint))))
+    raise typer.Exit(max(statuses))
 
 
 def _tell_findings(console: Console, findings: Sequence[Finding]) -> int:
@@ -157,8 +162,11 @@ def send(
         step_id = text_of(step_id) or None
     except ValueError as error:
         _complain(f"--step-id: {error}", _MISUSED)
-    _say(console, f"POST {_with_webhook(settings)}")
-    raise typer.Exit(_tell_trial(console, _run(send_one(settings, step_id)), shows_body=show_body))
+    statuses = []
+    for endpoint in _endpoints(settings):
+        _say(console, f"POST {shown_url(endpoint.url)}")
+        statuses.append(_tell_trial(console, _run(send_one(endpoint, step_id)), shows_body=show_body))
+    raise typer.Exit(max(statuses))
 
 
 def _tell_trial(console: Console, trial: Trial, *, shows_body: bool) -> int:

@@ -5,16 +5,16 @@ import functools
 import itertools
 import logging
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from otel_step_hook.delivery.memory import Submission
-from otel_step_hook.delivery.telemetry import Pipeline
+from otel_step_hook._endpoints import endpoints_of
+from otel_step_hook.delivery.model import Endpoint, Pipeline
+from otel_step_hook.delivery.retry import RetryPolicy
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings import StepHookSettings, unknown_variables
 from otel_step_hook.steps.event import StepEvent
@@ -26,59 +26,65 @@ if TYPE_CHECKING:
     from otel_step_hook.delivery.worker import Worker
 
 _log = logging.getLogger("otel_step_hook")
-_TOLD = "_otel_step_hook_told"  # attribute of what several hooks are handed: which webhooks were told of which steps
+_SUBMITTED = "_otel_step_hook_submitted"  # attribute of what several hooks are handed: what was submitted where
 _FLUSH = 30_000  # milliseconds
 
 
 class StepHookProcessor(SpanProcessor):
-    """Tells a webhook of every step span that ends, asynchronously, and records the delivery in its trace.
+    """Sends a webhook for every step span that ends, asynchronously, and records the delivery in its trace.
 
-    Register one with each `TracerProvider`, before or after the exporter's processor; two with the
-    same webhook tell it once. Without *settings* they are read from ``STEP_COMPLETE_*``; without a
-    webhook nothing happens.
+    Register one with each `TracerProvider`, before or after the exporter's processor; two with the same webhook send
+    it once. ``StepHookProcessor("https://…", key="…")``: settings by name, or one `StepHookSettings`; what is not given
+    is read from ``STEP_COMPLETE_*``. Without a webhook nothing happens.
 
-    *profiles* are asked before those that the settings select. *is_step* replaces all of their rules for
+    *extra_profiles* are asked before those that the settings select. *is_step* replaces all of their rules for
     which spans are steps: it gets the ended span, on the thread that ends it.
 
     Raises `ConfigurationError` for settings or profiles that cannot be used; from then on nothing is raised, and
     nothing blocks but `shutdown` and `force_flush`, within their limits.
     """
 
-    _worker: "Worker | None"
+    _workers: "tuple[Worker, ...]" = ()
 
     def __init__(
         self,
-        settings: StepHookSettings | None = None,
+        webhook: str | StepHookSettings | None = None,
+        /,
         *,
-        profiles: Iterable[Profile] = (),
+        extra_profiles: Iterable[Profile] = (),
         is_step: Callable[[ReadableSpan], bool] | None = None,
+        **settings: Any,
     ) -> None:
-        self._settings = StepHookSettings() if settings is None else settings
-        own = _checked(profiles)
+        self._settings = _settings(webhook, settings)
+        own = _checked(extra_profiles)
         self._processors: SpanProcessor | None = None  # of the provider met last, as the SDK holds them together
         self._placed: object = ()  # those processors, one by one, when this one was put before the others
-        self._exit_hook = functools.partial(_shut_down, weakref.ref(self))
-        self._worker = None
         for sentence in unknown_variables():
             _log.warning("%s", sentence)
-        if self._settings.webhook is None:
+        endpoints = endpoints_of(self._settings)
+        if not endpoints:
             _log.debug("STEP_COMPLETE_WEBHOOK is not set: no webhook is sent")
             return
-        # Not at the top: without a webhook nobody pays for the HTTP client.
-        from otel_step_hook.delivery.worker import Worker  # noqa: PLC0415 -- see above
-
         chosen = (*own, *selected_profiles(self._settings.profiles))
-        worker = Worker(self._settings)
+        workers = tuple(_worker(endpoint, self._settings) for endpoint in endpoints)
         self._reader = StepReader(
-            chosen, is_step, on_fault=worker.tell_fault, on_loss=functools.partial(worker.drop, "unreadable")
+            chosen, is_step, on_fault=workers[0].add_fault, on_loss=functools.partial(_drop, workers)
         )
-        self._worker = worker
+        self._workers = workers
+        alive = [weakref.ref(worker) for worker in workers]  # each lives as long as this or its thread
+        self._exit_hook = functools.partial(_shut_down_at_exit, alive, self._settings.shutdown_timeout)
         # Now, not at the first span: what the application registers from now on runs before it, and may end steps.
         atexit.register(self._exit_hook)
 
+    def __del__(self) -> None:
+        # The threads end once everything is delivered or discarded; at an exit before that they are waited for.
+        goes_on = [worker.abandon() for worker in self._workers]
+        if goes_on and not any(goes_on):
+            atexit.unregister(self._exit_hook)
+
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 -- the SDK's signature
         """Note what `on_end` cannot see any more."""
-        if self._worker is None:
+        if not self._workers:
             return
         try:
             processors = getattr(span, "_span_processor", None)
@@ -86,36 +92,39 @@ class StepHookProcessor(SpanProcessor):
                 self._meet(processors)  # again, if somebody has registered more since, or this one twice
             self._reader.on_start(span, sys.exception())
         except Exception as error:  # noqa: BLE001 -- runs in the application's start_span(): nothing may escape
-            self._worker.tell_fault(error)
+            self._workers[0].add_fault(error)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Submit the step that has ended, if it is one. Takes microseconds, and no lock."""
-        if self._worker is None:
+        if not self._workers:
             return
         try:
             for event, processors in self._reader.on_end(span, sys.exception):
-                self._submit(span, event, processors, self._worker)
+                self._submit(span, event, processors)
         except Exception as error:  # noqa: BLE001 -- runs in the application's span.end(): nothing may escape
-            self._worker.drop("unreadable", error)
+            _drop(self._workers, error)
 
     @property
     def spans_with_dropped_attributes(self) -> int:
         """How many spans that were no steps have lost attributes to the SDK's limit: a step id, perhaps."""
-        return 0 if self._worker is None else self._reader.truncated
+        return self._reader.truncated if self._workers else 0
 
-    def _submit(self, span: ReadableSpan, event: StepEvent, processors: SpanProcessor | None, worker: "Worker") -> None:
-        if event.outcome in self._settings.outcomes and self._is_first(span, event, is_closed=worker.is_closed()):
-            pipeline = Pipeline(processors or self._processors, span.resource)
-            worker.submit(Submission(event, pipeline, time.monotonic()))
+    def _submit(self, span: ReadableSpan, event: StepEvent, processors: SpanProcessor | None) -> None:
+        pipeline = Pipeline(processors or self._processors, span.resource)
+        for worker in self._workers:
+            if event.outcome in worker.endpoint.outcomes and self._is_first(span, event, worker):
+                worker.submit(event, pipeline)
 
-    def _is_first(self, span: ReadableSpan, event: StepEvent, *, is_closed: bool) -> bool:
-        """Whether no other processor of this provider has told the same webhook: registered twice means once.
+    def _is_first(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> bool:
+        """Whether no other processor of this provider has submitted the step to the same endpoint.
 
-        One that has been shut down counts among its like: another may have taken its place.
+        So one that is registered twice sends one webhook. One that has been shut down counts among its like: another
+        may have taken its place.
         """
         # The SDK hands the same span to all of them, and to nobody after them.
-        told, token = getattr(span, "__dict__", {}).setdefault(_TOLD, {}), object()
-        return told.setdefault((self._settings.webhook, is_closed, event.context.span_id), token) is token
+        submitted, token = getattr(span, "__dict__", {}).setdefault(_SUBMITTED, {}), object()
+        key = (worker.endpoint.url, worker.is_closed(), event.context.span_id)
+        return submitted.setdefault(key, token) is token
 
     def _meet(self, processors: SpanProcessor) -> None:
         """Put this one before the others of a provider; its spans' deliveries go the way of its spans."""
@@ -125,19 +134,62 @@ class StepHookProcessor(SpanProcessor):
 
     def shutdown(self) -> None:
         """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""
-        # The exit hook stays: a step may end after this, and has to be told of as dropped.
-        if self._worker is not None:
-            self._worker.shutdown(self._settings.shutdown_timeout)
+        # The exit hook stays: a step may end after this, and has to be reported as dropped.
+        if self._workers:
+            _shut_down(self._workers, self._settings.shutdown_timeout)
 
     def force_flush(self, timeout_millis: int | None = _FLUSH) -> bool:
-        """Whether everything submitted before is delivered or discarded now.
+        """Whether everything submitted before is delivered or discarded now, at every endpoint; the log says where not.
 
         Waits for at most half of *timeout_millis*: the SDK skips the next processor, which exports
         the delivery spans, when the time is used up.
         """
-        if self._worker is None:
+        if not self._workers:
             return True
-        return self._worker.flush((_FLUSH if timeout_millis is None else timeout_millis) / 2000)
+        from otel_step_hook.delivery.worker import flush_all  # noqa: PLC0415 -- see `_worker`
+
+        late = flush_all(self._workers, (_FLUSH if timeout_millis is None else timeout_millis) / 2000)
+        if late:
+            _log.debug("force_flush: deliveries to %s go on", ", ".join(worker.endpoint.name for worker in late))
+        return not late
+
+
+def _settings(webhook: str | StepHookSettings | None, settings: dict[str, Any]) -> StepHookSettings:
+    if not isinstance(webhook, StepHookSettings):
+        return StepHookSettings(**(settings if webhook is None else {"webhook": webhook, **settings}))
+    if settings:
+        raise ConfigurationError(
+            f"StepHookProcessor got a StepHookSettings, and beside it {', '.join(settings)}; put all into one"
+        )
+    return webhook
+
+
+def _worker(endpoint: Endpoint, settings: StepHookSettings) -> "Worker":
+    # Not at the top: without a webhook nobody pays for the HTTP client. Now, not in the thread: what cannot be used is
+    # reported at start-up, and what a fork or an exit could find half-imported is imported.
+    from otel_step_hook.delivery.sender import HttpSender  # noqa: PLC0415 -- see above
+    from otel_step_hook.delivery.transport import connector  # noqa: PLC0415 -- see above
+    from otel_step_hook.delivery.worker import Worker  # noqa: PLC0415 -- see above
+
+    connect = connector(endpoint)
+    return Worker(
+        endpoint,
+        RetryPolicy(
+            initial_backoff=settings.initial_backoff,
+            max_backoff=settings.max_backoff,
+            backoff_multiplier=settings.backoff_multiplier,
+            give_up_after=settings.give_up_after,
+        ),
+        lambda telemetry: HttpSender(endpoint, telemetry, connect),
+        max_queue_size=settings.max_queue_size,
+        concurrency=settings.concurrency,
+        shutdown_timeout=settings.shutdown_timeout,
+    )
+
+
+def _drop(workers: "tuple[Worker, ...]", error: Exception) -> None:
+    for worker in workers:
+        worker.drop("unreadable", error)
 
 
 def _checked(profiles: Iterable[Profile]) -> tuple[Profile, ...]:
@@ -148,15 +200,19 @@ def _checked(profiles: Iterable[Profile]) -> tuple[Profile, ...]:
     for one in given:
         if not isinstance(one, Profile):
             raise ConfigurationError(
-                f"profiles holds {one!r}; expected Profile values; names of profiles go into STEP_COMPLETE_PROFILES"
+                f"extra_profiles holds {one!r}; expected Profile values; their names go into STEP_COMPLETE_PROFILES"
             )
     return given
 
 
-def _shut_down(processor: "weakref.ref[StepHookProcessor]") -> None:
-    alive = processor()
-    if alive is not None:
-        alive.shutdown()
+def _shut_down(workers: "tuple[Worker, ...]", timeout: float) -> None:
+    from otel_step_hook.delivery.worker import shut_down_all  # noqa: PLC0415 -- see `_worker`
+
+    shut_down_all(workers, timeout)
+
+
+def _shut_down_at_exit(workers: "list[weakref.ref[Worker]]", timeout: float) -> None:
+    _shut_down(tuple(alive for worker in workers if (alive := worker()) is not None), timeout)
 
 
 def _move_to_front(processor: SpanProcessor, processors: SpanProcessor) -> bool:

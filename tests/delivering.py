@@ -1,6 +1,7 @@
 """What the tests of delivery share: a worker, scripted senders in place of the network, and what came of the steps."""
 
 import asyncio
+import functools
 import itertools
 import threading
 import time
@@ -18,11 +19,12 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from otel_step_hook import StepHookSettings
-from otel_step_hook.delivery.dispatch import Sender
-from otel_step_hook.delivery.memory import Submission
-from otel_step_hook.delivery.request import Headers
-from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.telemetry import Pipeline
+from otel_step_hook._endpoints import endpoints_of
+from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.memory import MemoryStore
+from otel_step_hook.delivery.model import Headers, Pipeline
+from otel_step_hook.delivery.retry import AttemptResult, RetryPolicy
+from otel_step_hook.delivery.sender import HttpSender, Transport
 from otel_step_hook.delivery.transport import connector
 from otel_step_hook.delivery.worker import Worker
 from otel_step_hook.steps.event import Outcome, StepEvent
@@ -60,7 +62,7 @@ class Post(NamedTuple):
 
 
 class Script:
-    """A sender whose attempts take their results from one list; the last of *results* serves all further ones.
+    """A transport whose attempts take their results from one list; the last of *results* serves all further ones.
 
     An exception is raised. An `Event` is waited for, and a function is called on the worker's thread; then the next
     item counts, unless the function has returned a result.
@@ -74,7 +76,7 @@ class Script:
         self.begun = threading.Semaphore(0)
         self.in_flight = self.most_in_flight = self.made = self.closed = 0
 
-    def __call__(self) -> Sender:
+    def __call__(self) -> Transport:
         self.made += 1
         return self
 
@@ -83,7 +85,7 @@ class Script:
         for _ in range(count):
             assert self.begun.acquire(timeout=WAIT)
 
-    async def post(self, content: bytes, headers: Headers, timeout: float) -> AttemptResult:
+    async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:
         self.posts.append(Post(content, dict(headers), timeout, time.monotonic()))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -124,20 +126,34 @@ async def polled(event: threading.Event) -> None:
 
 
 class Rig:
-    """A worker whose senders *connect* makes, by default those of HTTP, and a pipeline for the spans of its steps."""
+    """A worker whose transports *connect* makes, by default those of HTTP, and a pipeline for its steps' spans."""
 
-    def __init__(self, connect: Callable[[], Sender] | None = None, **settings: object) -> None:
+    def __init__(self, connect: Callable[[], Transport] | None = None, **settings: object) -> None:
         short = {"webhook": "http://receiver.test/hook", "initial_backoff": 0.01, "max_backoff": 0.02}
+        options = StepHookSettings(**(short | settings))
+        (endpoint,) = endpoints_of(options)
+        connected = connector(endpoint) if connect is None else connect
+        self._age = 0.0
         self.worker = Worker(
-            StepHookSettings(**(short | settings)), connector if connect is None else lambda _: connect
+            endpoint,
+            RetryPolicy(
+                options.initial_backoff, options.max_backoff, options.backoff_multiplier, options.give_up_after
+            ),
+            lambda telemetry: HttpSender(endpoint, telemetry, connected),
+            max_queue_size=options.max_queue_size,
+            concurrency=options.concurrency,
+            shutdown_timeout=options.shutdown_timeout,
+            make_store=functools.partial(MemoryStore, monotonic=lambda: monotonic() - self._age),
         )
         self.exporter = InMemorySpanExporter()
         self.pipeline = Pipeline(SimpleSpanProcessor(self.exporter), Resource({"service.name": "tests"}))
 
     def submit(self, *events: StepEvent, age: float = 0.0) -> None:
         """Submit these steps, or a new one if there is none, as if *age* seconds ago."""
+        self._age = age
         for item in events or (event(),):
-            self.worker.submit(Submission(item, self.pipeline, time.monotonic() - age))
+            self.worker.submit(item, self.pipeline)
+        self._age = 0.0
 
     def deliver(self, *events: StepEvent, age: float = 0.0) -> None:
         """Submit as `submit` does, and wait until everything is delivered or discarded."""

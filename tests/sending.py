@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import trustme
 
 from otel_step_hook import StepHookSettings
+from otel_step_hook._endpoints import endpoints_of
 from otel_step_hook.delivery.loop import EventLoop
+from otel_step_hook.delivery.model import Endpoint
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.transport import Lane, connector
+from otel_step_hook.delivery.transport import HttpxTransport, connector
 from otel_step_hook.testing import HostileReceiver, read_request
 
 CONTENT = b'{"step_id": "step-1"}'
@@ -24,18 +26,27 @@ SHORT = 0.3  # seconds of timeout, where the test is that there is one
 Behaviour = Callable[[socket.socket, threading.Event], None]
 
 
+def endpoint_to(url: str, **settings: object) -> Endpoint:
+    """The endpoint that the only URL and these settings make."""
+    (endpoint,) = endpoints_of(StepHookSettings(webhook=url, **settings))
+    return endpoint
+
+
 def attempts(url: str, count: int = 1, **settings: object) -> list[AttemptResult]:
-    """What *count* attempts come to, made one after the other on one lane."""
+    """What *count* attempts come to, made one after the other on one connection."""
 
-    async def make(lane: Lane, timeout: float) -> list[AttemptResult]:
+    async def make(transport: HttpxTransport, timeout: float) -> list[AttemptResult]:
         try:
-            return [await lane.post(CONTENT, [("authorization", "Bearer sekret")], timeout) for _ in range(count)]
+            return [
+                await transport.post(CONTENT, [("authorization", "Bearer sekret")], timeout=timeout)
+                for _ in range(count)
+            ]
         finally:
-            await lane.aclose()
+            await transport.aclose()
 
-    options = StepHookSettings(webhook=url, **({"timeout": 10.0} | settings))
+    endpoint = endpoint_to(url, **({"timeout": 10.0} | settings))
     with asyncio.Runner(loop_factory=EventLoop) as runner:
-        return runner.run(make(connector(options)(), options.timeout))
+        return runner.run(make(connector(endpoint)(), endpoint.timeout))
 
 
 def attempt(url: str, **settings: object) -> AttemptResult:

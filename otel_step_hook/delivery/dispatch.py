@@ -1,340 +1,295 @@
-"""From the store to the receiver: owns every delivery between its first attempt and its last word.
+"""From the store to the receiver: owns the attempts in flight, the circuit, and whether the endpoint is disabled.
 
-Runs on the worker's event loop; nothing here is thread-safe.
+`Dispatch.run` is the loop of the worker's thread; nothing but what says so may be called from another.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
-import time
+import math
+import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
-from otel_step_hook.delivery.log import Trouble, log, printable, say, where
-from otel_step_hook.delivery.memory import MemoryStore
-from otel_step_hook.delivery.request import Headers, Headings, body
-from otel_step_hook.delivery.retry import AttemptResult, RetryPolicy
-from otel_step_hook.delivery.telemetry import Delivery, Telemetry
-from otel_step_hook.settings import StepHookSettings
+from otel_step_hook.delivery.circuit import Circuit
+from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.log import RateLimitedLog, log, log_safely, printable, where
+from otel_step_hook.delivery.losses import Losses
+from otel_step_hook.delivery.metrics import Observable, Observed
+from otel_step_hook.delivery.model import Delivery, Endpoint
+from otel_step_hook.delivery.request import body
+from otel_step_hook.delivery.retry import AttemptResult, Finish, RetryIn, RetryPolicy, decide, is_expected
+from otel_step_hook.delivery.sender import Sender
+from otel_step_hook.delivery.store import Store
+from otel_step_hook.delivery.telemetry import Telemetry
 
-_STOP_MARGIN = 0.1  # share of the time to stop that is kept for telling of what could not be delivered
+_STOP_MARGIN = 0.1  # share of the time to stop that is kept for recording what could not be delivered
 _CLOSE_TIME = 0.5  # seconds that closing all connections may take
+_LOOK_AGAIN = 1.0  # seconds; while no attempt may begin, what has expired is found this often
+IDLE = 30.0  # seconds without work after which the loop ends
+
+MakeSender = Callable[[Telemetry], Sender]
 
 
-class Flush(Protocol):
-    """Set when everything that it waits for has had its last word; `threading.Event`, and asyncio's."""
+class Dispatch:
+    """Claims deliveries, makes attempts, and has each finished or retried. It outlives its loops.
 
-    def set(self) -> None:
-        """Wake whoever waits."""
-
-
-class Sender(Protocol):
-    """Makes one attempt at a time. The HTTP one is `transport.Lane`."""
-
-    async def post(self, content: bytes, headers: Headers, timeout: float) -> AttemptResult:
-        """Make one attempt within *timeout* seconds; failures of the world are results."""
-
-    async def aclose(self) -> None:
-        """Close what is open."""
-
-
-@dataclass(slots=True)
-class Switch:
-    """Whether the receiver has switched deliveries off; whoever comes after a fault of the loop must know, too."""
-
-    is_off: bool = False
-
-
-class Dispatcher:
-    """Takes events from the store, makes the attempts, waits between them, and says the last word."""
+    *stop_at* is when everything has to be finished, in monotonic seconds; *is_abandoned* says that nothing will come
+    in any more. Both, *losses* and *flushes* are for any thread, which wakes the loop after it.
+    """
 
     def __init__(
-        self,
-        settings: StepHookSettings,
-        store: MemoryStore,
-        connect: Callable[[], Sender],
-        telemetry: Telemetry,
-        trouble: Trouble,
-        *,
-        switch: Switch,
+        self, endpoint: Endpoint, store: Store, policy: RetryPolicy, make_sender: MakeSender, *, concurrency: int
     ) -> None:
-        self._settings = settings
+        self.log = RateLimitedLog()
+        self.losses = Losses()
+        self.flushes: deque[tuple[int, weakref.ref[threading.Event]]] = deque()  # what to set after which mark
+        self.stop_at = self._last_attempts_at = math.inf
+        self.is_abandoned = False
+        self._endpoint = endpoint
         self._store = store
-        self._telemetry = telemetry
-        self._trouble = trouble
-        self._headings = Headings.from_settings(settings)
-        self._policy = RetryPolicy(
-            initial_backoff=settings.initial_backoff,
-            max_backoff=settings.max_backoff,
-            backoff_multiplier=settings.backoff_multiplier,
-            give_up_after=settings.give_up_after,
-        )
-        # The lane used last is used next: sparse steps share one warm connection.
-        self._idle: list[Sender] = []
-        self._lanes: list[Sender] = []
-        self._unmade = settings.concurrency
-        self._connect = connect
-        self._ready: deque[Delivery] = deque()
-        self._waiting: dict[Delivery, asyncio.TimerHandle] = {}
-        self._tasks: dict[asyncio.Task[None], Delivery] = {}
-        self._accepted = 0
-        self._unfinished: OrderedDict[Delivery, int] = OrderedDict()  # with the number of its acceptance, oldest first
-        # What to set after which number: weakly, since whoever has waited long enough holds it no more.
-        self._flushes: deque[tuple[int, weakref.ref[Flush]]] = deque()
-        self._stop_at: float | None = None  # monotonic seconds
-        self._is_out_of_time = False
-        self._switch = switch
-        self.stopped = asyncio.Event()
+        self._policy = policy
+        self._make_sender = make_sender
+        self._concurrency = concurrency
+        self._telemetry = Telemetry(endpoint, self.log)
+        self._circuit = Circuit(policy)
+        self._is_disabled = False
+        self._in_flight: dict[Delivery, asyncio.Task[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._fault: BaseException | None = None  # of a callback of ours, that has ended the loop
+        self._idle_since = 0.0  # monotonic seconds
+        self._observable: Observable | None = Observable(endpoint.name, self._observe)
 
-    def take_all(self) -> None:
-        """Take every event from the store, and start on as many as there are lanes."""
-        while self._store.unclaimed:
-            self._accept(self._store.unclaimed.popleft())
-        taken = 0
-        while (submission := self._store.take()) is not None:
-            deadline = submission.at + self._settings.give_up_after
-            self._accept(Delivery(submission.event, submission.pipeline, b"", deadline))
-            taken += 1
-        if taken:
-            self._telemetry.queue_size_changed(taken)
-        self._start_lanes()
+    def stop_observing(self) -> None:
+        """In a forked child, have the metrics look at this no more: it is the parent's."""
+        self._observable = None
 
-    def _accept(self, delivery: Delivery) -> None:
-        self._accepted += 1
-        self._unfinished[delivery] = self._accepted
+    def _observe(self) -> Observed:
+        return Observed(len(self._store), self._store.oldest_age(), self._circuit.is_open)
+
+    async def run(self) -> None:
+        """Deliver until there is nothing left to do, or a callback has failed: then raise what it raised."""
+        loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._timer = self._fault = None
+        self._idle_since = monotonic()
+        self._sender = self._make_sender(self._telemetry)
+        self.log.use_timer(loop.call_later)
         try:
-            delivery.body = body(delivery.event, self._settings.payload)
-        except Exception as error:  # noqa: BLE001 -- an event of which nothing can be told must not stop the others
-            self._fault(delivery, error)
-        else:
-            self._ready.append(delivery)
-
-    def _start_lanes(self) -> None:
-        if self._is_out_of_time:
-            self._discard_queued("shutdown")
-        while self._ready and (self._idle or self._unmade):
-            delivery = self._ready.popleft()
-            try:
-                lane = self._free_lane()
-            except Exception as error:  # noqa: BLE001 -- a sender that cannot be made must not stop the others
-                self._fault(delivery, error)
-                continue
-            task = asyncio.get_running_loop().create_task(self._work(lane, delivery))
-            self._tasks[task] = delivery
-            task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        delivery = self._tasks.pop(task)
-        if task.cancelled():  # perhaps before its first step: `_work` never ran
-            self._finish(delivery, "shutdown")
-
-    def _free_lane(self) -> Sender:
-        if self._idle:
-            return self._idle.pop()
-        lane = self._connect()
-        self._lanes.append(lane)
-        self._unmade -= 1
-        return lane
-
-    async def _work(self, lane: Sender, first: Delivery) -> None:
-        delivery: Delivery | None = first
-        while delivery is not None:
-            try:
-                await self._deliver(lane, delivery)
-            except asyncio.CancelledError:  # only `_stop_now` cancels
-                self._finish(delivery, "shutdown")
-                raise
-            except Exception as error:  # noqa: BLE001 -- the worker survives anything, and says so
-                self._fault(delivery, error)
-            delivery = self._ready.popleft() if self._ready else None
-        self._idle.append(lane)
-
-    def _fault(self, delivery: Delivery, error: Exception) -> None:
-        self._trouble.tell(logging.ERROR, "fault", f"a fault of otel-step-hook: {where(error)}")
-        self._finish(delivery, type(error).__name__)
-
-    async def _deliver(self, lane: Sender, delivery: Delivery) -> None:
-        """Make attempts until one has an answer, and decide what follows from it."""
-        is_stale = True
-        while is_stale:
-            if self._switch.is_off:
-                self._finish(delivery, "endpoint_disabled")
-                return
-            left = delivery.deadline - time.monotonic()
-            if left <= 0:
-                self._finish(delivery, delivery.error_type)
-                return
-            delivery.attempts += 1
-            limit = min(self._settings.timeout, left)
-            result = await self._attempt(lane, delivery, limit)
-            # The receiver had closed the kept connection before it read a byte: nobody is to blame,
-            # and the same lane, whose next connection is new, sends it again at once.
-            is_stale = result.is_stale
-        self._decide(delivery, result, limit)
-
-    async def _attempt(self, lane: Sender, delivery: Delivery, timeout: float) -> AttemptResult:
-        span = self._telemetry.start_attempt(delivery)
-        result = None
-        try:
-            headers = self._headings.of_attempt(
-                delivery.id,
-                delivery.body,
-                timestamp=int(time.time()),
-                trace=self._telemetry.trace_headers(span),
-            )
-            result = await lane.post(delivery.body, headers, timeout)
-        except Exception as error:
-            result = AttemptResult(error_type=type(error).__name__)
-            raise
+            self.look()
+            await self._ended
+            if self._fault is not None:
+                raise self._fault
         finally:
-            self._telemetry.end_attempt(span, result)
-        return result
+            self.log.use_timer(None)
+            await self._close()
 
-    def _decide(self, delivery: Delivery, result: AttemptResult, limit: float) -> None:
-        if result.directive == "disable":
-            self._disable()
-        if result.is_success:
-            self._finish(delivery, None)
-            return
-        reason = delivery.error_type = result.error_type or "unknown"
-        delivery.is_expected = result.is_expected
-        self._tell_failure(delivery, result, limit)
-        now = time.monotonic()
-        elapsed = now - (delivery.deadline - self._settings.give_up_after)
-        delay = (
-            None
-            if result.is_final
-            else self._policy.next_delay(delivery.attempts, elapsed=elapsed, retry_after=result.retry_after)
-        )
-        if delay is None:
-            self._finish(delivery, reason)
-        elif self._stop_at is not None and now + delay >= self._stop_at:
-            self._finish(delivery, "shutdown")
-        else:
-            self._waiting[delivery] = asyncio.get_running_loop().call_later(delay, self._again, delivery)
-
-    def _again(self, delivery: Delivery) -> None:
-        del self._waiting[delivery]
-        self._ready.append(delivery)
-        self._start_lanes()
-
-    def _disable(self) -> None:
-        if self._switch.is_off:
-            return
-        self._switch.is_off = True
-        say(
-            logging.ERROR,
-            "the receiver answered 'webhook-delivery: disable': no webhook is sent any more, every step is discarded; "
-            "settle it with the receiver, then restart this process",
-        )
-        self._discard_queued("endpoint_disabled")
-
-    def _tell_failure(self, delivery: Delivery, result: AttemptResult, limit: float) -> None:
-        level = logging.WARNING if result.is_expected else logging.ERROR
-        told = f"answered {result.status_code}" if result.status_code else f"could not be reached: {result.error_type}"
-        if result.error_type == "timeout":
-            told = f"did not answer within {limit:.3g} s"
-        step = printable(delivery.event.step_id)
-        self._trouble.tell(
-            level,
-            ("attempt", result.error_type),
-            f"the receiver {told} (step {step}, webhook {delivery.id}, attempt {delivery.attempts})",
-        )
-
-    def _finish(self, delivery: Delivery, error_type: str | None) -> None:
-        """The last word on *delivery*: delivered, or discarded because of *error_type*."""
-        if self._unfinished.pop(delivery, None) is None:  # it has had its last word
-            return
-        if error_type is None:
-            self._tell_delivered(delivery)
-        else:
-            self._tell_discarded(delivery, error_type)
-        self._telemetry.end_delivery(delivery, error_type)
-        self._telemetry.queue_size_changed(-1)
-        # Not before its spans have ended: a flush that returns promises that they can be exported.
-        self._store.release()
-        oldest = next(iter(self._unfinished.values()), self._accepted + 1)
-        while self._flushes and self._flushes[0][0] < oldest:
-            if (done := self._flushes.popleft()[1]()) is not None:
-                done.set()
-        if self._stop_at is not None:
-            self.stop_if_idle()
-
-    def _tell_delivered(self, delivery: Delivery) -> None:
-        if log.isEnabledFor(logging.INFO):
-            event = delivery.event
-            text = "delivered step %s (%s, webhook %s, attempt %d)"
-            say(logging.INFO, text, printable(event.step_id), event.outcome, delivery.id, delivery.attempts)
-
-    def _tell_discarded(self, delivery: Delivery, error_type: str) -> None:
-        # A receiver that is slow or refuses is expected now and then; anything else is an error (spec.md).
-        level = logging.WARNING if delivery.is_expected else logging.ERROR
-        step = printable(delivery.event.step_id)
-        self._trouble.tell(
-            level,
-            ("discarded", error_type),
-            f"discarded step {step}: {error_type} ({delivery.event.outcome}, webhook {delivery.id}, "
-            f"attempts made: {delivery.attempts})",
-        )
-
-    def when_done(self, done: Flush) -> None:
-        """Set *done* when everything taken so far has had its last word, unless nobody holds it any more."""
-        if self._unfinished:
-            waiting = [(number, flush) for number, flush in self._flushes if flush() is not None]
-            self._flushes = deque([*waiting, (self._accepted, weakref.ref(done))])
-        else:
-            done.set()
-
-    def stop_by(self, deadline: float) -> None:
-        """Deliver what can be delivered by *deadline* (monotonic seconds), discard the rest, then be stopped."""
-        if self._stop_at is None:
-            now = time.monotonic()
-            self._stop_at = deadline - (deadline - now) * _STOP_MARGIN
-            loop = asyncio.get_running_loop()
-            loop.call_later(max(0.0, self._stop_at - now), self._stop_now)
-            for delivery, timer in tuple(self._waiting.items()):
-                # loop.time() is the monotonic clock, so that both sides can be compared
-                if timer.when() >= self._stop_at:
-                    self._forget_timer(delivery)
-                    self._finish(delivery, "shutdown")
-        self.stop_if_idle()
-
-    def _forget_timer(self, delivery: Delivery) -> None:
-        self._waiting.pop(delivery).cancel()
-
-    def _stop_now(self) -> None:
-        self._is_out_of_time = True
-        self._discard_queued("shutdown")
-        for task in tuple(self._tasks):
+    async def _close(self) -> None:
+        """Give back what is in flight, end its tasks, and close the connections."""
+        tasks = list(self._in_flight.values())
+        self._store.unclaim(self._in_flight)
+        self._in_flight.clear()  # so that what still ends has no result from here
+        for task in tasks:
             task.cancel()
-
-    def _discard_queued(self, reason: str) -> None:
-        """Discard everything that is not in flight."""
-        for delivery in tuple(self._waiting):
-            self._forget_timer(delivery)
-            self._finish(delivery, reason)
-        while self._ready:
-            self._finish(self._ready.popleft(), reason)
-
-    def stop_if_idle(self) -> None:
-        """Be stopped when there is nothing to do."""
-        if not self._unfinished:
-            self.stopped.set()
-
-    def unclaim(self) -> None:
-        """Give back whatever has had no last word: the loop ends before its time, and the next one goes on with it."""
-        for delivery in tuple(self._waiting):
-            self._forget_timer(delivery)
-        self._ready.clear()
-        self._store.unclaimed.extend(self._unfinished)
-        self._unfinished.clear()  # so that what is still in flight has no last word from here
-
-    async def aclose(self) -> None:
-        """Close the connections."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_TIME):
-                await asyncio.gather(*self._tasks, return_exceptions=True)
-                await asyncio.gather(*(lane.aclose() for lane in self._lanes), return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self._sender.aclose()
+
+    def on_fault(self, circumstances: dict[str, Any]) -> None:
+        """Take what asyncio would log. After a fault in a callback of ours nothing is sure: end this loop."""
+        error = circumstances.get("exception")
+        if "handle" in circumstances:
+            self._fault = error
+            if not self._ended.done():
+                self._ended.set_result(None)
+        else:
+            place = where(error) if error is not None else circumstances["message"]
+            self.log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {place}")
+
+    def discard_all(self, error: BaseException) -> None:
+        """Discard what waits, since no event loop can be made here because of *error*: sockets are forbidden."""
+        name = type(error).__name__
+        self.log.log(logging.ERROR, "no loop", f"no event loop can be made: {where(error)}; steps are discarded")
+        self.losses.report(self._telemetry, self.log)
+        self._discard_older(0.0, name)
+        for _ in range(len(self.flushes)):
+            self._answer(*self.flushes.popleft())
+
+    def look(self) -> None:
+        """See to everything that can be done now: after each wake-up, each attempt, and when something is due."""
+        if self._ended.done():
+            return
+        now = monotonic()
+        if self.losses.has_new():
+            self.losses.report(self._telemetry, self.log)
+        self._discard_what_is_over(now)
+        if now < self._last_attempts_at:
+            self._begin_attempts(now)
+        for _ in range(len(self.flushes)):
+            self._answer(*self.flushes.popleft())
+        self._end_or_sleep(now)
+
+    def _begin_attempts(self, now: float) -> None:
+        room = self._circuit.room(len(self._in_flight), concurrency=self._concurrency, now=now)
+        for delivery in self._store.claim(room):
+            task = asyncio.get_running_loop().create_task(self._attempt(delivery))
+            self._in_flight[delivery] = task
+            task.add_done_callback(functools.partial(self._attempt_ended, delivery))
+
+    def _answer(self, mark: int, waiting: "weakref.ref[threading.Event]") -> None:
+        flushed = waiting()  # None: its flush has waited long enough
+        if flushed is not None and self._store.is_flushed(mark):
+            flushed.set()
+        elif flushed is not None:
+            self.flushes.append((mark, waiting))
+
+    def _discard_what_is_over(self, now: float) -> None:
+        """Discard what has expired, and everything once the endpoint is disabled or the time to stop has come."""
+        if self._last_attempts_at == math.inf:
+            self._last_attempts_at = (
+                self.stop_at - (self.stop_at - now) * _STOP_MARGIN if self._is_stopping else math.inf
+            )
+        if self._is_disabled:
+            self._discard_older(0.0, "endpoint_disabled")
+        elif now >= self._last_attempts_at or self._waits_in_vain(now):
+            self._discard_older(0.0, "shutdown")
+        else:
+            self._discard_older(self._policy.give_up_after, None)
+        if now >= self._last_attempts_at:
+            for task in self._in_flight.values():
+                if not task.cancelling():
+                    task.cancel()
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self.stop_at < math.inf
+
+    def _waits_in_vain(self, now: float) -> bool:
+        """Whether the process stops before anything that waits may be tried again."""
+        due = self._store.next_due() if self._is_stopping and not self._in_flight else None
+        return due is not None and now + max(due, self._circuit.wait(now)) >= self._last_attempts_at
+
+    def _discard_older(self, age: float, reason: str | None) -> None:
+        for delivery in self._store.claim_older(age):
+            self._finish(delivery, Finish("discarded", reason or delivery.error_type))
+
+    def _end_or_sleep(self, now: float) -> None:
+        """End the loop when there is nothing to do, else look again when there may be."""
+        due = self._store.next_due()
+        if due is None and not self._in_flight:
+            left = max(self._idle_since + IDLE - now, _LOOK_AGAIN if self.log.has_counts() else 0.0)
+            if left <= 0 or self.is_abandoned or self._is_stopping:
+                self._ended.set_result(None)
+                return
+        elif due is None:
+            left = math.inf
+        else:
+            is_full = len(self._in_flight) >= self._concurrency
+            left = max(due, _LOOK_AGAIN if is_full else min(self._circuit.wait(now), _LOOK_AGAIN))
+        if now < self._last_attempts_at:  # after it, the end of each attempt has it look again
+            self._look_at(min(now + left, self._last_attempts_at))
+
+    def _look_at(self, when: float) -> None:
+        if self._timer is not None and when >= self._timer.when():
+            return  # it looks earlier, and then sleeps again
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if when == math.inf else asyncio.get_running_loop().call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.look()
+
+    async def _attempt(self, delivery: Delivery) -> None:
+        """Make an attempt, and have the delivery finished or retried. Cancelled, it is left to `_attempt_ended`."""
+        try:
+            delivery.body = delivery.body or body(delivery.event, self._endpoint.payload)
+            delivery.attempts += 1
+            left = self._policy.give_up_after - (monotonic() - delivery.submitted_at)
+            timeout = min(self._endpoint.timeout, left)
+            result = await self._sender.send(delivery, timeout=timeout)
+            decision = self._decide(delivery, result, timeout)
+        except Exception as error:  # noqa: BLE001 -- a delivery that cannot be made must not stop the others
+            self.log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {where(error)}")
+            decision = Finish("discarded", type(error).__name__)
+        self._settle(delivery, decision)
+
+    def _attempt_ended(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # perhaps before its first step
+            self._settle(delivery, Finish("discarded", "shutdown"))
+        self.look()
+
+    def _decide(self, delivery: Delivery, result: AttemptResult, timeout: float) -> Finish | RetryIn:
+        now = monotonic()
+        self._note(result, now)
+        if result.error_type is not None:
+            delivery.error_type = result.error_type
+            self._log_failure(delivery, result, timeout)
+        elapsed, left = now - delivery.submitted_at, self._last_attempts_at - now
+        return decide(delivery, result, self._policy, elapsed=elapsed, left=left)
+
+    def _settle(self, delivery: Delivery, decision: Finish | RetryIn) -> None:
+        if self._in_flight.pop(delivery, None) is None:
+            return  # given back already: the next loop goes on with it
+        self._idle_since = monotonic()
+        if isinstance(decision, RetryIn):
+            self._store.retry(delivery, delay=decision.delay)
+        else:
+            self._finish(delivery, decision)
+
+    def _finish(self, delivery: Delivery, finish: Finish) -> None:
+        if finish.error_type is None:
+            self._log_delivered(delivery)
+        else:
+            self._log_discarded(delivery, finish.error_type)
+        self._telemetry.end_delivery(delivery, finish)
+        # Not before its spans have ended: a flush that returns promises that they can be exported.
+        self._store.finish(delivery, finish.result)
+
+    def _note(self, result: AttemptResult, now: float) -> None:
+        """Count *result* for the circuit; disable the endpoint if the receiver asks for it."""
+        was_open = self._circuit.is_open
+        self._circuit.record(result, now=now)
+        name, is_open = self._endpoint.name, self._circuit.is_open
+        if is_open and not was_open:
+            message = f"endpoint {name} is down ({result.error_type}): one attempt at a time until one succeeds"
+            self.log.log(logging.WARNING, "circuit", message)
+        elif was_open and not is_open:
+            log_safely(logging.INFO, "endpoint %s is up again", name)
+        if result.directive == "disable" and not self._is_disabled:
+            self._is_disabled = True
+            log_safely(
+                logging.ERROR,
+                "the receiver answered 'webhook-delivery: disable': no webhook is sent to endpoint %s any more, every "
+                "step is discarded; settle it with the receiver, then restart this process",
+                name,
+            )
+
+    def _log_failure(self, delivery: Delivery, result: AttemptResult, timeout: float) -> None:
+        level = logging.WARNING if is_expected(delivery.error_type) else logging.ERROR
+        what = f"answered {result.status_code}" if result.status_code else f"could not be reached: {result.error_type}"
+        if result.error_type == "timeout":
+            what = f"did not answer within {timeout:.3g} s"
+        text = f"the receiver {what} (step {printable(delivery.event.step_id)}, {self._ids(delivery)}"
+        self.log.log(level, ("attempt", result.error_type), f"{text}, attempt {delivery.attempts})")
+
+    def _log_delivered(self, delivery: Delivery) -> None:
+        if log.isEnabledFor(logging.INFO):
+            event = delivery.event
+            text = "delivered step %s (%s, %s, attempt %d)"
+            step = printable(event.step_id)
+            log_safely(logging.INFO, text, step, event.outcome, self._ids(delivery), delivery.attempts)
+
+    def _log_discarded(self, delivery: Delivery, error_type: str) -> None:
+        # A receiver that is slow or refuses is expected now and then; anything else is an error (spec.md).
+        level = logging.WARNING if is_expected(delivery.error_type) else logging.ERROR
+        text = f"discarded step {printable(delivery.event.step_id)}: {error_type} ({delivery.event.outcome}"
+        text += f", {self._ids(delivery)}, attempts made: {delivery.attempts})"
+        self.log.log(level, ("discarded", error_type), text)
+
+    def _ids(self, delivery: Delivery) -> str:
+        return f"endpoint {self._endpoint.name}, webhook {delivery.id}"

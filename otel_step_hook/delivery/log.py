@@ -3,21 +3,22 @@
 import contextlib
 import logging
 import math
-import time
 import traceback
 from collections.abc import Callable, Hashable
 from pathlib import Path
+
+from otel_step_hook.delivery.clock import monotonic
 
 log = logging.getLogger("otel_step_hook")
 
 Schedule = Callable[[float, Callable[[], None]], object]  # calls a function after so many seconds
 
-EVERY = 60.0  # seconds; trouble that repeats is told at most this often
-KINDS = 64  # of trouble that are told apart; what is on top of them counts as one, for as long as they go on
+EVERY = 60.0  # seconds; a line that repeats is logged at most this often
+KINDS = 64  # of lines that are told apart; what is on top of them counts as one, for as long as they go on
 _ID_LENGTH = 120  # characters of a step id in a line; ids are as long as users make them
 
 
-def say(level: int, message: str, *args: object) -> None:
+def log_safely(level: int, message: str, *args: object) -> None:
     """Log, whatever the application's handlers and filters raise: no webhook is lost to them.
 
     SystemExit, too: some handlers exit, which on this thread would end nothing but the deliveries.
@@ -40,80 +41,80 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__}{''.join(places)}"
 
 
-class Trouble:
-    """Tells the first of each kind of trouble at once, counts the rest, and tells the count a minute or two later.
+class RateLimitedLog:
+    """Logs the first line of each kind at once, counts the rest, and logs the count a minute or two later.
 
-    Used by one thread, but for `has_rest`. Knows at most `KINDS` kinds, and has at most one timer, whatever happens.
+    Used by one thread, but for `has_counts`. Knows at most `KINDS` kinds, and has at most one timer, whatever happens.
     """
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, monotonic: Callable[[], float] = monotonic) -> None:
         self._monotonic = monotonic
-        self._told: dict[Hashable, _Told] = {}
+        self._kinds: dict[Hashable, _Kind] = {}
         self._schedule: Schedule | None = None
         self._is_scheduled = False
 
-    def use(self, schedule: Schedule | None) -> None:
-        """Tell counts by this timer from now on, or by none; one that was scheduled before is gone with its loop."""
+    def use_timer(self, schedule: Schedule | None) -> None:
+        """Log counts by this timer from now on, or by none; one that was scheduled before is gone with its loop."""
         self._schedule, self._is_scheduled = schedule, False
         self._schedule_next()
 
-    def tell(self, level: int, kind: Hashable, message: str, times: int = 1) -> None:
+    def log(self, level: int, kind: Hashable, message: str, times: int = 1) -> None:
         """Log *message*, unless one of its *kind* was logged less than a minute ago: then count it.
 
         *times* is how often it has happened; all but the first are counted in any case.
         """
-        told = self._of(kind)
+        entry = self._of(kind)
         now = self._monotonic()
-        if not told.unsaid and now - told.at >= EVERY:
-            told.at = now
-            say(level, "%s", message)
+        if not entry.count and now - entry.logged_at >= EVERY:
+            entry.logged_at = now
+            log_safely(level, "%s", message)
             times -= 1
         if times:
-            told.unsaid += times
-            told.level, told.message = level, message
+            entry.count += times
+            entry.level, entry.message = level, message
             self._schedule_next()
 
-    def _of(self, kind: Hashable) -> "_Told":
-        if kind not in self._told and len(self._told) >= KINDS - 1:
+    def _of(self, kind: Hashable) -> "_Kind":
+        if kind not in self._kinds and len(self._kinds) >= KINDS - 1:
             now = self._monotonic()
-            self._told = {kind: told for kind, told in self._told.items() if told.unsaid or now - told.at < EVERY}
-            kind = kind if len(self._told) < KINDS - 1 else "others"
-        return self._told.setdefault(kind, _Told())
+            self._kinds = {kind: one for kind, one in self._kinds.items() if one.count or now - one.logged_at < EVERY}
+            kind = kind if len(self._kinds) < KINDS - 1 else "others"
+        return self._kinds.setdefault(kind, _Kind())
 
-    def has_rest(self) -> bool:
+    def has_counts(self) -> bool:
         """Whether there are counts that have not been logged. From any thread."""
-        return any(told.unsaid for told in list(self._told.values()))
+        return any(entry.count for entry in list(self._kinds.values()))
 
-    def tell_rest(self, *, all_of_it: bool = False) -> None:
+    def log_counts(self, *, all_of_them: bool = False) -> None:
         """Log the counts that are a minute old, or all of them."""
         now = self._monotonic()
-        for told in list(self._told.values()):
-            if told.unsaid and (all_of_it or now - told.at >= EVERY):
-                unsaid, told.unsaid, told.at = told.unsaid, 0, now
-                say(told.level, "%d more like this: %s", unsaid, told.message)
+        for entry in list(self._kinds.values()):
+            if entry.count and (all_of_them or now - entry.logged_at >= EVERY):
+                count, entry.count, entry.logged_at = entry.count, 0, now
+                log_safely(entry.level, "%d more like this: %s", count, entry.message)
         self._schedule_next()
 
     def _schedule_next(self) -> None:
         """Have a timer for the count that is due first, unless there is one: the others wait for it, or follow it."""
         if self._is_scheduled or self._schedule is None:
             return
-        first = min((told.at for told in self._told.values() if told.unsaid), default=None)
+        first = min((entry.logged_at for entry in self._kinds.values() if entry.count), default=None)
         if first is not None:
             self._is_scheduled = True
             self._schedule(max(0.0, first + EVERY - self._monotonic()), self._on_timer)
 
     def _on_timer(self) -> None:
         self._is_scheduled = False
-        self.tell_rest()
+        self.log_counts()
 
 
-class _Told:
-    """One kind of trouble: when it was told last, and what has not been told since."""
+class _Kind:
+    """Lines of one kind: when one was logged last, and how many have been counted since."""
 
-    __slots__ = ("at", "level", "message", "unsaid")
+    __slots__ = ("count", "level", "logged_at", "message")
 
     def __init__(self) -> None:
-        self.at = -math.inf  # monotonic seconds
-        self.unsaid = 0
+        self.logged_at = -math.inf  # monotonic seconds
+        self.count = 0
         self.level = logging.WARNING
         self.message = ""

@@ -1,13 +1,25 @@
-"""The event loop: owns how names are resolved, and that a forked child does not close it."""
+"""The event loop: owns how names are resolved, that no clock stops it, and that a forked child does not close it."""
 
 import _thread
 import asyncio
 import concurrent.futures.thread  # noqa: F401 -- asyncio imports it late, and that fails while the interpreter exits
 import contextlib
+import contextvars
 import functools
 import os
 import socket
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
+
+from opentelemetry import context as otel_context
+
+from otel_step_hook.delivery.clock import monotonic
+
+# Keep the process's HTTP instrumentations from adding spans of their own and replacing our
+# `traceparent`. Private in OpenTelemetry's API, and the only way.
+_NAMES = ("_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "_SUPPRESS_INSTRUMENTATION_KEY")
+_SUPPRESS = tuple(filter(None, (getattr(otel_context, name, None) for name in _NAMES)))
+_CLEAR_TIME = 0.5  # seconds that tasks which are no longer wanted get to end
 
 
 class _LookUp(NamedTuple):
@@ -42,6 +54,10 @@ class EventLoop(asyncio.SelectorEventLoop):
         if self._pid == os.getpid():
             super().__del__()
 
+    def time(self) -> float:
+        """Monotonic seconds, by a clock that no test tool stops."""
+        return monotonic()
+
     async def getaddrinfo(
         self,
         host: Any,
@@ -63,7 +79,7 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     def _looked_up(self, wanted: _LookUp, found: "asyncio.Future[list[Any]]") -> None:
         del self._look_ups[wanted]
-        found.exception()  # whoever waited has it; nobody may have
+        found.exception()  # those who waited have it; there may be none
 
     def _start_look_up(self, wanted: _LookUp, found: "asyncio.Future[list[Any]]") -> None:
         try:
@@ -74,7 +90,45 @@ class EventLoop(asyncio.SelectorEventLoop):
     def _look_up(self, wanted: _LookUp, found: "asyncio.Future[list[Any]]") -> None:
         try:
             settle = functools.partial(found.set_result, socket.getaddrinfo(*wanted))
-        except Exception as error:  # noqa: BLE001 -- handed to whoever waits
+        except Exception as error:  # noqa: BLE001 -- handed to those who wait
             settle = functools.partial(found.set_exception, error)
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
             self.call_soon_threadsafe(settle)
+
+
+def uninstrumented() -> contextvars.Context:
+    """An empty context in which the process's HTTP instrumentations make no spans."""
+    context = contextvars.Context()
+    context.run(_suppress_instrumentation)
+    return context
+
+
+def _suppress_instrumentation() -> None:
+    for key in _SUPPRESS:
+        otel_context.attach(otel_context.set_value(key, value=True))
+
+
+def run_in(
+    loop: EventLoop,
+    context: contextvars.Context,
+    main: Callable[[], Coroutine[Any, Any, None]],
+    on_fault: Callable[[dict[str, Any]], object],
+) -> None:
+    """Run *main* in *loop* and *context*, then end the tasks that are left and close the loop.
+
+    *on_fault* gets what asyncio would log, as its exception handlers do. Raises what *main* raises.
+    """
+    loop.set_exception_handler(lambda _, circumstances: on_fault(circumstances))
+    with contextlib.ExitStack() as ending:  # every part of it is done, whatever the others raise
+        ending.callback(loop.close)
+        ending.callback(lambda: loop.run_until_complete(_end_tasks()))
+        loop.run_until_complete(loop.create_task(main(), context=context))
+
+
+async def _end_tasks() -> None:
+    """End the tasks that are left: those that a fault has left, and a look-up that hangs."""
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CLEAR_TIME)

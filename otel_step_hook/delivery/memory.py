@@ -1,63 +1,146 @@
 """The store in memory: owns the bounded queue between the application's threads and the worker."""
 
-from collections import deque
-from dataclasses import dataclass
+import heapq
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from itertools import repeat
-from queue import Empty, SimpleQueue
 
-from otel_step_hook.delivery.telemetry import Delivery, Pipeline
+from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.model import Delivery, Pipeline, Result
+from otel_step_hook.delivery.request import webhook_id
+from otel_step_hook.delivery.store import Stored
 from otel_step_hook.steps.event import StepEvent
 
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """An event on its way to the worker; *at* is the monotonic time of its submission, in seconds."""
-
-    event: StepEvent
-    pipeline: Pipeline
-    at: float
+_Put = tuple[int, StepEvent, Pipeline, float]
+_FEW = 64  # entries of the heap that are not worth being swept
 
 
 class MemoryStore:
-    """A queue that holds at most *max_size* events, those being delivered included.
+    """A `Store` of at most *max_size* events, those in flight included. An event that finds it full is dropped.
 
-    `put` may be called from any thread, from a signal handler and by the garbage collector at any
-    moment: it takes no lock that its own thread could hold already. (``queue.Queue`` and
-    ``threading.Event`` deadlock there; ``SimpleQueue`` and ``deque`` do not.)
+    `put` costs the application a few appends: what can be computed later is computed on the worker's thread. What is
+    put from anywhere goes into a ``deque``; ``queue.Queue`` and ``threading.Event`` would deadlock there.
     """
 
-    def __init__(self, max_size: int) -> None:
-        self._max_size = max_size
+    def __init__(self, max_size: int, *, monotonic: Callable[[], float] = monotonic) -> None:
+        self._monotonic = monotonic
         self._slots: deque[None] = deque(repeat(None, max_size))  # one for each event that may still come in
-        self._queue: SimpleQueue[Submission] = SimpleQueue()
-        self.unclaimed: deque[Delivery] = deque()  # of a loop that has ended before they had; due at once
+        self._numbers = itertools.count()  # its next() is atomic
+        self._incoming: deque[_Put] = deque()
+        # What follows is the worker's. Every delivery that is not finished, with its number, oldest first.
+        self._unfinished: OrderedDict[Delivery, int] = OrderedDict()
+        # Those of them that are not leased, each with the number of its one entry below that counts. `claim_older`
+        # takes deliveries and leaves their entries, which are passed over.
+        self._waiting: dict[Delivery, int] = {}
+        self._never_tried: deque[Delivery] = deque()  # oldest first
+        self._again: list[tuple[float, int, Delivery]] = []  # a heap, by due time
+        self._takes_newest = False
 
-    def put(self, submission: Submission) -> bool:
-        """Take *submission*, or return False when the store is full."""
+    def put(self, event: StepEvent, pipeline: Pipeline) -> Stored:
+        """Take *event*, unless the store is full."""
         try:
             self._slots.pop()
         except IndexError:
-            return False
-        self._queue.put(submission)
-        return True
+            return Stored.FULL
+        self._incoming.append((next(self._numbers), event, pipeline, self._monotonic()))
+        return Stored.IN_MEMORY
 
-    def take(self) -> Submission | None:
-        """The oldest event that nobody has taken, or None."""
-        try:
-            return self._queue.get_nowait()
-        except Empty:
-            return None
+    def mark(self) -> int:
+        """A number above that of every event that was put before."""
+        return next(self._numbers)
 
-    def release(self) -> None:
-        """Give back the place of one event that has had its last word."""
+    def is_flushed(self, mark: int) -> bool:
+        """Whether every event below *mark* is finished."""
+        self._receive()
+        # The queue keeps the order of puts that did not overlap, so that the first tells of all before the mark.
+        return next(iter(self._unfinished.values()), mark) >= mark
+
+    def claim(self, limit: int) -> list[Delivery]:
+        """Lease up to *limit* deliveries that are due: by turns the oldest due and the newest never tried.
+
+        So an endpoint that was down is told of what happens now while it catches up.
+        """
+        self._receive()
+        claimed: list[Delivery] = []
+        while len(claimed) < limit and (delivery := self._next()) is not None:
+            del self._waiting[delivery]
+            claimed.append(delivery)
+        return claimed
+
+    def _next(self) -> Delivery | None:
+        self._sweep()
+        self._takes_newest = not self._takes_newest
+        if self._never_tried and not self._takes_newest:
+            return self._never_tried.pop()
+        first_again = self._again[0][0] if self._again else float("inf")
+        if self._never_tried and self._never_tried[0].submitted_at <= first_again:
+            return self._never_tried.popleft()
+        return heapq.heappop(self._again)[2] if first_again <= self._monotonic() else None
+
+    def _sweep(self) -> None:
+        """Drop the first entries that do not count any more."""
+        while self._never_tried and self._never_tried[0] not in self._waiting:
+            self._never_tried.popleft()
+        while self._again and not self._counts(self._again[0]):
+            heapq.heappop(self._again)
+
+    def _counts(self, entry: tuple[float, int, Delivery]) -> bool:
+        return self._waiting.get(entry[2]) == entry[1]
+
+    def claim_older(self, age: float) -> list[Delivery]:
+        """Lease all deliveries, due or not, whose steps ended at least *age* seconds ago."""
+        self._receive()
+        latest = self._monotonic() - age
+        ended = itertools.takewhile(lambda delivery: delivery.submitted_at <= latest, self._unfinished)
+        claimed = [delivery for delivery in ended if self._waiting.pop(delivery, None) is not None]
+        self._sweep()
+        if len(self._again) > _FEW + 2 * len(self._waiting):
+            self._again = list(filter(self._counts, self._again))
+            heapq.heapify(self._again)
+        return claimed
+
+    def next_due(self) -> float | None:
+        """Seconds until the first delivery is due, 0 when one is; None when nothing waits."""
+        self._receive()
+        self._sweep()
+        if self._never_tried:
+            return 0.0
+        return max(0.0, self._again[0][0] - self._monotonic()) if self._again else None
+
+    def retry(self, delivery: Delivery, *, delay: float) -> None:
+        """Have *delivery* due again after *delay* seconds."""
+        self._waiting[delivery] = number = next(self._numbers)
+        heapq.heappush(self._again, (self._monotonic() + delay, number, delivery))
+
+    def unclaim(self, deliveries: Iterable[Delivery]) -> None:
+        """Have *deliveries* due again at once, attempts kept."""
+        for delivery in deliveries:
+            self.retry(delivery, delay=0.0)
+
+    def finish(self, delivery: Delivery, result: Result) -> None:  # noqa: ARG002 -- other stores keep it
+        """Forget *delivery*, and have room for another."""
+        del self._unfinished[delivery]
         self._slots.append(None)
 
-    @property
-    def pending(self) -> int:
-        """How many events have come in and have not had their last word."""
-        return self._max_size - len(self._slots)
+    def oldest_age(self) -> float:
+        """Seconds since the end of the oldest step that is not finished; 0 when there is none. From any thread."""
+        try:
+            oldest = next(iter(self._unfinished))
+        except (StopIteration, RuntimeError):  # none, or the worker changes them just now
+            return 0.0
+        return max(0.0, self._monotonic() - oldest.submitted_at)
 
-    @property
-    def waiting(self) -> int:
-        """How many events are in nobody's hands."""
-        return self._queue.qsize() + len(self.unclaimed)
+    def __len__(self) -> int:
+        return len(self._incoming) + len(self._unfinished)  # in `_receive`, rather one too many than none
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _receive(self) -> None:
+        while self._incoming:
+            number, event, pipeline, submitted_at = self._incoming[0]
+            delivery = Delivery(webhook_id(event), event, pipeline, submitted_at)
+            self._unfinished[delivery] = self._waiting[delivery] = number
+            self._never_tried.append(delivery)
+            self._incoming.popleft()

@@ -13,10 +13,11 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from otel_step_hook.delivery.request import USER_AGENT, Headings, body, webhook_id
+from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.model import Endpoint
+from otel_step_hook.delivery.request import USER_AGENT, attempt_headers, body, webhook_id
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.transport import Endpoint, MetadataAddressRefused, connector
-from otel_step_hook.settings import StepHookSettings
+from otel_step_hook.delivery.transport import MetadataAddressRefused, Origin, connector
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 
 _PATIENCE = 5.0  # seconds for each thing that is tried: somebody sits and waits
@@ -41,50 +42,48 @@ class Finding:
     told: str
 
 
-async def probe(settings: StepHookSettings, *, patience: float = _PATIENCE) -> list[Finding]:
-    """Look up the endpoint, connect, agree on TLS where it is https, and ask with HEAD: the last finding decides.
+async def probe(endpoint: Endpoint, *, patience: float = _PATIENCE) -> list[Finding]:
+    """Look up *endpoint*, connect, agree on TLS where it is https, and ask with HEAD: the last finding decides.
 
     Sends neither webhook nor key nor signature, and behind a proxy goes no further than the proxy. Each thing
     may take *patience* seconds, and no longer than an attempt may. Raises `ConfigurationError` for a URL, a
     certificate or a key file that cannot be used.
     """
-    endpoint = Endpoint(settings)
-    patience = min(patience, settings.timeout)
-    if settings.proxy is not None:
-        parts = urlsplit(settings.proxy)
+    origin = Origin(endpoint)
+    patience = min(patience, endpoint.timeout)
+    if endpoint.proxy is not None:
+        parts = urlsplit(endpoint.proxy)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         return await _connect("proxy", parts.hostname or "", port, patience)
     try:
         async with asyncio.timeout(patience):
-            addresses = list(await endpoint.addresses())
+            addresses = list(await origin.addresses())
     except (OSError, UnicodeError, MetadataAddressRefused) as error:
-        return [Finding("name", is_ok=False, told=f"{endpoint.host} {_told(error, patience)}")]
+        return [Finding("name", is_ok=False, told=f"{origin.host} {_told(error, patience)}")]
     findings = []
-    if addresses != [endpoint.host]:
-        findings.append(Finding("name", is_ok=True, told=f"{endpoint.host} is {', '.join(addresses)}"))
+    if addresses != [origin.host]:
+        findings.append(Finding("name", is_ok=True, told=f"{origin.host} is {', '.join(addresses)}"))
     for address in addresses:
-        findings += await _connect("connect", address, endpoint.port, patience, endpoint)
+        findings += await _connect("connect", address, origin.port, patience, origin)
         if findings[-1].tried != "connect":  # which comes last only when it has failed
             break
     return findings
 
 
-async def _connect(
-    tried: str, host: str, port: int, patience: float, endpoint: Endpoint | None = None
-) -> list[Finding]:
-    """Connect, and with an *endpoint* go on from there."""
+async def _connect(tried: str, host: str, port: int, patience: float, origin: Origin | None = None) -> list[Finding]:
+    """Connect, and with an *origin* go on from there."""
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    began = time.monotonic()
+    began = monotonic()
     try:
         async with asyncio.timeout(patience):
             reader, writer = await asyncio.open_connection(host, port)
     except (OSError, UnicodeError) as error:
         return [Finding(tried, is_ok=False, told=f"{where} {_told(error, patience)}")]
     findings = [Finding(tried, is_ok=True, told=f"{where} accepts connections ({_since(began)})")]
-    if endpoint is not None and endpoint.url.scheme == "https":
-        findings.append(await _secure(writer, endpoint, patience))
-    if endpoint is not None and findings[-1].is_ok:
-        findings.append(await _ask(reader, writer, endpoint, patience))
+    if origin is not None and origin.url.scheme == "https":
+        findings.append(await _secure(writer, origin, patience))
+    if origin is not None and findings[-1].is_ok:
+        findings.append(await _ask(reader, writer, origin, patience))
     writer.close()
     with contextlib.suppress(OSError):
         async with asyncio.timeout(_CLOSE_TIME):
@@ -92,11 +91,11 @@ async def _connect(
     return findings
 
 
-async def _secure(writer: asyncio.StreamWriter, endpoint: Endpoint, patience: float) -> Finding:
-    began = time.monotonic()
+async def _secure(writer: asyncio.StreamWriter, origin: Origin, patience: float) -> Finding:
+    began = monotonic()
     try:
         async with asyncio.timeout(patience):
-            await writer.start_tls(endpoint.tls, server_hostname=endpoint.tls_name)
+            await writer.start_tls(origin.tls, server_hostname=origin.tls_name)
     except OSError as error:
         return Finding("TLS", is_ok=False, told=_told(error, patience))
     session = writer.get_extra_info("ssl_object")
@@ -104,27 +103,25 @@ async def _secure(writer: asyncio.StreamWriter, endpoint: Endpoint, patience: fl
     return Finding("TLS", is_ok=True, told=f"{session.version()}, certificate valid until {until} ({_since(began)})")
 
 
-async def _ask(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, endpoint: Endpoint, patience: float
-) -> Finding:
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, origin: Origin, patience: float) -> Finding:
     """Send a HEAD request, which changes nothing at the receiver: whatever its status, it is an answer."""
-    began = time.monotonic()
+    began = monotonic()
     try:
         async with asyncio.timeout(patience):
-            writer.write(_head(endpoint))
+            writer.write(_head(origin))
             line = await _first_line(reader)
     except OSError as error:
         return Finding("HTTP", is_ok=False, told=_told(error, patience))
     if status := _STATUS_LINE.match(line):
         told = f"answers HEAD with {status[1].decode()}, so it speaks HTTP ({_since(began)})"
         return Finding("HTTP", is_ok=True, told=told)
-    guess = "; does the endpoint speak http, not https?" if endpoint.url.scheme == "http" else ""
+    guess = "; does the endpoint speak http, not https?" if origin.url.scheme == "http" else ""
     return Finding("HTTP", is_ok=False, told=f"answers with something that is no HTTP{guess}" if line else _HUNG_UP)
 
 
-def _head(endpoint: Endpoint) -> bytes:
-    headers = f"Host: {endpoint.netloc}\r\nUser-Agent: {USER_AGENT}\r\nConnection: close\r\n"
-    return b"HEAD %b HTTP/1.1\r\n%b\r\n" % (endpoint.url.raw_path, headers.encode("ascii"))
+def _head(origin: Origin) -> bytes:
+    headers = f"Host: {origin.netloc}\r\nUser-Agent: {USER_AGENT}\r\nConnection: close\r\n"
+    return b"HEAD %b HTTP/1.1\r\n%b\r\n" % (origin.url.raw_path, headers.encode("ascii"))
 
 
 async def _first_line(reader: asyncio.StreamReader) -> bytes:
@@ -139,7 +136,7 @@ async def _first_line(reader: asyncio.StreamReader) -> bytes:
 
 
 def _since(began: float) -> str:
-    return f"{(time.monotonic() - began) * 1000:.0f} ms"
+    return f"{(monotonic() - began) * 1000:.0f} ms"
 
 
 def _told(error: Exception, patience: float) -> str:
@@ -168,24 +165,22 @@ class Trial:
     took: float
 
 
-async def send_one(settings: StepHookSettings, step_id: str | None = None) -> Trial:
-    """Make one attempt to tell of a step that has succeeded, under *step_id* or a new one; no retries, no spans.
+async def send_one(endpoint: Endpoint, step_id: str | None = None) -> Trial:
+    """Make one attempt to report a step that has succeeded, under *step_id* or a new one; no retries, no spans.
 
     Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
     """
     ids, now = RandomIdGenerator(), time.time_ns()
     context = SpanContext(ids.generate_trace_id(), ids.generate_span_id(), is_remote=False)  # not sampled
     event = StepEvent(step_id or generated_step_id(context), Outcome.SUCCESS, "otel-step-hook send", context, now, now)
-    content, message_id = body(event, settings.payload), webhook_id(event)
+    content, message_id = body(event, endpoint.payload), webhook_id(event)
     trace: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(trace, set_span_in_context(NonRecordingSpan(context)))
-    headers = Headings.from_settings(settings).of_attempt(
-        message_id, content, timestamp=int(time.time()), trace=list(trace.items())
-    )
-    lane = connector(settings)()
-    began = time.monotonic()
+    headers = attempt_headers(endpoint, message_id, content, timestamp=int(time.time()), trace=list(trace.items()))
+    transport = connector(endpoint)()
+    began = monotonic()
     try:
-        result = await lane.post(content, headers, settings.timeout)
+        result = await transport.post(content, headers, timeout=endpoint.timeout)
     finally:
-        await lane.aclose()
-    return Trial(event.step_id, message_id, result, time.monotonic() - began)
+        await transport.aclose()
+    return Trial(event.step_id, message_id, result, monotonic() - began)

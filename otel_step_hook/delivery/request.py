@@ -4,18 +4,14 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import unquote, urlsplit
 
 from opentelemetry.trace import format_span_id, format_trace_id
 
+from otel_step_hook.delivery.model import Endpoint, Headers
 from otel_step_hook.delivery.signing import sign
-from otel_step_hook.settings import StepHookSettings
 from otel_step_hook.steps.event import StepEvent
 from otel_step_hook.version import __version__
-
-Headers = list[tuple[str, str]]
 
 USER_AGENT = f"otel-step-hook/{__version__}"
 _LAST_MOMENT = 253_402_300_799_999_999_999  # unix nanoseconds: the end of the year 9999, where ISO 8601 ends
@@ -58,42 +54,21 @@ def _iso(nanoseconds: int) -> str:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Headings:
-    """The headers of every webhook to one endpoint; what changes per attempt is added by `of_attempt`."""
-
-    fixed: tuple[tuple[str, str], ...]
-    signing_keys: Sequence[bytes]
-
-    @classmethod
-    def from_settings(cls, settings: StepHookSettings) -> "Headings":
-        """The headers that *settings* ask for, user information of the URL included."""
-        fixed: Headers = [
-            ("content-type", "application/json"),
-            ("user-agent", USER_AGENT),
-            ("accept", "*/*"),
-            ("accept-encoding", "identity"),
-        ]
-        if settings.key is not None:
-            fixed.append(("authorization", f"Bearer {settings.key.get_secret_value()}"))
-        elif basic := _basic(settings.webhook or ""):
-            fixed.append(("authorization", basic))
-        return cls((*fixed, *settings.headers), settings.signing_keys)
-
-    def of_attempt(
-        self, message_id: str, content: bytes, *, timestamp: int, trace: Sequence[tuple[str, str]]
-    ) -> Headers:
-        """All headers of one attempt made at *timestamp* (unix seconds); *trace* is its trace context."""
-        headers = [*self.fixed, ("webhook-id", message_id), ("webhook-timestamp", str(timestamp)), *trace]
-        if self.signing_keys:
-            signature = sign(self.signing_keys, webhook_id=message_id, timestamp=timestamp, body=content)
-            headers.append(("webhook-signature", signature))
-        return headers
+_FIXED = (
+    ("content-type", "application/json"),
+    ("user-agent", USER_AGENT),
+    ("accept", "*/*"),
+    ("accept-encoding", "identity"),
+)
 
 
-def _basic(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.username is None:
-        return ""
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
+def attempt_headers(
+    endpoint: Endpoint, message_id: str, content: bytes, *, timestamp: int, trace: Sequence[tuple[str, str]]
+) -> Headers:
+    """All headers of one attempt made at *timestamp* (unix seconds); *trace* is its trace context."""
+    headers = [*_FIXED, *endpoint.headers]
+    headers += [("webhook-id", message_id), ("webhook-timestamp", str(timestamp)), *trace]
+    if endpoint.signing_keys:
+        signature = sign(endpoint.signing_keys, webhook_id=message_id, timestamp=timestamp, body=content)
+        headers.append(("webhook-signature", signature))
+    return headers

@@ -1,4 +1,4 @@
-"""Owns what one attempt ended with, and how long to wait before the next."""
+"""Owns what one attempt ended with, what follows from it, and how long to wait before the next. Pure."""
 
 import random
 import re
@@ -8,8 +8,12 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+from otel_step_hook.delivery.model import Delivery, Result
+
 _SUCCESS = range(200, 300)
 _GONE = 410
+_OVERLOADED = frozenset({408, 425, 429})  # and all from 500 on: the endpoint is not what it should be
+_SERVER_ERROR = 500
 
 _DELAY_SECONDS = re.compile(r"[0-9]{1,10}")  # up to 317 years; `int` alone would take "+5", "1_000" and "١٢٠"
 _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
@@ -27,8 +31,9 @@ _HTTP_DATE = re.compile(
 class AttemptResult:
     """What one attempt to deliver ended with.
 
-    *error_type* is None exactly when a 2xx arrived; else it is the status code as text, "timeout", or the
-    class name of an exception: a bounded set, fit for a metric's label. ValueError if the two disagree.
+    *error_type* is None when the event has been accepted; else it is the status code as text, "timeout", or the
+    class name of an exception: a bounded set, fit for a metric's label. A status code, if there is one, agrees:
+    ValueError if not.
     *retry_after* is in seconds. *directive* is the answer's `webhook-delivery` header; "disable" asks for no
     further events, along with a 2xx too. *is_stale*: a kept-alive connection died before one byte of an
     answer came, so the request is resent once, at once. *excerpt* may echo secrets: it is not in the repr.
@@ -43,16 +48,15 @@ class AttemptResult:
     excerpt: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
-        # A result that is neither would count as delivered, and its step would be lost without a word.
-        if self.is_success != (self.status_code in _SUCCESS):
+        if self.status_code is not None and self.is_success != (self.status_code in _SUCCESS):
             raise ValueError(
                 f"an AttemptResult has status_code={self.status_code} and error_type={self.error_type!r}; "
-                "expected no error_type with a 2xx, and one without; set error_type to what went wrong"
+                "expected no error_type with a 2xx, and one with any other status"
             )
 
     @property
     def is_success(self) -> bool:
-        """Whether the receiver has taken the event."""
+        """Whether the event has been accepted."""
         return self.error_type is None
 
     @property
@@ -61,9 +65,15 @@ class AttemptResult:
         return not self.is_success and (self.status_code == _GONE or self.directive != "")
 
     @property
-    def is_expected(self) -> bool:
-        """Whether this is an everyday failure, a timeout or a non-2xx (a warning), not an error of ours."""
-        return not self.is_success and (self.status_code is not None or self.error_type == "timeout")
+    def is_outage(self) -> bool:
+        """Whether this says that the endpoint is down or overloaded, for whatever event."""
+        status = self.status_code
+        return not self.is_success and (status is None or status >= _SERVER_ERROR or status in _OVERLOADED)
+
+
+def is_expected(error_type: str) -> bool:
+    """Whether this is an everyday failure, a timeout or a status (a warning), not an error."""
+    return error_type == "timeout" or error_type.isdigit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +100,55 @@ class RetryPolicy:
         for no more than max_backoff. None when the wait would end at or beyond give_up_after, counted from
         the step's end, *elapsed* seconds ago.
         """
-        jittered = self._backoff(attempt) * (0.5 + rand() / 2)
-        delay = max(jittered, min(retry_after or 0.0, self.max_backoff))
+        delay = max(self.backoff(attempt, rand=rand), min(retry_after or 0.0, self.max_backoff))
         return delay if elapsed + delay < self.give_up_after else None
 
-    def _backoff(self, attempt: int) -> float:
+    def backoff(self, attempt: int, *, rand: Callable[[], float] = random.random) -> float:
+        """Seconds to wait after failed *attempt*, half of them certain and half left to *rand*."""
         try:
             grown = self.initial_backoff * float(self.backoff_multiplier) ** (attempt - 1)
         except OverflowError:  # more than a float holds
-            return self.max_backoff if self.initial_backoff else 0.0
-        return min(grown, self.max_backoff)
+            grown = self.max_backoff if self.initial_backoff else 0.0
+        return min(grown, self.max_backoff) * (0.5 + rand() / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The delivery has come to its *result*; *error_type* says why it was discarded."""
+
+    result: Result
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryIn:
+    """The next attempt is due after *delay* seconds."""
+
+    delay: float
+
+
+def decide(
+    delivery: Delivery,
+    result: AttemptResult,
+    policy: RetryPolicy,
+    *,
+    elapsed: float,
+    left: float,
+    rand: Callable[[], float] = random.random,
+) -> Finish | RetryIn:
+    """What follows from the *result* of an attempt, *elapsed* seconds after the step's end.
+
+    *left* is how many seconds are left until the process stops, infinite while it does not and for a store that
+    outlives it. What was accepted without a status was handed over: whoever took it is no receiver.
+    """
+    if result.error_type is None:
+        return Finish("handed_over" if result.status_code is None else "delivered")
+    if result.is_final:
+        return Finish("discarded", result.error_type)
+    delay = policy.next_delay(delivery.attempts, elapsed=elapsed, retry_after=result.retry_after, rand=rand)
+    if delay is None:
+        return Finish("discarded", result.error_type)
+    return Finish("discarded", "shutdown") if delay >= left else RetryIn(delay)
 
 
 def parse_retry_after(value: str | None, *, now: float) -> float | None:

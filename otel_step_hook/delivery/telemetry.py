@@ -1,9 +1,8 @@
-"""Delivery spans and metrics: owns the tracer and the meter.
+"""Delivery spans, and what is counted beside them: owns the tracer.
 
 Spans follow the HTTP semantic conventions (stable); everything else is named ``step_hook.*``.
 """
 
-import functools
 import hashlib
 import logging
 import time
@@ -12,10 +11,8 @@ from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-from opentelemetry import metrics
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
@@ -39,40 +36,14 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from otel_step_hook.delivery.log import Trouble, where
-from otel_step_hook.delivery.request import Headers, webhook_id
-from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.steps.event import SCOPE, StepEvent
+from otel_step_hook.delivery.log import RateLimitedLog, where
+from otel_step_hook.delivery.metrics import Instruments
+from otel_step_hook.delivery.model import Delivery, Endpoint, Headers, Pipeline
+from otel_step_hook.delivery.retry import AttemptResult, Finish
+from otel_step_hook.steps.event import SCOPE
 from otel_step_hook.version import __version__
 
 _PIPELINES = 16  # tracers kept, one per pipeline and resource; a process has one or two
-
-
-class Pipeline(NamedTuple):
-    """Where the spans of one provider go: its processors and its resource.
-
-    *processor* is None where the SDK does not show it: then the global provider is used.
-    """
-
-    processor: SpanProcessor | None
-    resource: Resource
-
-
-class Delivery:
-    """All attempts to tell one event, and what is known of them so far. Owned by the worker's thread."""
-
-    __slots__ = ("attempts", "body", "deadline", "error_type", "event", "id", "is_expected", "pipeline", "span")
-
-    def __init__(self, event: StepEvent, pipeline: Pipeline, body: bytes, deadline: float) -> None:
-        self.event = event
-        self.pipeline = pipeline
-        self.body = body
-        self.deadline = deadline  # monotonic seconds: when it is given up
-        self.id = webhook_id(event)
-        self.attempts = 0
-        self.error_type = "expired"  # why it failed last; this when it was never attempted
-        self.is_expected = False  # whether that was an everyday failure, such as a 503
-        self.span: Span | None = None
 
 
 def shown_url(url: str) -> str:
@@ -105,29 +76,6 @@ def span_id_of(message_id: str, endpoint: str) -> int:
     return int.from_bytes(hashlib.sha256(named).digest()[:8], "big") or 1
 
 
-class Instruments(NamedTuple):
-    """The metrics; no-ops without a MeterProvider."""
-
-    deliveries: metrics.Counter
-    attempts: metrics.Counter
-    dropped: metrics.Counter
-    duration: metrics.Histogram
-    queue_size: metrics.UpDownCounter
-
-    @classmethod
-    @functools.cache
-    def of_this_process(cls) -> "Instruments":
-        """One set per process: the SDK warns of an instrument that is made twice."""
-        meter = metrics.get_meter(SCOPE, __version__)
-        return cls(
-            meter.create_counter("step_hook.deliveries", "{delivery}", "Deliveries that have had their last word"),
-            meter.create_counter("step_hook.attempts", "{attempt}", "Attempts to deliver"),
-            meter.create_counter("step_hook.dropped", "{event}", "Steps lost before they were stored"),
-            meter.create_histogram("step_hook.delivery.duration", "s", "From the step's end to the last word"),
-            meter.create_up_down_counter("step_hook.queue.size", "{event}", "Events without a last word"),
-        )
-
-
 class _PipelineTracer(NamedTuple):
     tracer: Tracer
     ids: _Ids | None
@@ -135,10 +83,10 @@ class _PipelineTracer(NamedTuple):
 
 
 class _Recording:
-    """Swallows, and tells of, what the application's processors and exporters raise: a webhook is worth more."""
+    """Swallows, and logs, what the application's processors and exporters raise: a webhook is worth more."""
 
-    def __init__(self, trouble: Trouble) -> None:
-        self._trouble = trouble
+    def __init__(self, log: RateLimitedLog) -> None:
+        self._log = log
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -146,23 +94,25 @@ class _Recording:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         if not isinstance(error, Exception | SystemExit):  # SystemExit would end nothing but the deliveries
             return False
-        self._trouble.tell(logging.ERROR, "telemetry", f"a delivery could not be recorded: {where(error)}")
+        self._log.log(logging.ERROR, "telemetry", f"a delivery could not be recorded: {where(error)}")
         return True
 
 
 class Telemetry:
     """Writes the spans and metrics of deliveries. Used by the worker's thread alone; never raises."""
 
-    def __init__(self, url: str, trouble: Trouble) -> None:
-        parts = urlsplit(url)
-        self._endpoint = url
-        self._recording = _Recording(trouble)
+    def __init__(self, endpoint: Endpoint, log: RateLimitedLog) -> None:
+        parts = urlsplit(endpoint.url)
+        self._endpoint = endpoint
+        self._recording = _Recording(log)
         self.instruments = Instruments.of_this_process()
+        self._labels = {"endpoint": endpoint.name}
         self._attributes: dict[str, str | int] = {
             HTTP_REQUEST_METHOD: "POST",
             SERVER_ADDRESS: parts.hostname or "",
             SERVER_PORT: parts.port or (443 if parts.scheme == "https" else 80),
-            URL_FULL: shown_url(url),
+            URL_FULL: shown_url(endpoint.url),
+            "step_hook.endpoint": endpoint.name,
         }
         self._tracers: OrderedDict[tuple[int, int], _PipelineTracer] = OrderedDict()
         self._propagator = TraceContextTextMapPropagator()
@@ -191,25 +141,24 @@ class Telemetry:
         """End *span* with what the attempt came to; None when we broke it off ourselves."""
         error_type = "shutdown" if result is None else result.error_type
         with self._recording:
-            self.instruments.attempts.add(1, {ERROR_TYPE: error_type} if error_type else {})
+            self.instruments.attempts.add(1, self._labels | ({ERROR_TYPE: error_type} if error_type else {}))
         with self._recording:
             if result is not None:
                 _describe(span, result)
             span.end()
 
-    def end_delivery(self, delivery: Delivery, error_type: str | None) -> None:
-        """The last word: delivered, or discarded because of *error_type*."""
-        result = "delivered" if error_type is None else "discarded"
+    def end_delivery(self, delivery: Delivery, finish: Finish) -> None:
+        """Record the result of *delivery*."""
         end_time = delivery.event.end_time
         with self._recording:
-            labels = {"outcome": str(delivery.event.outcome), "result": result}
+            labels = {**self._labels, "outcome": str(delivery.event.outcome), "result": finish.result}
             self.instruments.deliveries.add(1, labels)
             self.instruments.duration.record(max(0.0, (time.time_ns() - end_time) / 1e9), labels)
         with self._recording:
             span = self._delivery_span(delivery)
-            span.set_attributes({"step_hook.attempts": delivery.attempts, "step_hook.result": result})
-            if error_type is not None:
-                span.set_attribute(ERROR_TYPE, error_type)
+            span.set_attributes({"step_hook.attempts": delivery.attempts, "step_hook.result": finish.result})
+            if finish.error_type is not None:
+                span.set_attribute(ERROR_TYPE, finish.error_type)
                 span.set_status(StatusCode.ERROR)
             # Clocks are set back now and then; a span that ends before it starts helps nobody.
             span.end(max(time.time_ns(), end_time))
@@ -217,18 +166,13 @@ class Telemetry:
     def dropped(self, reason: str, count: int) -> None:
         """Count *count* steps that were lost before they were stored."""
         with self._recording:
-            self.instruments.dropped.add(count, {"reason": reason})
-
-    def queue_size_changed(self, by: int) -> None:
-        """Count the events that came in, or had their last word."""
-        with self._recording:
-            self.instruments.queue_size.add(by)
+            self.instruments.dropped.add(count, {**self._labels, "reason": reason})
 
     def _delivery_span(self, delivery: Delivery) -> Span:
         if delivery.span is None:
             event, known = delivery.event, self._of(delivery.pipeline)
             if known.ids is not None:
-                known.ids.next_span_id = span_id_of(delivery.id, self._endpoint)
+                known.ids.next_span_id = span_id_of(delivery.id, self._endpoint.url)
             delivery.span = known.tracer.start_span(
                 "step_hook.deliver",
                 # An empty context: nothing of whatever runs here may leak into the application's trace.
@@ -238,6 +182,8 @@ class Telemetry:
                     "step_hook.step_id": event.step_id.encode("utf-8", "replace").decode(),
                     "step_hook.outcome": str(event.outcome),
                     "step_hook.webhook_id": delivery.id,
+                    "step_hook.endpoint": self._endpoint.name,
+                    SERVER_ADDRESS: self._attributes[SERVER_ADDRESS],
                 },
             )
         return delivery.span

@@ -1,4 +1,4 @@
-"""One attempt: owns httpx, the connections and the look-up of the endpoint's addresses."""
+"""HTTP by httpx: owns httpx, the connections and the look-up of the endpoint's addresses."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import importlib
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -14,13 +14,15 @@ from typing import Any, Literal, Protocol
 import httpx
 
 from otel_step_hook.addresses import is_metadata_address
-from otel_step_hook.delivery.request import Headers
+from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.model import Endpoint, Headers, TlsFiles
 from otel_step_hook.delivery.retry import AttemptResult, parse_retry_after
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.settings import StepHookSettings
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
 _ANSWER_TIME = 1.0  # seconds the body of an answer may take; the outcome is known before it
+_LATE = 0.5  # seconds after its time that a timer fires in a process that was stopped, and in no other
+_GRACE = 0.2  # seconds to read what has come meanwhile
 _ADDRESS_AGE = 30.0  # seconds a look-up is used again: a receiver that moves is followed within this time
 _FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
 _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
@@ -43,16 +45,16 @@ class _LookUp:
     until: float
 
 
-class Endpoint:
-    """Where webhooks go, shared by all lanes: URL, TLS, addresses.
+class Origin:
+    """Where the requests to an endpoint go, shared by its connections: URL, TLS, addresses.
 
     Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
     """
 
-    def __init__(self, settings: StepHookSettings) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         try:
-            self.url = httpx.URL(settings.webhook or "").copy_with(username=None, password=None, fragment=None)
-            self.proxy = httpx.URL(settings.proxy) if settings.proxy else None
+            self.url = httpx.URL(endpoint.url)
+            self.proxy = httpx.URL(endpoint.proxy) if endpoint.proxy else None
             for url in filter(None, (self.url, self.proxy)):
                 url.raw_host.decode("ascii").encode("idna")  # as the resolver will: no label empty or too long
         except (httpx.InvalidURL, ValueError):
@@ -60,9 +62,9 @@ class Endpoint:
                 "STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_PROXY is not a URL that can be used; "
                 "expected an absolute URL such as https://example.com/hook"
             ) from None
-        self._files = (settings.certificate, settings.client_certificate, settings.client_key)
-        if any(self._files) or "https" in {self.url.scheme, self.proxy and self.proxy.scheme}:
-            _ = self.tls  # now: a file that cannot be used is told at start-up; and see above
+        self._files = endpoint.tls
+        if endpoint.tls != TlsFiles() or "https" in {self.url.scheme, self.proxy and self.proxy.scheme}:
+            _ = self.tls  # now: a file that cannot be used is reported at start-up; and see above
         self.host = self.url.raw_host.decode("ascii")
         self.tls_name = self.host.removesuffix(".")  # a certificate never has the dot that makes a name absolute
         self.port = self.url.port or (443 if self.url.scheme == "https" else 80)
@@ -73,14 +75,16 @@ class Endpoint:
     @cached_property
     def tls(self) -> ssl.SSLContext:
         """One context for all connections; making one takes 30 ms."""
-        certificate, client_certificate, client_key = self._files
+        files = self._files
         try:
-            context = ssl.create_default_context(cafile=certificate) if certificate else httpx.create_ssl_context()
-            if client_certificate:
+            authorities = files.certificate
+            context = ssl.create_default_context(cafile=authorities) if authorities else httpx.create_ssl_context()
+            if files.client_certificate:
                 # With a password, if an empty one: without, OpenSSL asks for it on the terminal, and waits.
-                context.load_cert_chain(client_certificate, client_key, password="")
+                context.load_cert_chain(files.client_certificate, files.client_key, password="")
         except (OSError, ValueError) as error:
-            names = [name for name, path in zip(_FILES, self._files, strict=True) if path] or ["SSL_CERT_FILE"]
+            paths = (files.certificate, files.client_certificate, files.client_key)
+            names = [name for name, path in zip(_FILES, paths, strict=True) if path] or ["SSL_CERT_FILE"]
             raise ConfigurationError(
                 f"{' or '.join(names)} cannot be used ({type(error).__name__}); expected the path of a PEM file that "
                 "can be read; a key belongs to its certificate and has no password"
@@ -93,7 +97,7 @@ class Endpoint:
         Raises OSError when the name cannot be resolved and `MetadataAddressRefused` when nothing
         but addresses of metadata services is left.
         """
-        if time.monotonic() < self._look_up.until:
+        if monotonic() < self._look_up.until:
             return self._look_up.addresses
         loop = asyncio.get_running_loop()  # ours shares a look-up that is under way between those who wait for it
         found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
@@ -103,7 +107,7 @@ class Endpoint:
             raise MetadataAddressRefused
         known = self._look_up.addresses  # in the order that `forget` has left
         allowed.sort(key=lambda address: known.index(address) if address in known else len(known))
-        self._look_up = _LookUp(allowed, time.monotonic() + _ADDRESS_AGE)
+        self._look_up = _LookUp(allowed, monotonic() + _ADDRESS_AGE)
         return allowed
 
     def url_at(self, address: str) -> httpx.URL:
@@ -117,40 +121,40 @@ class Endpoint:
         self._look_up = _LookUp(sorted(self._look_up.addresses, key=lambda known: known == address), 0.0)
 
 
-def connector(settings: StepHookSettings) -> Callable[[], "Lane"]:
-    """What makes the lanes to the endpoint of *settings*, in any event loop.
+def connector(endpoint: Endpoint) -> Callable[[], "HttpxTransport"]:
+    """What makes the connections to *endpoint*, in any event loop.
 
     Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
     """
-    endpoint = Endpoint(settings)
-    return lambda: Lane(endpoint)
+    origin = Origin(endpoint)
+    return lambda: HttpxTransport(origin)
 
 
 class _Closable(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Lane:
-    """One connection to the endpoint, used for one attempt at a time.
+class HttpxTransport:
+    """One connection to the endpoint, used for one request at a time.
 
     One connection each, because httpcore's pool walks all of its connections for every request:
     with 32 in flight on one shared client most of the time goes there.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        proxy = endpoint.proxy
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        proxy = origin.proxy
         self._transport = httpx.AsyncHTTPTransport(
-            verify=endpoint.tls if endpoint.url.scheme == "https" else _UNUSED,
+            verify=origin.tls if origin.url.scheme == "https" else _UNUSED,
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=5.0),
-            proxy=proxy and httpx.Proxy(proxy, ssl_context=endpoint.tls if proxy.scheme == "https" else None),
+            proxy=proxy and httpx.Proxy(proxy, ssl_context=origin.tls if proxy.scheme == "https" else None),
         )
         self._half_open: _Closable | None = None  # a connection that has not agreed on TLS yet
         self._has_answered = False  # on the connection that may be kept
         self._peer: tuple[str, int] | None = None
 
-    async def post(self, content: bytes, headers: Headers, timeout: float) -> AttemptResult:
-        """Make one attempt within *timeout* seconds, DNS, connect and TLS included; never raises for the world.
+    async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:
+        """Make one request within *timeout* seconds, DNS, connect and TLS included; never raises for the world.
 
         The outcome is the status line's. What comes after it is read up to `ANSWER_LIMIT` and
         cannot change it.
@@ -158,7 +162,7 @@ class Lane:
         self._peer = None
         was_kept, self._has_answered = self._has_answered, False
         try:
-            async with asyncio.timeout(timeout):
+            async with _deadline(timeout):
                 response = await self._answer(content, headers, timeout)
         except (httpx.HTTPError, OSError, MetadataAddressRefused) as error:
             return await self._failure(error, is_stale=was_kept and _is_stale(error))
@@ -169,7 +173,7 @@ class Lane:
 
     async def _failure(self, error: Exception, *, is_stale: bool) -> AttemptResult:
         if self._peer is not None and not is_stale:
-            self._endpoint.forget(self._peer[0])
+            self._origin.forget(self._peer[0])
         # httpcore takes a tunnel whose TLS has failed for a connection in use, and would wait for it
         # in every attempt to come.
         await self._hang_up()
@@ -190,32 +194,32 @@ class Lane:
             self._half_open = None
 
     async def _answer(self, content: bytes, headers: Headers, timeout: float) -> httpx.Response:
-        if self._endpoint.proxy is not None:  # which resolves the name itself
-            return await self._send(self._endpoint.url, content, headers, {})
-        *first, last = await self._endpoint.addresses()
+        if self._origin.proxy is not None:  # which resolves the name itself
+            return await self._send(self._origin.url, content, headers, {})
+        *first, last = await self._origin.addresses()
         for tried, address in enumerate(first):
             with contextlib.suppress(httpx.ConnectError, httpx.ConnectTimeout):
                 return await self._send_to(address, content, headers, timeout / (len(first) + 1 - tried))
-            self._endpoint.forget(address)
+            self._origin.forget(address)
         return await self._send_to(last, content, headers, timeout)
 
     async def _send_to(self, address: str, content: bytes, headers: Headers, connect: float) -> httpx.Response:
-        endpoint = self._endpoint
-        self._peer = (address, endpoint.port)
+        origin = self._origin
+        self._peer = (address, origin.port)
         extensions: dict[str, object] = {"timeout": {"connect": connect}}
-        if endpoint.url.scheme == "https":
+        if origin.url.scheme == "https":
             extensions["trace"] = self._note_half_open
-        if address == endpoint.host:
-            return await self._send(endpoint.url, content, headers, extensions)
+        if address == origin.host:
+            return await self._send(origin.url, content, headers, extensions)
         # The request goes to the address that was looked up and checked, so that a name cannot lead
         # elsewhere between check and connect; the certificate is still verified against the name.
-        extensions["sni_hostname"] = endpoint.tls_name
-        return await self._send(endpoint.url_at(address), content, headers, extensions)
+        extensions["sni_hostname"] = origin.tls_name
+        return await self._send(origin.url_at(address), content, headers, extensions)
 
     async def _send(
         self, url: httpx.URL, content: bytes, headers: Headers, extensions: dict[str, object]
     ) -> httpx.Response:
-        headers = [("host", self._endpoint.netloc), *headers]
+        headers = [("host", self._origin.netloc), *headers]
         request = httpx.Request("POST", url, headers=headers, content=content, extensions=extensions)
         return await self._transport.handle_async_request(request)
 
@@ -253,6 +257,27 @@ class Lane:
     async def aclose(self) -> None:
         """Close the connection."""
         await self._hang_up()
+
+
+@contextlib.asynccontextmanager
+async def _deadline(timeout: float) -> AsyncIterator[None]:
+    """Raise TimeoutError after *timeout* seconds; a process that was stopped meanwhile looks into the socket first.
+
+    After SIGSTOP, or the sleep of a laptop, the answer may be there and the time is over: the answer wins.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as scope:
+
+        def expire() -> None:
+            is_late = loop.time() - due > _LATE
+            scope.reschedule(loop.time() + (_GRACE if is_late else 0.0))
+
+        due = loop.time() + timeout
+        timer = loop.call_at(due, expire)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _stream(response: httpx.Response) -> httpx.AsyncByteStream:

@@ -38,16 +38,24 @@ def test_deliveries_attempts_drops_durations_and_the_queue_are_counted(
     assert (ended.code, len(ended.out)) == (0, 2)
     during, after = map(metric_points, ended.out)
     deliveries = {
-        "outcome=failed, result=delivered": 1,
-        "outcome=cancelled, result=discarded": 1,
-        "outcome=success, result=delivered": 1,
-        "outcome=success, result=discarded": 2,
+        "endpoint=default, outcome=failed, result=delivered": 1,
+        "endpoint=default, outcome=cancelled, result=discarded": 1,
+        "endpoint=default, outcome=success, result=delivered": 1,
+        "endpoint=default, outcome=success, result=discarded": 2,
     }
-    assert during["step_hook.queue.size {event}"] == {"": 1}
+    assert during["step_hook.queue.size {event}"] == {"endpoint=default": 1}
+    assert during["step_hook.queue.oldest s"]["endpoint=default"] > 0
     assert after == {
         "step_hook.deliveries {delivery}": deliveries,
         "step_hook.delivery.duration s": deliveries,
-        "step_hook.attempts {attempt}": {"error.type=503": 1, "error.type=410": 1, "error.type=shutdown": 1, "": 2},
-        "step_hook.dropped {event}": {"reason=queue_full": 3},
-        "step_hook.queue.size {event}": {"": 0},
+        "step_hook.attempts {attempt}": {
+            "endpoint=default, error.type=503": 1,
+            "endpoint=default, error.type=410": 1,
+            "endpoint=default, error.type=shutdown": 1,
+            "endpoint=default": 2,
+        },
+        "step_hook.dropped {event}": {"endpoint=default, reason=queue_full": 3},
+        "step_hook.queue.size {event}": {"endpoint=default": 0},
+        "step_hook.queue.oldest s": {"endpoint=default": 0},
+        "step_hook.circuit.open 1": {"endpoint=default": 0},
     }

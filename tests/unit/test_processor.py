@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanContext, StatusCode
 from support import NewPipeline, Pipeline, log_lines
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
-from otel_step_hook.delivery.telemetry import Instruments
+from otel_step_hook.delivery.metrics import Instruments
 from otel_step_hook.steps.event import MAX_STEP_ID, generated_step_id
 from otel_step_hook.testing import Received, ScriptedReceiver
 

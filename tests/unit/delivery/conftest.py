@@ -9,7 +9,7 @@ from delivering import WAIT, NewRig, Rig, threads, wait_until
 from sending import Names, authority
 
 from otel_step_hook.delivery import worker
-from otel_step_hook.delivery.dispatch import Sender
+from otel_step_hook.delivery.sender import Transport
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def rigged() -> Iterator[NewRig]:
     """Makes workers; at the end they are shut down, and no thread of theirs is left."""
     made: list[Rig] = []
 
-    def rig(connect: Callable[[], Sender] | None = None, **settings: object) -> Rig:
+    def rig(connect: Callable[[], Transport] | None = None, **settings: object) -> Rig:
         made.append(Rig(connect, **settings))
         return made[-1]
 

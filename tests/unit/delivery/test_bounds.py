@@ -14,7 +14,9 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
-from otel_step_hook.delivery.log import Trouble
+from otel_step_hook.delivery import dispatch, loop, sender, transport, worker
+from otel_step_hook.delivery.log import RateLimitedLog
+from otel_step_hook.delivery.memory import MemoryStore
 
 HOUR = 3600.0  # seconds
 QUEUE = 4  # steps that may wait
@@ -65,7 +67,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
             return ready
 
     monkeypatch.setattr(time, "monotonic", virtual)
-    monkeypatch.setattr(Trouble.__init__, "__defaults__", (virtual,))  # bound when it was imported
+    for module in (dispatch, loop, sender, transport, worker):
+        monkeypatch.setattr(module, "monotonic", virtual)
+    # Bound when they were imported.
+    monkeypatch.setattr(RateLimitedLog.__init__, "__defaults__", (virtual,))
+    monkeypatch.setattr(MemoryStore.__init__, "__kwdefaults__", {"monotonic": virtual})
     monkeypatch.setattr(selectors, "DefaultSelector", Selector)
     return virtual
 

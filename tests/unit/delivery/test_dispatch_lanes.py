@@ -8,14 +8,14 @@ import pytest
 from delivering import DELIVERED, WAIT, NewRig, Rig, Script, event, failed, wait_until
 from sending import OK, answering
 
+from otel_step_hook.delivery.model import Delivery
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.telemetry import Delivery
 from otel_step_hook.testing import HostileReceiver, read_request
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_no_more_attempts_are_in_flight_than_allowed(rigged: NewRig, concurrency: int) -> None:
-    """STEP_COMPLETE_CONCURRENCY is never exceeded, and it is reached; the queue keeps its order."""
+    """STEP_COMPLETE_CONCURRENCY is never exceeded, and it is reached."""
     answer = threading.Event()
     script = Script(*[answer] * concurrency)
     rig = rigged(script, concurrency=concurrency)
@@ -25,7 +25,7 @@ def test_no_more_attempts_are_in_flight_than_allowed(rigged: NewRig, concurrency
     assert rig.worker.flush(WAIT)
     rig.worker.shutdown(WAIT)
     assert (script.most_in_flight, script.made, script.closed) == (concurrency, concurrency, concurrency)
-    assert [post.body for post in script.posts] == [b'{"step_id": "step-%d"}' % number for number in range(50)]
+    assert {post.body for post in script.posts} == {b'{"step_id": "step-%d"}' % number for number in range(50)}
 
 
 def test_a_slow_delivery_delays_no_other(rigged: NewRig) -> None:

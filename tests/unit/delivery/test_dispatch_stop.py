@@ -9,8 +9,8 @@ import pytest
 from delivering import AT_ONCE, DELIVERED, WAIT, NewRig, Script, counts, event, failed, polled, seconds, wait_until
 from sending import OK
 
-from otel_step_hook.delivery.dispatch import Sender
 from otel_step_hook.delivery.retry import AttemptResult
+from otel_step_hook.delivery.sender import Transport
 from otel_step_hook.testing import HostileReceiver, read_request
 
 
@@ -78,9 +78,7 @@ class Leaving(Script):
         return self._result
 
 
-def test_a_step_that_comes_in_after_the_time_to_stop_is_discarded_visibly(
-    rigged: NewRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_comes_in_after_the_time_to_stop_is_discarded_visibly(rigged: NewRig) -> None:
     """A step that is submitted in the very moment of the shutdown, while attempts are cut off, is no exception."""
     script = Leaving(threading.Event())
     rig = rigged(script)
@@ -88,9 +86,8 @@ def test_a_step_that_comes_in_after_the_time_to_stop_is_discarded_visibly(
     script.wait_for(1)
     rig.worker.shutdown(0)
     assert script.is_cancelled.wait(WAIT)
-    with monkeypatch.context() as moment:
-        moment.setattr(rig.worker, "is_closed", lambda: False)  # it was not, when submit() looked
-        rig.submit(event("too late"))
+    rig.worker._here().store.put(event("too late"), rig.pipeline)  # it was not closed, when submit() looked
+    assert not rig.worker.flush(0)  # wakes it, as submit() does
     wait_until(lambda: rig.results)
     script.may_end.set()
     assert rig.worker.flush(WAIT)
@@ -114,7 +111,7 @@ def test_closing_has_a_limit(rigged: NewRig) -> None:
     """A sender that cannot be closed delays the shutdown only a little."""
 
     class Stubborn:
-        async def post(self, *_: object) -> AttemptResult:
+        async def post(self, *_: object, **__: object) -> AttemptResult:
             return DELIVERED
 
         async def aclose(self) -> None:
@@ -147,7 +144,7 @@ def test_a_sender_that_cannot_be_made_is_survived(rigged: NewRig, caplog: pytest
     script = Script()
     faults = [OSError("sekret")]
 
-    def connect() -> Sender:
+    def connect() -> Transport:
         if faults:
             raise faults.pop()
         return script()

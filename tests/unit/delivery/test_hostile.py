@@ -137,8 +137,8 @@ def test_an_answer_that_is_no_http_is_a_failure_with_a_type() -> None:
         "NUL in a header": HEAD + b"x: a\x00b\r\n\r\n",
     }
     results = answers_to({name: answering(answer, then_close=True) for name, answer in answers.items()})
-    outcomes = {name: (one.error_type, one.status_code, one.is_expected, one.is_stale) for name, one in results.items()}
-    assert outcomes == dict.fromkeys(results, ("RemoteProtocolError", None, False, False))
+    outcomes = {name: (one.error_type, one.status_code, one.is_outage, one.is_stale) for name, one in results.items()}
+    assert outcomes == dict.fromkeys(results, ("RemoteProtocolError", None, True, False))
 
 
 def test_a_reset_after_the_request_is_a_failure_with_a_type() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_step_hook.delivery.log import EVERY, KINDS, Trouble, printable, say, where
+from otel_step_hook.delivery.log import EVERY, KINDS, RateLimitedLog, log_safely, printable, where
 
 
 class Clock:
@@ -39,10 +39,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def trouble(clock: Clock) -> Trouble:
+def trouble(clock: Clock) -> RateLimitedLog:
     """What tells of trouble by *clock*."""
-    told = Trouble(clock)
-    told.use(clock.schedule)
+    told = RateLimitedLog(clock)
+    told.use_timer(clock.schedule)
     return told
 
 
@@ -54,11 +54,11 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
 
 
 def test_trouble_is_told_at_once_and_then_once_a_minute(
-    trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture
+    trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first of a kind at once; what repeats is counted, and told with the latest message a minute later."""
     for number in range(5):
-        trouble.tell(logging.WARNING, "slow", f"slow {number}")
+        trouble.log(logging.WARNING, "slow", f"slow {number}")
         clock.advance(1.0)
     assert lines(caplog) == [(logging.WARNING, "slow 0")]
     clock.advance(EVERY - 5.0)
@@ -69,11 +69,11 @@ def test_trouble_is_told_at_once_and_then_once_a_minute(
 
 
 def test_trouble_that_goes_on_is_told_every_minute(
-    trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture
+    trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A receiver that is down for an hour is about sixty lines, and every failure is in a count."""
     for number in range(3600):
-        trouble.tell(logging.WARNING, "down", f"down {number}")
+        trouble.log(logging.WARNING, "down", f"down {number}")
         clock.advance(1.0)
     clock.advance(EVERY)
     told = lines(caplog)
@@ -83,31 +83,31 @@ def test_trouble_that_goes_on_is_told_every_minute(
 
 
 def test_trouble_after_a_quiet_minute_is_told_at_once(
-    trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture
+    trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What has not happened for a minute is news."""
-    trouble.tell(logging.WARNING, "slow", "first")
+    trouble.log(logging.WARNING, "slow", "first")
     clock.advance(EVERY)
-    trouble.tell(logging.WARNING, "slow", "second")
+    trouble.log(logging.WARNING, "slow", "second")
     assert [message for _, message in lines(caplog)] == ["first", "second"]
 
 
 def test_what_has_happened_many_times_is_told_once_and_counted(
-    trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture
+    trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A thousand at once are one line now and one count later, as if they had come one by one."""
-    trouble.tell(logging.ERROR, "dropped", "first", 1000)
-    trouble.tell(logging.ERROR, "dropped", "second", 2)
+    trouble.log(logging.ERROR, "dropped", "first", 1000)
+    trouble.log(logging.ERROR, "dropped", "second", 2)
     assert lines(caplog) == [(logging.ERROR, "first")]
     clock.advance(EVERY)
     assert lines(caplog) == [(logging.ERROR, "1001 more like this: second")]
 
 
-def test_each_kind_is_told_by_itself(trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_kind_is_told_by_itself(trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """One kind of trouble does not hide another; each count has its own minute."""
     for kind in ("slow", "down"):
-        trouble.tell(logging.WARNING, kind, f"{kind} first")
-        trouble.tell(logging.ERROR, kind, f"{kind} again")
+        trouble.log(logging.WARNING, kind, f"{kind} first")
+        trouble.log(logging.ERROR, kind, f"{kind} again")
         clock.advance(20.0)
     assert [message for _, message in lines(caplog)] == ["slow first", "down first"]
     clock.advance(EVERY - 40.0)
@@ -116,34 +116,34 @@ def test_each_kind_is_told_by_itself(trouble: Trouble, clock: Clock, caplog: pyt
     assert lines(caplog) == [(logging.ERROR, "1 more like this: down again")]
 
 
-def test_at_the_end_all_counts_are_told(trouble: Trouble, caplog: pytest.LogCaptureFixture) -> None:
+def test_at_the_end_all_counts_are_told(trouble: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
     """A process that ends within the minute still says how often."""
-    trouble.tell(logging.WARNING, "slow", "first")
-    trouble.tell(logging.WARNING, "slow", "second")
-    trouble.tell_rest(all_of_it=True)
-    trouble.tell_rest(all_of_it=True)
+    trouble.log(logging.WARNING, "slow", "first")
+    trouble.log(logging.WARNING, "slow", "second")
+    trouble.log_counts(all_of_them=True)
+    trouble.log_counts(all_of_them=True)
     assert [message for _, message in lines(caplog)] == ["first", "1 more like this: second"]
 
 
 def test_without_a_schedule_counts_are_kept_until_somebody_asks(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Between two loops nothing is scheduled, and nothing is forgotten."""
-    trouble = Trouble(clock)
+    trouble = RateLimitedLog(clock)
     for _ in range(3):
-        trouble.tell(logging.WARNING, "slow", "slow")
-    trouble.tell_rest()
+        trouble.log(logging.WARNING, "slow", "slow")
+    trouble.log_counts()
     assert len(lines(caplog)) == 1
     clock.advance(EVERY)
-    trouble.use(clock.schedule)  # the next loop
+    trouble.use_timer(clock.schedule)  # the next loop
     clock.advance(0.0)
     assert lines(caplog) == [(logging.WARNING, "2 more like this: slow")]
 
 
-def test_an_outage_has_one_timer(trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_has_one_timer(trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Three kinds that go on for an hour, and each is told every minute: by one timer in all."""
     kinds = ("refused", "discarded", "queue full")
     for _ in range(3600):
         for kind in kinds:
-            trouble.tell(logging.ERROR, kind, kind)
+            trouble.log(logging.ERROR, kind, kind)
         assert len(clock.scheduled) <= 1
         clock.advance(1.0)
     clock.advance(EVERY)
@@ -154,20 +154,20 @@ def test_an_outage_has_one_timer(trouble: Trouble, clock: Clock, caplog: pytest.
         assert sum(counts) == 3599  # all but the first, which was told at once
 
 
-def test_kinds_without_end(trouble: Trouble, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_kinds_without_end(trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody can fill the memory or the log with ever new kinds of trouble; what is quiet for a minute makes room."""
     for _ in range(3):
         for number in range(10 * KINDS):
-            trouble.tell(logging.ERROR, number, f"odd {number}")
+            trouble.log(logging.ERROR, number, f"odd {number}")
         assert len(lines(caplog)) == KINDS
         clock.advance(EVERY)
         assert [message for _, message in lines(caplog)] == [f"{9 * KINDS} more like this: odd {10 * KINDS - 1}"]
         clock.advance(EVERY)
 
 
-def test_a_percent_sign_is_a_percent_sign(trouble: Trouble, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_percent_sign_is_a_percent_sign(trouble: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
     """A message is text, not a format."""
-    trouble.tell(logging.WARNING, "odd", "100 %s %(key)s")
+    trouble.log(logging.WARNING, "odd", "100 %s %(key)s")
     assert lines(caplog) == [(logging.WARNING, "100 %s %(key)s")]
 
 
@@ -182,14 +182,14 @@ def test_what_a_handler_raises_is_swallowed(error: type[BaseException]) -> None:
     logger, handler = logging.getLogger("otel_step_hook"), Raising()
     logger.addHandler(handler)
     try:
-        say(logging.ERROR, "anything")
+        log_safely(logging.ERROR, "anything")
     finally:
         logger.removeHandler(handler)
 
 
 def test_a_line_tells_where_it_was_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The record's file and function are those of whoever had something to say."""
-    say(logging.ERROR, "anything")
+    log_safely(logging.ERROR, "anything")
     assert caplog.records[0].funcName == "test_a_line_tells_where_it_was_logged"
 
 

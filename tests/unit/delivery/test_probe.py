@@ -11,9 +11,9 @@ from queue import SimpleQueue
 
 import pytest
 from pytest_httpserver import HTTPServer
-from sending import Names, answering, secured, server_context, silent
+from sending import Names, answering, endpoint_to, secured, server_context, silent
 
-from otel_step_hook import ConfigurationError, StepHookSettings, __version__
+from otel_step_hook import ConfigurationError, __version__
 from otel_step_hook.delivery.probe import Finding, probe, send_one
 from otel_step_hook.delivery.signing import new_secret
 from otel_step_hook.listener import Arrival, Listener
@@ -22,7 +22,7 @@ from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, re
 
 
 def _probe(url: str, *, patience: float = 5.0, **settings: str | None) -> list[Finding]:
-    return asyncio.run(probe(StepHookSettings(webhook=url, **settings), patience=patience))
+    return asyncio.run(probe(endpoint_to(url, **settings), patience=patience))
 
 
 def _tried(findings: list[Finding]) -> list[tuple[str, bool]]:
@@ -292,9 +292,9 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_send_one(step_receiver: ScriptedReceiver) -> None:
     """One attempt is made, as the processor makes it, with a trace context that asks nobody to record."""
     secret = new_secret()
-    settings = StepHookSettings(webhook=step_receiver.url, key="sesame", signing_secret=secret)
+    endpoint = endpoint_to(step_receiver.url, key="sesame", signing_secret=secret)
     step_receiver.answers(Answer(503, body=b"later"))
-    trial = asyncio.run(send_one(settings, "step-mine"))
+    trial = asyncio.run(send_one(endpoint, "step-mine"))
     assert (trial.step_id, trial.result.status_code, trial.result.excerpt) == ("step-mine", 503, b"later")
     assert 0 < trial.took < 10
     (received,) = step_receiver.received
@@ -305,8 +305,8 @@ def test_send_one(step_receiver: ScriptedReceiver) -> None:
 
 def test_send_one_under_a_new_id(step_receiver: ScriptedReceiver) -> None:
     """Without a step id each webhook tells of another step."""
-    settings = StepHookSettings(webhook=step_receiver.url)
-    first, second = (asyncio.run(send_one(settings)) for _ in range(2))
+    endpoint = endpoint_to(step_receiver.url)
+    first, second = (asyncio.run(send_one(endpoint)) for _ in range(2))
     assert first.step_id.startswith("step-")
     assert first.step_id != second.step_id
     assert first.result.is_success

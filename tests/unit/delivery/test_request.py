@@ -11,10 +11,12 @@ from delivering import event
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.trace import SpanContext
+from sending import endpoint_to
 from standardwebhooks.webhooks import Webhook
 
-from otel_step_hook import StepHookSettings, __version__
-from otel_step_hook.delivery.request import Headings, body, webhook_id
+from otel_step_hook import __version__
+from otel_step_hook.delivery.model import Headers
+from otel_step_hook.delivery.request import attempt_headers, body, webhook_id
 from otel_step_hook.steps.event import Outcome, StepEvent
 
 SECRETS = ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")
@@ -131,15 +133,15 @@ def test_an_odd_name_is_told_as_text(name: object, told: str) -> None:
 # The headers
 
 
-def headings(**settings: object) -> Headings:
-    """The headers that *settings* ask for."""
-    return Headings.from_settings(StepHookSettings(**({"webhook": "https://receiver.test/hook"} | settings)))
+def headers_of(message_id: str = "msg_a", content: bytes = b"{}", timestamp: int = 1, **settings: object) -> Headers:
+    """The headers of one attempt, to an endpoint with these settings."""
+    endpoint = endpoint_to(**({"url": "https://receiver.test/hook"} | settings))  # type: ignore[arg-type]  # -- a URL
+    return attempt_headers(endpoint, message_id, content, timestamp=timestamp, trace=[("traceparent", "00-a-b-01")])
 
 
 def test_every_webhook_has_these_headers() -> None:
     """Without key and secret: what the content is, who sends it, which webhook it is, and when it was sent."""
-    headers = headings().of_attempt("msg_a", b"{}", timestamp=1_700_000_000, trace=[("traceparent", "00-a-b-01")])
-    assert headers == [
+    assert headers_of(timestamp=1_700_000_000) == [
         ("content-type", "application/json"),
         ("user-agent", f"otel-step-hook/{__version__}"),
         ("accept", "*/*"),
@@ -152,7 +154,7 @@ def test_every_webhook_has_these_headers() -> None:
 
 def test_the_key_is_sent_as_a_bearer_token() -> None:
     """STEP_COMPLETE_KEY, as the specification has it."""
-    assert ("authorization", "Bearer sekret") in headings(key="sekret").fixed
+    assert ("authorization", "Bearer sekret") in headers_of(key="sekret")
 
 
 @pytest.mark.parametrize(
@@ -161,23 +163,21 @@ def test_the_key_is_sent_as_a_bearer_token() -> None:
 )
 def test_user_information_is_sent_as_basic_authorization(user_info: str, pair: str) -> None:
     """What the URL says before the @ is decoded and sent as HTTP has it."""
-    fixed = dict(headings(webhook=f"https://{user_info}@receiver.test/hook").fixed)
-    scheme, _, credentials = fixed["authorization"].partition(" ")
+    headers = dict(headers_of(url=f"https://{user_info}@receiver.test/hook"))
+    scheme, _, credentials = headers["authorization"].partition(" ")
     assert (scheme, base64.b64decode(credentials).decode()) == ("Basic", pair)
 
 
 def test_extra_headers_are_sent() -> None:
     """STEP_COMPLETE_HEADERS come after ours, with the values as they are."""
-    assert headings(headers="x-tenant=a%20b,x-other=c").fixed[-2:] == (("x-tenant", "a b"), ("x-other", "c"))
+    assert headers_of(headers="x-tenant=a%20b,x-other=c")[4:6] == [("x-tenant", "a b"), ("x-other", "c")]
 
 
 def test_every_secret_of_a_rotation_signs() -> None:
     """A receiver that knows the old or the new secret verifies the same request; each timestamp is signed anew."""
-    both = headings(signing_secret=" ".join(SECRETS))
-    now = int(datetime.now(UTC).timestamp())
-    content = body(STEP, "step_id")
-    headers = dict(both.of_attempt("msg_a", content, timestamp=now, trace=[]))
+    now, content, secrets = int(datetime.now(UTC).timestamp()), body(STEP, "step_id"), " ".join(SECRETS)
+    headers = dict(headers_of(content=content, timestamp=now, signing_secret=secrets))
     for secret in SECRETS:
         Webhook(secret).verify(content, headers)
-    later = dict(both.of_attempt("msg_a", content, timestamp=now + 1, trace=[]))
+    later = dict(headers_of(content=content, timestamp=now + 1, signing_secret=secrets))
     assert later["webhook-signature"] != headers["webhook-signature"]

@@ -14,24 +14,27 @@ from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags, T
 from support import pipeline
 
 from otel_step_hook import __version__
-from otel_step_hook.delivery.log import Trouble
+from otel_step_hook.delivery.log import RateLimitedLog
+from otel_step_hook.delivery.model import Delivery, Endpoint, Pipeline
 from otel_step_hook.delivery.request import webhook_id
-from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.telemetry import Delivery, Pipeline, Telemetry, span_id_of
+from otel_step_hook.delivery.retry import AttemptResult, Finish
+from otel_step_hook.delivery.telemetry import Telemetry, span_id_of
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.testing import ScriptedReceiver
 
-URL = "https://user:pass@receiver.test:8443/hook?token=abc"
+URL = "https://receiver.test:8443/hook?token=abc"
+END = Finish("delivered")
 
 
 def telemetry(url: str = URL) -> Telemetry:
     """Telemetry for one endpoint."""
-    return Telemetry(url, Trouble())
+    return Telemetry(Endpoint("default", url), RateLimitedLog())
 
 
 def delivery_to(processor: SpanProcessor | None, **more: object) -> Delivery:
     """A delivery whose spans go to *processor*."""
-    return Delivery(event(**more), Pipeline(processor, Resource({"service.name": "tests"})), b"{}", 0.0)  # type: ignore[arg-type]  # -- see `event`
+    step = event(**more)  # type: ignore[arg-type]  # -- see `event`
+    return Delivery(webhook_id(step), step, Pipeline(processor, Resource({"service.name": "tests"})), 0.0)
 
 
 def attributes_of(span: ReadableSpan) -> dict[str, object]:
@@ -54,6 +57,8 @@ def test_a_delivery_and_its_attempts_are_recorded_below_the_step(rigged: NewRig)
         "step_hook.webhook_id": webhook_id(step),
         "step_hook.attempts": 2,
         "step_hook.result": "delivered",
+        "step_hook.endpoint": "default",
+        "server.address": "receiver.test",
     }
     assert delivery.status.status_code is StatusCode.UNSET
     for attempt in (first, second):
@@ -63,6 +68,7 @@ def test_a_delivery_and_its_attempts_are_recorded_below_the_step(rigged: NewRig)
         "server.address": "receiver.test",
         "server.port": 8443,
         "url.full": "https://receiver.test:8443/REDACTED",
+        "step_hook.endpoint": "default",
         "network.peer.port": 8443,
     }
     assert attributes_of(first) == common | {
@@ -107,11 +113,11 @@ def test_the_span_of_a_delivery_is_found_by_its_webhook_id_and_endpoint() -> Non
     exporter = InMemorySpanExporter()
     processor = SimpleSpanProcessor(exporter)
     first = delivery_to(processor)
-    again = Delivery(first.event, first.pipeline, first.body, first.deadline)
+    again = Delivery(first.id, first.event, first.pipeline, first.submitted_at)
     for delivery in (first, again):  # as two processes would
         each = telemetry()
         each.end_attempt(each.start_attempt(delivery), DELIVERED)
-    each.end_delivery(again, None)
+    each.end_delivery(again, END)
     *attempts, span = exporter.get_finished_spans()
     assert {attempt.parent and attempt.parent.span_id for attempt in attempts} == {span.context.span_id}
     named = f"{first.id}\0{URL}".encode()
@@ -135,7 +141,7 @@ def test_a_clock_that_was_set_back_makes_no_span_that_ends_before_it_starts() ->
     """A step that seems to end in the future has a delivery of no length."""
     exporter = InMemorySpanExporter()
     later = time.time_ns() + 3_600_000_000_000
-    telemetry().end_delivery(delivery_to(SimpleSpanProcessor(exporter), end_time=later), None)
+    telemetry().end_delivery(delivery_to(SimpleSpanProcessor(exporter), end_time=later), END)
     (span,) = exporter.get_finished_spans()
     assert (span.start_time, span.end_time) == (later, later)
 
@@ -143,7 +149,7 @@ def test_a_clock_that_was_set_back_makes_no_span_that_ends_before_it_starts() ->
 def test_a_step_id_that_no_exporter_can_encode_is_recorded_as_far_as_it_goes() -> None:
     """Half a surrogate pair would make an exporter lose the whole batch."""
     exporter = InMemorySpanExporter()
-    telemetry().end_delivery(delivery_to(SimpleSpanProcessor(exporter), step_id="a\ud800b"), None)
+    telemetry().end_delivery(delivery_to(SimpleSpanProcessor(exporter), step_id="a\ud800b"), END)
     (span,) = exporter.get_finished_spans()
     assert attributes_of(span)["step_hook.step_id"] == "a?b"
 
@@ -192,7 +198,7 @@ def test_a_step_that_is_not_sampled_is_told_and_not_recorded() -> None:
     span = each.start_attempt(delivery)
     headers = dict(each.trace_headers(span))
     each.end_attempt(span, DELIVERED)
-    each.end_delivery(delivery, None)
+    each.end_delivery(delivery, END)
     assert headers["traceparent"].startswith(f"00-{1:032x}-")
     assert headers["traceparent"].endswith("-00")
     assert exporter.get_finished_spans() == ()
@@ -208,7 +214,7 @@ def test_the_spans_of_each_step_go_to_its_own_provider() -> None:
     processors = [SimpleSpanProcessor(exporter) for exporter in exporters]
     for _ in range(2):
         for processor in processors:
-            each.end_delivery(delivery_to(processor), None)
+            each.end_delivery(delivery_to(processor), END)
     assert [len(exporter.get_finished_spans()) for exporter in exporters] == [2] * 40
 
 
@@ -221,7 +227,7 @@ def test_a_pipeline_that_is_not_known_falls_back_on_the_global_provider() -> Non
     # Older versions of the API have no trace at all without a provider.
     assert dict(each.trace_headers(span)).get("traceparent", trace_id).startswith(trace_id)
     each.end_attempt(span, DELIVERED)
-    each.end_delivery(delivery, None)
+    each.end_delivery(delivery, END)
 
 
 class _Raising(SpanProcessor):

@@ -9,16 +9,15 @@ import weakref
 from itertools import pairwise
 
 import pytest
-from sending import CONTENT, OK, SHORT, answering, attempts
+from sending import CONTENT, OK, SHORT, answering, attempts, endpoint_to
 
-from otel_step_hook import StepHookSettings
-from otel_step_hook.delivery.transport import Lane, _has_excess, connector
+from otel_step_hook.delivery.transport import HttpxTransport, _has_excess, connector
 from otel_step_hook.testing import HostileReceiver, read_request
 
 
-def lane_to(url: str, **settings: object) -> Lane:
+def transport_to(url: str, **settings: object) -> HttpxTransport:
     """A lane to *url*."""
-    return connector(StepHookSettings(webhook=url, **settings))()
+    return connector(endpoint_to(url, **settings))()
 
 
 def test_one_connection_serves_many_attempts() -> None:
@@ -101,11 +100,11 @@ def test_a_timeout_leaves_the_lane_as_good_as_new() -> None:
         connection.sendall(OK)
 
     with HostileReceiver(behave) as receiver:
-        lane = lane_to(receiver.url)
+        lane = transport_to(receiver.url)
 
         async def make() -> list[str | None]:
             try:
-                return [(await lane.post(CONTENT, [], timeout)).error_type for timeout in (SHORT, 10.0)]
+                return [(await lane.post(CONTENT, [], timeout=timeout)).error_type for timeout in (SHORT, 10.0)]
             finally:
                 await lane.aclose()
 
@@ -124,8 +123,8 @@ async def test_what_the_status_said_stands_when_the_attempt_is_cancelled() -> No
         closing.wait(10)
 
     with HostileReceiver(behave) as receiver:
-        lane = lane_to(receiver.url)
-        task = asyncio.create_task(lane.post(CONTENT, [], 10.0))
+        lane = transport_to(receiver.url)
+        task = asyncio.create_task(lane.post(CONTENT, [], timeout=10.0))
         assert await asyncio.to_thread(sent.wait, 10)
         for _ in range(20):  # looks at the socket, which has the status
             await asyncio.sleep(0.001)
@@ -146,9 +145,9 @@ def test_long_answers_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> 
 def test_a_lane_can_be_collected() -> None:
     """A lane that is closed and let go is not kept alive by anything."""
 
-    async def make(url: str) -> "weakref.ref[Lane]":
-        lane = lane_to(url)
-        await lane.post(CONTENT, [], 5.0)
+    async def make(url: str) -> "weakref.ref[HttpxTransport]":
+        lane = transport_to(url)
+        await lane.post(CONTENT, [], timeout=5.0)
         await lane.aclose()
         return weakref.ref(lane)
 

@@ -27,6 +27,7 @@ from sending import (
     attempt,
     attempts,
     authority,
+    endpoint_to,
     no_tls,
     port_of,
     secured,
@@ -83,7 +84,7 @@ def test_a_certificate_that_proves_nothing_is_refused(trusted: str, *, is_known:
 
     context = server_context("somebody.else.test" if is_known else NAME)
     result = attempt_by_tls(context, behave, certificate=trusted if is_known else None)
-    assert (result.error_type, result.is_expected) == ("SSLCertVerificationError", False)
+    assert (result.error_type, result.is_outage) == ("SSLCertVerificationError", True)
     assert not any(requests)
 
 
@@ -114,8 +115,8 @@ async def test_a_handshake_that_is_cancelled_leaves_no_socket() -> None:
         closing.wait(10)
 
     with HostileReceiver(behave) as receiver:
-        lane = connector(StepHookSettings(webhook=receiver.url.replace("http:", "https:")))()
-        task = asyncio.create_task(lane.post(CONTENT, [], 10.0))
+        lane = connector(endpoint_to(receiver.url.replace("http:", "https:")))()
+        task = asyncio.create_task(lane.post(CONTENT, [], timeout=10.0))
         assert await asyncio.to_thread(arrived.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -10,6 +10,8 @@ import pytest
 from delivering import AT_ONCE, DELIVERED, WAIT, NewRig, Rig, Script, counts, event, seconds, threads, wait_until
 from support import log_lines
 
+from otel_step_hook.delivery import clock, worker
+
 _start_new_thread = _thread.start_new_thread
 LATE = "dropped a step (shutdown): the step ended after shutdown()"
 
@@ -76,7 +78,7 @@ def test_shutdown_keeps_its_limit_when_the_thread_is_stuck(rigged: NewRig, caplo
     script.wait_for(1)
     assert 0.2 <= seconds(lambda: rig.worker.shutdown(0.2)) < 0.2 + AT_ONCE
     assert seconds(lambda: rig.worker.shutdown(WAIT)) < AT_ONCE
-    assert log_lines(caplog) == ["ERROR shutdown took its 0.2 s; 2 steps have no last word"]
+    assert log_lines(caplog) == ["ERROR shutdown took its 0.2 s; 2 steps are neither delivered nor discarded"]
     released.set()
 
 
@@ -102,7 +104,7 @@ def test_after_shutdown(rigged: NewRig, starts: Starts, caplog: pytest.LogCaptur
         rig.submit()
         if number < 5:
             wait_until(lambda: starts.ended == starts.begun and not threads())
-    rig.worker.tell_fault(LookupError())
+    rig.worker.add_fault(LookupError())
     assert 1 <= starts.begun - 1 <= 1 + (time.monotonic() - began)
     rig.worker.shutdown(WAIT)
     assert counts(caplog) == {LATE: 500, "a fault of otel-step-hook: LookupError": 1}
@@ -115,8 +117,8 @@ def test_late_steps_are_logged_once_a_minute(
     """Further ones are counted, however often a thread is started for them."""
     rig = rigged(Script())
     rig.worker.shutdown(WAIT)
-    usual, passed = time.monotonic, 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: usual() + passed)
+    usual, passed = clock.monotonic, 0.0
+    monkeypatch.setattr(worker, "monotonic", lambda: usual() + passed)
     for number in (1, 2, 3):
         passed += 1.0
         rig.submit()

@@ -60,7 +60,7 @@ def test_a_rule_that_raises_costs_no_step_of_the_row_beside_it(
     profile: Profile, provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another profile for the same scope is asked all the same."""
-    provider = provided(profiles=[profile])
+    provider = provided(extra_profiles=[profile])
     with provider.get_tracer("pydantic-ai").start_as_current_span("run"):
         provider.get_tracer("pydantic-ai").start_span("execute_tool x", attributes=_CALL).end()
     provider.shutdown()
@@ -72,7 +72,7 @@ def test_a_profile_without_scopes_that_raises_costs_no_step_that_has_an_id(
     provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is asked about the spans of everybody, and knows the attributes of few."""
-    provider = provided(profiles=[Profile(name="theirs", is_step=_fail)])
+    provider = provided(extra_profiles=[Profile(name="theirs", is_step=_fail)])
     provider.get_tracer("tests").start_span("step", attributes={"step_id": "step-1"}).end()
     provider.shutdown()
     assert _FAULT in caplog.text
@@ -83,16 +83,16 @@ def test_a_profile_without_scopes_that_raises_costs_no_step_that_has_an_id(
 def test_what_is_no_profile_is_refused_at_the_start(given: Any) -> None:
     """With what was expected, and where names go."""
     with pytest.raises(
-        ConfigurationError, match=r"profiles holds .*; expected Profile values; names of profiles go into"
+        ConfigurationError, match=r"extra_profiles holds .*; expected Profile values; their names go into"
     ):
-        StepHookProcessor(StepHookSettings(webhook="http://127.0.0.1:9/"), profiles=given)
+        StepHookProcessor(StepHookSettings(webhook="http://127.0.0.1:9/"), extra_profiles=given)
 
 
 def test_a_span_that_may_have_been_a_step_is_counted_as_dropped(
     provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody else takes it, and whether the rule would have cannot be known."""
-    provider = provided(profiles=[_theirs(is_step=_fail)])
+    provider = provided(extra_profiles=[_theirs(is_step=_fail)])
     provider.get_tracer("pydantic-ai").start_span("run").end()
     provider.shutdown()
     assert [line for line in log_lines(caplog) if line.startswith(f"ERROR {_DROP}")]
@@ -104,7 +104,7 @@ def test_a_source_of_ids_that_raises_is_logged_when_the_step_ends(
 ) -> None:
     """The step began as one, and cannot be named: it is dropped, and counted once."""
     profile = Profile(name="theirs", scopes=("theirs",), is_step=lambda *_: True, step_id=_fail)
-    provider = provided(profiles=[profile])
+    provider = provided(extra_profiles=[profile])
     provider.get_tracer("theirs").start_span("unit").end()
     provider.shutdown()
     (line,) = log_lines(caplog)
@@ -116,7 +116,7 @@ def test_a_rule_of_the_users_is_not_stopped_by_a_profile_that_raises(
     provided: Provided, step_receiver: ScriptedReceiver
 ) -> None:
     """It replaces the rules of all profiles for what a step is."""
-    options = {"profiles": [_theirs(is_step=_fail)], "is_step": lambda span: span.name == "mine"}
+    options = {"extra_profiles": [_theirs(is_step=_fail)], "is_step": lambda span: span.name == "mine"}
     provider = provided(**options)
     provider.get_tracer("pydantic-ai").start_span("mine", attributes={"step_id": "step-1"}).end()
     assert provider.force_flush()

@@ -1,0 +1,84 @@
+"""Metrics: owns the meter, and which endpoints its observable instruments look at."""
+
+import functools
+import operator
+import weakref
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from otel_step_hook.steps.event import SCOPE
+from otel_step_hook.version import __version__
+
+
+class Instruments(NamedTuple):
+    """The metrics; no-ops without a MeterProvider."""
+
+    deliveries: metrics.Counter
+    attempts: metrics.Counter
+    dropped: metrics.Counter
+    duration: metrics.Histogram
+
+    @classmethod
+    @functools.cache
+    def of_this_process(cls) -> "Instruments":
+        """One set per process: the SDK warns of an instrument that is made twice."""
+        meter = metrics.get_meter(SCOPE, __version__)
+        meter.create_observable_up_down_counter(
+            "step_hook.queue.size", [_queue_sizes], "{event}", "Events that are neither delivered nor discarded"
+        )
+        meter.create_observable_gauge(
+            "step_hook.queue.oldest", [_oldest_ages], "s", "Age of the oldest event that is neither of them"
+        )
+        meter.create_observable_gauge(
+            "step_hook.circuit.open", [_open_circuits], "1", "1 while an endpoint is down and gets probes alone, else 0"
+        )
+        return cls(
+            meter.create_counter("step_hook.deliveries", "{delivery}", "Deliveries that have come to their result"),
+            meter.create_counter("step_hook.attempts", "{attempt}", "Attempts to deliver"),
+            meter.create_counter("step_hook.dropped", "{event}", "Steps lost before they were stored"),
+            meter.create_histogram("step_hook.delivery.duration", "s", "From the step's end to the result"),
+        )
+
+
+class Observed(NamedTuple):
+    """What the observable instruments show of one endpoint."""
+
+    queue_size: int
+    oldest_age: float  # seconds
+    is_circuit_open: bool
+
+
+class Observable:
+    """An endpoint that the observable instruments look at, for as long as this lives. *observe*: from any thread."""
+
+    def __init__(self, endpoint: str, observe: Callable[[], Observed]) -> None:
+        self.endpoint = endpoint
+        self.observe = observe
+        _observables.add(self)
+
+
+_observables: "weakref.WeakSet[Observable]" = weakref.WeakSet()
+
+
+def _observed(value: Callable[[Observed], float], combine: Callable[[float, float], float]) -> list[Observation]:
+    """One observation per endpoint: two hooks may have endpoints of one name."""
+    found: dict[str, float] = {}
+    for one in tuple(_observables):
+        new = value(one.observe())
+        found[one.endpoint] = combine(found[one.endpoint], new) if one.endpoint in found else new
+    return [Observation(number, {"endpoint": name}) for name, number in found.items()]
+
+
+def _queue_sizes(_: CallbackOptions) -> Iterable[Observation]:
+    return _observed(lambda one: one.queue_size, operator.add)
+
+
+def _oldest_ages(_: CallbackOptions) -> Iterable[Observation]:
+    return _observed(lambda one: one.oldest_age, max)
+
+
+def _open_circuits(_: CallbackOptions) -> Iterable[Observation]:
+    return _observed(lambda one: int(one.is_circuit_open), max)

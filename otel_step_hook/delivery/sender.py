@@ -1,0 +1,88 @@
+"""One attempt: owns its headers, its signature, its span, and which connection it goes over."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.model import Delivery, Endpoint, Headers
+from otel_step_hook.delivery.request import attempt_headers
+from otel_step_hook.delivery.retry import AttemptResult
+from otel_step_hook.delivery.telemetry import Telemetry
+
+
+class Sender(Protocol):
+    """Makes attempts, several at a time, on one event loop."""
+
+    async def send(self, delivery: Delivery, *, timeout: float) -> AttemptResult:
+        """Make one attempt within *timeout* seconds, and record it. Failures of the world are results."""
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+
+
+class Transport(Protocol):
+    """Moves one request at a time over one connection, which it keeps where it can."""
+
+    async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:
+        """Make one request within *timeout* seconds, name look-up included. Failures of the world are results."""
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+
+
+class HttpSender:
+    """Sends webhooks over as many connections as there are attempts at a time; *connect* makes a transport."""
+
+    def __init__(self, endpoint: Endpoint, telemetry: Telemetry, connect: Callable[[], Transport]) -> None:
+        self._endpoint = endpoint
+        self._telemetry = telemetry
+        self._connect = connect
+        self._transports: list[Transport] = []
+        # The one used last is used next: sparse steps share one warm connection.
+        self._idle: list[Transport] = []
+
+    async def send(self, delivery: Delivery, *, timeout: float) -> AttemptResult:
+        """Make one attempt, and a second at once if the receiver had closed the kept connection before it read a byte.
+
+        Nobody is to blame for that, and the same transport connects anew; the second counts as an attempt, too.
+        """
+        until = monotonic() + timeout
+        transport = self._idle.pop() if self._idle else self._new()
+        try:
+            result = await self._attempt(transport, delivery, timeout)
+            if result.is_stale:
+                delivery.attempts += 1
+                result = await self._attempt(transport, delivery, max(0.0, until - monotonic()))
+        finally:
+            self._idle.append(transport)
+        return result
+
+    def _new(self) -> Transport:
+        transport = self._connect()
+        self._transports.append(transport)
+        return transport
+
+    async def _attempt(self, transport: Transport, delivery: Delivery, timeout: float) -> AttemptResult:
+        span = self._telemetry.start_attempt(delivery)
+        result = None
+        try:
+            headers = attempt_headers(
+                self._endpoint,
+                delivery.id,
+                delivery.body,
+                timestamp=int(time.time()),
+                trace=self._telemetry.trace_headers(span),
+            )
+            result = await transport.post(delivery.body, headers, timeout=timeout)
+        except Exception as error:
+            result = AttemptResult(error_type=type(error).__name__)
+            raise
+        finally:
+            self._telemetry.end_attempt(span, result)
+        return result
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await asyncio.gather(*(transport.aclose() for transport in self._transports), return_exceptions=True)

@@ -1,0 +1,264 @@
+"""What every store promises: order, due times, marks, leases. A second store is one more line in `STORES`."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import pytest
+from delivering import event
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from opentelemetry.sdk.resources import Resource
+
+from otel_step_hook.delivery.memory import MemoryStore
+from otel_step_hook.delivery.model import Delivery, Pipeline
+from otel_step_hook.delivery.store import Store, Stored
+
+MAX_SIZE = 4
+PIPELINE = Pipeline(None, Resource({}))
+
+
+class Clock:
+    """Monotonic seconds that pass when a test says so, and a wall clock that jumps beside them."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.jumped = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+NewStore = Callable[[int, Clock], Store]
+STORES = [pytest.param(lambda size, clock: MemoryStore(size, monotonic=clock), id="memory")]
+
+
+@pytest.fixture(params=STORES)
+def new_store(request: pytest.FixtureRequest) -> NewStore:
+    """What makes a store of so many places that goes by this clock."""
+    made: NewStore = request.param
+    return made
+
+
+class Conformance(RuleBasedStateMachine):
+    """A store against a plain list of what has been put: each with its due time, and whether it is leased."""
+
+    new_store: NewStore
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.store = self.new_store(MAX_SIZE, self.clock)
+        self.put_ids: list[str] = []
+        self.ended_at: dict[str, float] = {}
+        self.due: dict[str, float] = {}  # of those that are not leased
+        self.leased: dict[str, Delivery] = {}
+        self.tried: set[str] = set()
+        self.marks: dict[int, set[str]] = {}  # what was not finished when the mark was made
+
+    @property
+    def unfinished(self) -> set[str]:
+        return {*self.due, *self.leased}
+
+    @rule()
+    def put(self) -> None:
+        is_full = len(self.unfinished) >= MAX_SIZE
+        step = event()
+        assert (self.store.put(step, PIPELINE) is Stored.FULL) == is_full
+        if not is_full:
+            self.due[step.step_id] = self.ended_at[step.step_id] = self.clock.now
+
+    @rule(limit=st.integers(0, MAX_SIZE))
+    def claim(self, limit: int) -> None:
+        ready = [step_id for step_id, due in self.due.items() if due <= self.clock.now]
+        claimed = self.store.claim(limit)
+        assert len(claimed) == min(limit, len(ready))
+        assert {one.event.step_id for one in claimed} <= set(ready)
+        self.lease(claimed)
+
+    @rule(age=st.sampled_from([0.0, 5.0, 60.0]))
+    def claim_older(self, age: float) -> None:
+        old = {step_id for step_id in self.due if self.clock.now - self.ended_at[step_id] >= age}
+        claimed = self.store.claim_older(age)
+        assert {one.event.step_id for one in claimed} == old
+        self.lease(claimed)
+
+    def lease(self, claimed: list[Delivery]) -> None:
+        for one in claimed:
+            step_id = one.event.step_id
+            del self.due[step_id]
+            self.leased[step_id] = one
+            assert one.attempts == (1 if step_id in self.tried else 0)
+            self.tried.add(step_id)
+            one.attempts = 1  # as dispatch counts it, and the store keeps it
+
+    @precondition(lambda self: self.leased)
+    @rule(data=st.data(), delay=st.sampled_from([0.0, 1.0, 30.0]))
+    def retry(self, data: st.DataObject, delay: float) -> None:
+        step_id = data.draw(st.sampled_from(sorted(self.leased)))
+        self.store.retry(self.leased.pop(step_id), delay=delay)
+        self.due[step_id] = self.clock.now + delay
+
+    @precondition(lambda self: self.leased)
+    @rule()
+    def unclaim_all(self) -> None:
+        self.store.unclaim(self.leased.values())
+        self.due |= dict.fromkeys(self.leased, self.clock.now)
+        self.leased.clear()
+
+    @precondition(lambda self: self.leased)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        step_id = data.draw(st.sampled_from(sorted(self.leased)))
+        self.store.finish(self.leased.pop(step_id), "delivered")
+
+    @rule()
+    def mark(self) -> None:
+        self.marks[self.store.mark()] = self.unfinished
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 30.0, 90.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule(seconds=st.sampled_from([-3600.0, 3600.0]))
+    def wall_clock_jumps(self, seconds: float) -> None:
+        self.clock.jumped += seconds
+
+    @invariant()
+    def what_is_waited_for(self) -> None:
+        for mark, before in self.marks.items():
+            assert self.store.is_flushed(mark) == before.isdisjoint(self.unfinished)
+
+    @invariant()
+    def what_is_due(self) -> None:
+        first = min(self.due.values(), default=None)
+        assert self.store.next_due() == (None if first is None else max(0.0, first - self.clock.now))
+
+    @invariant()
+    def what_is_there(self) -> None:
+        assert len(self.store) == len(self.unfinished)
+        oldest = min((self.ended_at[step_id] for step_id in self.unfinished), default=self.clock.now)
+        assert self.store.oldest_age() == self.clock.now - oldest
+
+
+def test_every_order_of_calls(new_store: NewStore) -> None:
+    """Put, claim, retry, finish, unclaim, marks, time, a wall clock that jumps by an hour: as a list would do it."""
+    machine = type("Machine", (Conformance,), {"new_store": staticmethod(new_store)})
+    run_state_machine_as_test(machine)
+
+
+def ids(claimed: list[Delivery]) -> list[str]:
+    """The step ids of these deliveries."""
+    return [one.event.step_id for one in claimed]
+
+
+def test_half_the_oldest_due_half_the_newest_never_tried(new_store: NewStore) -> None:
+    """After an outage the endpoint hears of what happens now, while it catches up from the oldest on."""
+    clock = Clock()
+    store = new_store(100, clock)
+    for number in range(4):
+        store.put(event(f"old-{number}"), PIPELINE)
+    for delivery in store.claim(4):
+        store.retry(delivery, delay=10.0 + int(delivery.event.step_id[-1]))
+    clock.now += 60.0
+    for number in range(6):
+        store.put(event(f"new-{number}"), PIPELINE)
+    assert set(ids(store.claim(4))) == {"old-0", "old-1", "new-5", "new-4"}
+    assert set(ids(store.claim(4))) == {"old-2", "old-3", "new-3", "new-2"}
+    assert ids(store.claim(4)) == ["new-0", "new-1"]
+
+
+def test_a_delivery_keeps_what_is_known_of_it(new_store: NewStore) -> None:
+    """Each claim hands out the same id, event and body, with the attempts so far and why the last one failed."""
+    store = new_store(4, Clock())
+    step = event("step-1")
+    store.put(step, PIPELINE)
+    (first,) = store.claim(1)
+    first.attempts, first.error_type, first.body = 3, "503", b"{}"
+    store.unclaim([first])
+    (again,) = store.claim(1)
+    assert (again.event, again.pipeline) == (step, PIPELINE)
+    assert (again.id, again.attempts, again.error_type, again.body) == (first.id, 3, "503", b"{}")
+
+
+def test_what_is_put_during_a_flush_does_not_prolong_it(new_store: NewStore) -> None:
+    """Only what came before the mark counts, in whatever order deliveries end."""
+    store = new_store(4, Clock())
+    store.put(event("one"), PIPELINE)
+    store.put(event("two"), PIPELINE)
+    mark = store.mark()
+    store.put(event("three"), PIPELINE)
+    by_id = {one.event.step_id: one for one in store.claim(3)}
+    store.finish(by_id["two"], "discarded")
+    assert not store.is_flushed(mark)
+    store.finish(by_id["one"], "delivered")
+    assert store.is_flushed(mark)
+    assert len(store) == 1
+
+
+def test_claiming_what_is_old_again_and_again_leaves_nothing_behind(new_store: NewStore) -> None:
+    """However often a delivery is leased by its age and given back, it is due once, and nothing grows."""
+    store = new_store(1000, Clock())
+    for _ in range(1000):
+        store.put(event(), PIPELINE)
+    for _ in range(200):
+        store.unclaim(store.claim_older(0.0))
+    claimed = store.claim(5000)
+    assert len(claimed) == len(set(claimed)) == 1000
+    assert store.next_due() is None
+
+
+def test_the_bound_holds_for_many_threads(new_store: NewStore) -> None:
+    """However many threads put at the same moment, exactly as many events are taken as there is room for."""
+    store, taken, start = new_store(1000, Clock()), list[Stored](), threading.Barrier(8)
+
+    def fill() -> None:
+        start.wait()
+        taken.extend(store.put(event(), PIPELINE) for _ in range(200))
+
+    threads = [threading.Thread(target=fill) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert taken.count(Stored.FULL) == 600
+    assert len(store) == len(store.claim(2000)) == 1000
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such signals")
+def test_a_signal_handler_may_put_at_any_moment(new_store: NewStore) -> None:
+    """A handler that interrupts a put in the same thread, again and again, neither deadlocks nor loses an event."""
+    count = 100_000
+    store, one = new_store(2 * count, Clock()), event()
+    in_handler: list[Stored] = []  # a counter would lose counts: the handler interrupts itself, too
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        in_handler.append(store.put(one, PIPELINE))
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+    try:
+        put = [store.put(one, PIPELINE) for _ in range(count)]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert in_handler
+    assert Stored.FULL not in put + in_handler
+    assert len(store.claim(3 * count)) == count + len(in_handler)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_leaves_its_parents_store_alone(new_store: NewStore) -> None:
+    """What a forked child does with a store of its own changes nothing in the parent's."""
+    store = new_store(4, Clock())
+    store.put(event("parents"), PIPELINE)
+    child = os.fork()
+    if not child:
+        own = new_store(4, Clock())
+        own.put(event("childs"), PIPELINE)
+        os._exit(0 if ids(own.claim(9)) == ["childs"] else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert ids(store.claim(9)) == ["parents"]
