@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from otel_step_hook.delivery.signing import parse_secrets
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.setting_values import (
+from otel_step_hook.settings.parsing import (
     PREFIX,
     check_headers,
     check_profiles,
