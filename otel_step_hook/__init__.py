@@ -3,7 +3,7 @@
 from otel_step_hook.errors import ConfigurationError, StepHookError, VerificationError
 from otel_step_hook.processor import StepHookProcessor
 from otel_step_hook.sampler import StepSampler
-from otel_step_hook.settings import StepHookSettings
+from otel_step_hook.settings import EndpointSettings, StepHookSettings
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.profile import NOT_TERMINAL, Profile
 from otel_step_hook.version import __version__
@@ -11,6 +11,7 @@ from otel_step_hook.version import __version__
 __all__ = [
     "NOT_TERMINAL",
     "ConfigurationError",
+    "EndpointSettings",
     "Outcome",
     "Profile",
     "StepHookError",

@@ -11,7 +11,7 @@ from opentelemetry.trace import get_tracer_provider
 
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.processor import StepHookProcessor
-from otel_step_hook.settings import StepHookSettings, has_webhook
+from otel_step_hook.settings import StepHookSettings
 
 _log = logging.getLogger("otel_step_hook")
 # Pairs, not a dict: a provider may have no hash.
@@ -19,8 +19,14 @@ _registered: "list[tuple[weakref.ref[object], StepHookProcessor]]" = []
 _told: set[str] = set()  # what has been logged of settings, which are read once by each of the two entry points
 
 
+def has_webhook() -> bool:
+    """Whether the environment names a receiver or a file of them, whatever is wrong with it."""
+    named = {"STEP_COMPLETE_WEBHOOK", "STEP_COMPLETE_ENDPOINTS"}
+    return any(value.strip() for name, value in os.environ.items() if name.upper() in named)
+
+
 def pre_instrument() -> None:
-    """Register with the global provider, if ``STEP_COMPLETE_WEBHOOK`` is set (``opentelemetry_pre_instrument``).
+    """Register with the global provider, if the environment names a receiver (``opentelemetry_pre_instrument``).
 
     Not where ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names ``step_hook``, of which OpenTelemetry asks
     the instrumentors alone.
@@ -57,7 +63,7 @@ def register(**options: object) -> StepHookProcessor | None:
             _told.add(str(error))
             _log.error("otel-step-hook is not registered: %s", error)
         return None
-    if settings.webhook is None:
+    if settings.webhook is None and not settings.endpoints:
         return None
     provider.add_span_processor(hook)
     _registered[:] = [*((known, other) for known, other in _registered if known()), (weakref.ref(provider), hook)]

@@ -62,7 +62,8 @@ def settings_table(settings: StepHookSettings) -> Table:
     table.add_column("setting", no_wrap=True)
     table.add_column("value", overflow="fold")
     table.add_column("from", no_wrap=True)
-    shown = {name: shown_url(url) for name in ("webhook", "proxy") if (url := getattr(settings, name))}
+    urls = {"webhook": settings.webhook, "proxy": settings.proxy}
+    shown = {name: " ".join(map(shown_url, url.split())) for name, url in urls.items() if url}
     values = in_force(settings)
     for row in setting_rows():
         value, source = values[row.name]

@@ -1,12 +1,15 @@
 """All settings: what they are called, what they may hold, and every sentence about a wrong one."""
 
-from otel_step_hook.settings.hook import (
-    SettingRow,
-    StepHookSettings,
-    has_webhook,
-    in_force,
-    setting_rows,
-    unknown_variables,
-)
+from otel_step_hook.settings.endpoints import endpoints_of
+from otel_step_hook.settings.hook import SettingRow, StepHookSettings, in_force, setting_rows, unknown_variables
+from otel_step_hook.settings.receiver import EndpointSettings
 
-__all__ = ["SettingRow", "StepHookSettings", "has_webhook", "in_force", "setting_rows", "unknown_variables"]
+__all__ = [
+    "EndpointSettings",
+    "SettingRow",
+    "StepHookSettings",
+    "endpoints_of",
+    "in_force",
+    "setting_rows",
+    "unknown_variables",
+]

@@ -1,6 +1,7 @@
 """From what was written for a setting to its value. What is raised here reads on from the setting's name."""
 
 import difflib
+import hashlib
 import logging
 import os
 import re
@@ -18,6 +19,8 @@ PREFIX = "STEP_COMPLETE_"
 _log = logging.getLogger("otel_step_hook")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2: a header's name
 _VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")  # visible ASCII, spaces only inside: what HTTP carries unchanged
+_SPACES = re.compile(r"[ \t\r\n]+")
+_HOST, _HASH = 57, 6  # characters: a name has up to 64
 _OWN_HEADERS = frozenset(
     {
         *("host", "connection", "transfer-encoding", "content-length", "content-type", "accept", "accept-encoding"),
@@ -59,6 +62,39 @@ def read_url(value: object) -> str | None:
     return url
 
 
+def read_one_url(value: object) -> str:
+    """As `read_url`; ValueError for none and for a blank."""
+    url = read_url(value)
+    if url is None:
+        raise ValueError("is not set")
+    return url
+
+
+def read_urls(value: object) -> str | None:
+    """One URL or several, each once and with a space between two; None for none and for a blank."""
+    words = [] if value is None else [word for word in _SPACES.split(read_text(value)) if word]
+    for number, word in enumerate(words, start=1):
+        try:
+            read_url(word)
+        except ValueError as error:
+            which = f" (URL {number} of {len(words)})" if len(words) > 1 else ""
+            raise ValueError(f"{error}{which}") from None
+    return " ".join(dict.fromkeys(words)) or None
+
+
+def without_user(url: str) -> str:
+    """*url* without user information, which is sent as a header, and without fragment, which is not sent at all."""
+    scheme, _, rest = url.partition("#")[0].partition("://")
+    authority = re.match("[^/?]*", rest)[0]  # type: ignore[index]  # -- fits anything
+    return f"{scheme}://{rest.removeprefix(authority[: authority.rfind('@') + 1])}"
+
+
+def name_from(url: str) -> str:
+    """A name for the receiver behind *url* that shows no secret: the host and a short hash."""
+    host = re.sub("[^A-Za-z0-9_.-]", "-", urlsplit(url).hostname or "")[:_HOST]
+    return f"{host}-{hashlib.sha256(without_user(url).encode('utf-8', 'surrogatepass')).hexdigest()[:_HASH]}"
+
+
 def read_key(value: object) -> str | None:
     """The key without the line break that files end in; ValueError for one that HTTP cannot carry."""
     if value is None:
@@ -66,7 +102,7 @@ def read_key(value: object) -> str | None:
     key = read_text(value)
     if key.endswith("\n"):
         key = key.removesuffix("\n").removesuffix("\r")
-        _log.warning("STEP_COMPLETE_KEY ended in a line break, which was removed")
+        _log.warning("a key for a webhook ended in a line break, which was removed")
     if not key:
         raise ValueError("is empty")
     if not _VALUE.fullmatch(key):

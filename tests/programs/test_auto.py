@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -104,6 +105,27 @@ def test_registered_twice_means_once(
     _end_step(provider)
     assert receiver.steps == ["step-1"]
     assert "otel-step-hook is registered already: the settings webhook are ignored" in caplog.messages
+
+
+def test_a_file_of_endpoints_is_enough(
+    provider: TracerProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of a webhook."""
+    path = tmp_path / "endpoints.toml"
+    path.write_text('[[endpoint]]\nwebhook = "http://127.0.0.1:9/"')
+    monkeypatch.setenv("STEP_COMPLETE_ENDPOINTS", str(path))
+    auto.pre_instrument()
+    assert _registered(provider) == 1
+
+
+def test_a_file_of_endpoints_that_cannot_be_used_is_logged(
+    provider: TracerProvider, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And harms nothing else."""
+    monkeypatch.setenv("STEP_COMPLETE_ENDPOINTS", "/nowhere.toml")
+    auto.pre_instrument()
+    assert _registered(provider) == 0
+    assert "not registered: STEP_COMPLETE_ENDPOINTS names /nowhere.toml, which cannot be read" in caplog.text
 
 
 class _Unhashable(TracerProvider):

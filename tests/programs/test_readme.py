@@ -22,7 +22,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from otel_step_hook.cli import listen
 from otel_step_hook.demo import run
-from otel_step_hook.settings import setting_rows
+from otel_step_hook.settings import StepHookSettings, endpoints_of, setting_rows
 from otel_step_hook.steps.frameworks import PROFILES
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,8 @@ def test_a_block_of_the_readme_runs(
     block: Example, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each command and each piece of code in README does what it says."""
-    monkeypatch.setenv("STEP_COMPLETE_KEY", "the-key-of-this-test")
+    if "STEP_COMPLETE_KEY" in block.parsed:  # not beside the endpoints, which have keys of their own
+        monkeypatch.setenv("STEP_COMPLETE_KEY", "the-key-of-this-test")
     if _asks_listen(block):
         block.namespace["_listening"] = request.getfixturevalue("listening")
     block.evaluate()
@@ -166,6 +167,19 @@ def test_the_table_of_settings_is_that_of_the_class() -> None:
     found = re.search(r"<!-- settings:.*?-->\n(.*?)\n?<!-- end of settings -->", _README.read_text(), re.DOTALL)
     assert found is not None
     assert found.group(1) == _table(), f"put this between the two marks in README:\n{_table()}"
+
+
+def test_the_file_of_endpoints_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README's file of several receivers can be used as it is, once its variables are set."""
+    found = re.search(r"```toml\n(.*?)```", _README.read_text(), re.DOTALL)
+    assert found is not None
+    path = tmp_path / "receivers.toml"
+    path.write_text(found.group(1))
+    monkeypatch.setenv("BILLING_KEY", "a key")
+    monkeypatch.setenv("AUDIT_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    billing, audit = endpoints_of(StepHookSettings(endpoints=path))
+    assert (billing.name, billing.headers) == ("billing", (("authorization", "Bearer a key"),))
+    assert (audit.name, audit.payload, len(audit.signing_keys)) == ("audit", "full", 1)
 
 
 def _lines(picture: Path) -> list[str]:

@@ -10,22 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings
+from otel_step_hook import ConfigurationError, EndpointSettings, StepHookProcessor, StepHookSettings
 from otel_step_hook.settings import in_force, setting_rows, unknown_variables
 from otel_step_hook.steps.event import Outcome
 
 _SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
+_FILE = Path(__file__).with_name("endpoints.toml")  # one endpoint, the one below
+_ENDPOINT = EndpointSettings(name="billing", webhook="https://example.com/billing", timeout=5)
 _WHOLE_URL = "https://user:pa%20ss@example.com:8443/hooks/T0/B0?token=x#part"
 # For each setting: what the environment may hold, the same as an argument, and the value.
 _GIVEN: dict[str, tuple[str, object, object]] = {
-    "webhook": (_WHOLE_URL, _WHOLE_URL, _WHOLE_URL),
+    "webhook": (f" {_WHOLE_URL}\thttp://b/\n", f"{_WHOLE_URL} http://b/", f"{_WHOLE_URL} http://b/"),
     "key": ("k ey", "k ey", SecretStr("k ey")),
     "signing_secret": (_SECRET, SecretStr(_SECRET), SecretStr(_SECRET)),
     "payload": ("full", "full", "full"),
     "outcomes": ("Failed, CANCELLED", ["failed", Outcome.CANCELLED], {Outcome.FAILED, Outcome.CANCELLED}),
-    "profiles": ("generic auto", ["generic", "auto"], ("generic", "auto")),
     "headers": (" X-Env = a%20b , x-empty=,", {"X-Env": "a b", "x-empty": ""}, (("x-env", "a b"), ("x-empty", ""))),
     "timeout": ("2.5", 2.5, 2.5),
+    "certificate": ("ca.0", Path("ca.0"), "ca.0"),
+    "client_certificate": ("client.pem", "client.pem", "client.pem"),
+    "client_key": ("client.key", "client.key", "client.key"),
+    "proxy": ("http://proxy:3128", "http://proxy:3128", "http://proxy:3128"),
+    "endpoints": (str(_FILE), [_ENDPOINT], (_ENDPOINT,)),
+    "profiles": ("generic auto", ["generic", "auto"], ("generic", "auto")),
     "give_up_after": ("86400", 86400, 86400.0),
     "initial_backoff": ("1e-3", 0.001, 0.001),
     "max_backoff": ("60", 60, 60.0),
@@ -33,10 +40,6 @@ _GIVEN: dict[str, tuple[str, object, object]] = {
     "concurrency": ("1000", 1000, 1000),
     "max_queue_size": ("1", 1, 1),
     "shutdown_timeout": ("315360000", 315360000, 315360000.0),
-    "certificate": ("ca.0", Path("ca.0"), "ca.0"),
-    "client_certificate": ("client.pem", "client.pem", "client.pem"),
-    "client_key": ("client.key", "client.key", "client.key"),
-    "proxy": ("http://proxy:3128", "http://proxy:3128", "http://proxy:3128"),
 }
 _NEEDS = {"client_key": {"client_certificate": "client.pem"}}  # settings that go together
 
@@ -114,7 +117,7 @@ def test_a_key_loses_the_line_break_of_its_file(
     assert key.get_secret_value() == "sekret"
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage() == "STEP_COMPLETE_KEY ended in a line break, which was removed"
+    assert record.getMessage() == "a key for a webhook ended in a line break, which was removed"
 
 
 @given(

@@ -33,15 +33,37 @@ def test_a_url_that_cannot_be_used_is_refused() -> None:
         "https://user:SEKRET@example.com:eighty/": unreadable,
         "https://example.com:65536/SEKRET": unreadable,
         "https://user:SEKRET/x@example.com/": unreadable,
-        "https://exam ple.com/SEKRET": unprintable,
         "https://example.com\\@SEKRET": unprintable,
-        "https://example.com/SEKRET\r\nx-evil: 1": unprintable,
+        "https://example.com/SEKRET\x0bx-evil:1": unprintable,
     }
     assert_refused(
         (name, url, f"STEP_COMPLETE_{name.upper()} {what}{expected}")
         for name, expected in (("webhook", _URL), ("proxy", _PROXY))
         for url, what in urls.items()
     )
+    assert_refused([("proxy", "http://pro xy/SEKRET", f"STEP_COMPLETE_PROXY {unprintable}{_PROXY}")])
+
+
+def test_of_several_urls_the_wrong_one_is_named_by_its_place() -> None:
+    """Nothing is shown of the others either; a header that is smuggled in behind a line break is no URL."""
+    cases = {
+        "https://exam ple.com/SEKRET": "has no scheme (URL 2 of 2)",
+        "https://example.com/SEKRET\r\nx-evil: 1": "has no scheme (URL 2 of 3)",
+        "https://a/SEKRET http://169.254.169.254/SEKRET": (
+            "points to a cloud metadata service, which is refused (URL 2 of 2)"
+        ),
+    }
+    assert_refused(("webhook", urls, f"STEP_COMPLETE_WEBHOOK {what}{_URL}") for urls, what in cases.items())
+
+
+def test_urls_that_differ_in_user_or_fragment_alone_are_refused() -> None:
+    """They would have one name, and nothing in the trace would tell them apart."""
+    sentence = (
+        "STEP_COMPLETE_WEBHOOK holds URLs that differ in nothing but user name or fragment; remove one, "
+        "or give each a name of its own in STEP_COMPLETE_ENDPOINTS"
+    )
+    pairs = ["https://a:SEKRET@example.com/ https://example.com/", "https://example.com/#SEKRET https://example.com/"]
+    assert_refused(("webhook", pair, sentence) for pair in pairs)
 
 
 def test_a_metadata_service_is_refused_however_it_is_spelled() -> None:
@@ -127,7 +149,7 @@ def test_a_long_value_is_cut() -> None:
 def test_user_information_and_another_authorization_are_refused(name: str) -> None:
     """A request carries one authorization; which one is meant is not ours to guess."""
     other = {"key": "SEKRET", "headers": "Authorization=SEKRET"}[name]
-    told = refusal(webhook="https://user:SEKRET@example.com/", **{name: other})
+    told = refusal(webhook="https://other.example.com https://user:SEKRET@example.com/", **{name: other})
     assert told == (
         f"STEP_COMPLETE_WEBHOOK holds a user name and STEP_COMPLETE_{name.upper()} an authorization: "
         "a request carries one of them; remove the other"

@@ -1,0 +1,54 @@
+"""From settings to the `Endpoint` values that delivery works on. Pure."""
+
+import base64
+from urllib.parse import unquote, urlsplit
+
+from otel_step_hook.delivery.model import Endpoint, TlsFiles
+from otel_step_hook.settings.hook import StepHookSettings
+from otel_step_hook.settings.parsing import name_from, without_user
+from otel_step_hook.settings.receiver import EndpointSettings, ReceiverSettings
+
+_SHARED = ("payload", "outcomes", "timeout", "certificate", "proxy")  # what is set for all, where one says nothing
+_IDENTITY = ("client_certificate", "client_key")  # of one receiver or of all, and never one from each
+
+
+def endpoints_of(settings: StepHookSettings) -> tuple[Endpoint, ...]:
+    """An `Endpoint` for each receiver of *settings*, with names of their own; empty without a webhook.
+
+    The only URL of ``STEP_COMPLETE_WEBHOOK`` is "default"; of several each is its host and a short hash.
+    """
+    if settings.endpoints:
+        return tuple(_endpoint(one.called, one.webhook, _completed(one, settings)) for one in settings.endpoints)
+    urls = (settings.webhook or "").split()
+    return tuple(_endpoint("default" if len(urls) == 1 else name_from(url), url, settings) for url in urls)
+
+
+def _completed(endpoint: EndpointSettings, settings: StepHookSettings) -> EndpointSettings:
+    """*endpoint*, with what *settings* have for all where it says nothing; secrets are never shared."""
+    own = endpoint.model_fields_set
+    names = _SHARED if own.intersection(_IDENTITY) else (*_SHARED, *_IDENTITY)
+    return endpoint.model_copy(update={name: getattr(settings, name) for name in names if name not in own})
+
+
+def _endpoint(name: str, url: str, receiver: ReceiverSettings) -> Endpoint:
+    authorization = _basic(url) if receiver.key is None else f"Bearer {receiver.key.get_secret_value()}"
+    return Endpoint(
+        name=name,
+        url=without_user(url),
+        headers=(*([("authorization", authorization)] if authorization else []), *receiver.headers),
+        signing_keys=receiver.signing_keys,
+        payload=receiver.payload,
+        outcomes=receiver.outcomes,
+        timeout=receiver.timeout,
+        tls=TlsFiles(receiver.certificate, receiver.client_certificate, receiver.client_key),
+        proxy=receiver.proxy,
+    )
+
+
+def _basic(url: str) -> str:
+    """The authorization that the user information of *url* asks for; empty without one (RFC 7617, in UTF-8)."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return ""
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"

@@ -1,0 +1,73 @@
+"""Several receivers, as they are written: in a TOML file, or as the settings of each."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+
+from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.settings.parsing import PREFIX, did_you_mean, read_path
+from otel_step_hook.settings.receiver import EndpointSettings, endpoint_label
+
+ENDPOINTS = "the path of a TOML file with an [[endpoint]] for each receiver"
+
+
+def read_endpoints(value: object) -> object:
+    """The `EndpointSettings` that *value* holds: a path, or a sequence of them or of mappings; none for a blank."""
+    value = () if value is None else read_path(value)
+    if isinstance(value, str):
+        path = value.strip()
+        return _endpoints(_tables(path), path) if path else ()
+    if not isinstance(value, Sequence):
+        raise ValueError(f"is of type {type(value).__name__}")  # noqa: TRY004 -- pydantic makes its own error of it
+    return _endpoints(value, f"{PREFIX}ENDPOINTS")
+
+
+def _endpoints(tables: Iterable[object], place: str) -> tuple[EndpointSettings, ...]:
+    """All that are wrong are reported at once."""
+    endpoints, wrong = [], []
+    for number, table in enumerate(tables, start=1):
+        try:
+            endpoints.append(_endpoint(table))
+        except ConfigurationError as error:
+            is_named = isinstance(table, Mapping) and endpoint_label(table)
+            wrong.append(f"{place}, {'' if is_named else f'endpoint {number}: '}{error}")
+    if wrong:
+        raise ConfigurationError("; ".join(wrong))
+    return tuple(endpoints)
+
+
+def _endpoint(table: object) -> EndpointSettings:
+    if isinstance(table, EndpointSettings):
+        return table
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"is of type {type(table).__name__}; expected the settings of one receiver")
+    return EndpointSettings(**{str(name): value for name, value in table.items()})
+
+
+def _tables(path: str) -> list[object]:
+    document = _document(path)
+    for name in document:
+        if name != "endpoint":
+            raise ConfigurationError(
+                f"{path}: {name} stands outside of an [[endpoint]]{did_you_mean(name, ['endpoint'])}; "
+                "expected nothing but an [[endpoint]] for each receiver"
+            )
+    tables = document.get("endpoint")
+    if not isinstance(tables, list) or not tables:
+        raise ConfigurationError(
+            f"{path}: there is no [[endpoint]], in double brackets; expected one for each receiver"
+        )
+    return tables
+
+
+def _document(path: str) -> dict[str, object]:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 -- what cannot be a path is an OSError here
+            return tomllib.load(file)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8; nested too deeply
+        place = re.search(r"\(at [a-z0-9, ]+\)$", str(error))
+        problem = f"is no TOML {place[0] if place else ''}".rstrip()
+    # Outside of `except`: such an error may hold the text of the file, and with it the secrets.
+    raise ConfigurationError(f"{PREFIX}ENDPOINTS names {path}, which {problem}; expected {ENDPOINTS}")

@@ -1,0 +1,265 @@
+"""Several receivers: what is taken for each. What is refused: test_settings_endpoints_refused.py."""
+
+import base64
+import hashlib
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_step_hook import EndpointSettings, StepHookSettings
+from otel_step_hook.delivery.model import Endpoint, TlsFiles
+from otel_step_hook.display import settings_table
+from otel_step_hook.settings import endpoints_of, in_force
+from otel_step_hook.steps.event import Outcome
+
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
+_KEY = base64.b64decode(_SECRET.removeprefix("whsec_"))
+
+
+def _from_file(path: Path, text: str, **others: object) -> tuple[Endpoint, ...]:
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("STEP_COMPLETE_ENDPOINTS", str(path))
+        return endpoints_of(StepHookSettings(**others))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a test writes its endpoints."""
+    return tmp_path / "endpoints.toml"
+
+
+# One receiver, and several that share all settings
+
+
+@pytest.mark.parametrize("webhook", [None, "", " \n"])
+def test_without_a_webhook_there_is_no_endpoint(webhook: str | None) -> None:
+    """Nothing is sent."""
+    assert endpoints_of(StepHookSettings(webhook=webhook, endpoints=[])) == ()
+    assert endpoints_of(StepHookSettings(webhook=webhook, endpoints=webhook)) == ()
+
+
+def test_one_webhook_is_the_default_endpoint() -> None:
+    """It has all settings of one receiver."""
+    settings = StepHookSettings(
+        webhook="https://example.com/hook?",
+        key="a key",
+        signing_secret=_SECRET,
+        payload="full",
+        outcomes="failed",
+        headers="x-a=1",
+        timeout=3,
+        certificate="ca.pem",
+        client_certificate="client.pem",
+        client_key="client.key",
+        proxy="http://proxy:3128",
+    )
+    assert endpoints_of(settings) == (
+        Endpoint(
+            name="default",
+            url="https://example.com/hook?",
+            headers=(("authorization", "Bearer a key"), ("x-a", "1")),
+            signing_keys=(_KEY,),
+            payload="full",
+            outcomes=frozenset({Outcome.FAILED}),
+            timeout=3.0,
+            tls=TlsFiles("ca.pem", "client.pem", "client.key"),
+            proxy="http://proxy:3128",
+        ),
+    )
+
+
+def test_the_defaults_of_an_endpoint_are_those_of_the_settings() -> None:
+    """Nothing but name and URL has to be given."""
+    assert endpoints_of(StepHookSettings(webhook="http://a/")) == (Endpoint(name="default", url="http://a/"),)
+    one = EndpointSettings(name="billing", webhook="http://a/")
+    assert endpoints_of(StepHookSettings(endpoints=[one])) == (Endpoint(name="billing", url="http://a/"),)
+
+
+def test_several_webhooks_share_the_other_settings() -> None:
+    """Each is an endpoint; its name is the host and a short hash, which shows nothing of a secret path."""
+    urls = ["https://hooks.example.com/SEKRET", "http://[::1]:8080/SEKRET"]
+    endpoints = endpoints_of(StepHookSettings(webhook=f"{urls[0]}\n {urls[1]} {urls[0]}", key="k", timeout=3))
+    assert [endpoint.url for endpoint in endpoints] == urls  # each once
+    hashes = [hashlib.sha256(url.encode()).hexdigest()[:6] for url in urls]
+    assert [endpoint.name for endpoint in endpoints] == [f"hooks.example.com-{hashes[0]}", f"--1-{hashes[1]}"]
+    assert {(endpoint.headers, endpoint.timeout) for endpoint in endpoints} == {
+        ((("authorization", "Bearer k"),), 3.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "plain", "pair"),
+    [
+        ("https://user:pa%20ss@example.com:8443/x?a=b@c#part", "https://example.com:8443/x?a=b@c", b"user:pa ss"),
+        ("https://user@example.com", "https://example.com", b"user:"),
+        ("https://a%40b:c%3Ad@example.com?x", "https://example.com?x", b"a@b:c:d"),
+        ("https://a@b:c@example.com/", "https://example.com/", b"a@b:c"),
+        ("HTTPS://%C3%A9:@Example.com/#", "HTTPS://Example.com/", "é:".encode()),
+        ("https://@example.com/", "https://example.com/", b":"),
+        ("https://example.com/@a:b@c/", "https://example.com/@a:b@c/", None),
+    ],
+)
+def test_user_information_becomes_a_header(url: str, plain: str, pair: bytes | None) -> None:
+    """RFC 7617; neither it nor the fragment is part of the URL that is asked."""
+    (endpoint,) = endpoints_of(StepHookSettings(webhook=url, headers="x-a=1"))
+    basic = [] if pair is None else [("authorization", f"Basic {base64.b64encode(pair).decode()}")]
+    assert (endpoint.url, endpoint.headers) == (plain, (*basic, ("x-a", "1")))
+
+
+@given(st.from_regex(r"https?://[a-z]([a-z0-9.]{0,200}[a-z0-9])?(/[ -~]{0,20})?", fullmatch=True))
+def test_a_made_name_is_one_that_could_have_been_given(url: str) -> None:
+    """Whatever the host is, it fits a metric's label, and the same URL has the same name."""
+    url = re.sub(r"[\s\\]", "", url)
+    one, other = EndpointSettings(webhook=url), EndpointSettings(webhook=f"{url}#fragment")
+    assert EndpointSettings(webhook=url, name=one.called).name == other.called
+
+
+# A file
+
+
+def test_each_table_of_a_file_is_a_receiver(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all settings of one, secrets by the name of their variable if that is preferred."""
+    monkeypatch.setenv("AUDIT_KEY", "audit key")
+    monkeypatch.setenv("AUDIT_SECRET", _SECRET)
+    first, second, third = _from_file(
+        path,
+        f"""
+        [[endpoint]]
+        name = "billing-1.eu_a"
+        webhook = "https://example.com/billing"
+        key = "billing key"
+        signing_secret = "{_SECRET}"
+        payload = "full"
+        outcomes = ["success", "failed"]
+        headers = {{ X-Env = "a b" }}
+        timeout = 5
+        certificate = "ca.pem"
+        client_certificate = "client.pem"
+        client_key = "client.key"
+        proxy = "http://proxy:3128"
+
+        [[endpoint]]
+        name = "audit"
+        webhook = "https://user@audit.example.com/#part"
+        headers = "x-a=1"
+        signing_secret_env = "AUDIT_SECRET"
+
+        [[endpoint]]
+        webhook = "https://audit.example.com/"
+        key_env = "AUDIT_KEY"
+        outcomes = "cancelled"
+        """,
+    )
+    assert first == Endpoint(
+        name="billing-1.eu_a",
+        url="https://example.com/billing",
+        headers=(("authorization", "Bearer billing key"), ("x-env", "a b")),
+        signing_keys=(_KEY,),
+        payload="full",
+        outcomes=frozenset({Outcome.SUCCESS, Outcome.FAILED}),
+        timeout=5.0,
+        tls=TlsFiles("ca.pem", "client.pem", "client.key"),
+        proxy="http://proxy:3128",
+    )
+    user = base64.b64encode(b"user:").decode()
+    assert second == Endpoint(
+        name="audit",
+        url="https://audit.example.com/",
+        headers=(("authorization", f"Basic {user}"), ("x-a", "1")),
+        signing_keys=(_KEY,),
+    )
+    assert third == Endpoint(
+        name=f"audit.example.com-{hashlib.sha256(b'https://audit.example.com/').hexdigest()[:6]}",
+        url="https://audit.example.com/",
+        headers=(("authorization", "Bearer audit key"),),
+        outcomes=frozenset({Outcome.CANCELLED}),
+    )
+
+
+def test_a_relative_path_is_one_of_the_working_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for all other paths."""
+    path.write_text('[[endpoint]]\nwebhook = "http://a/"\nname = "a"')
+    monkeypatch.chdir(path.parent)
+    for given_path in (path.name, f" {path.name}\n", Path(path.name)):
+        assert endpoints_of(StepHookSettings(endpoints=given_path)) == (Endpoint(name="a", url="http://a/"),)
+
+
+def test_endpoints_may_be_given_as_mappings() -> None:
+    """As a file of the declarative configuration has them; what is null there is not given."""
+    mapping = {"name": "a", "webhook": "http://a/", "key_env": None, "signing_secret_env": None}
+    assert endpoints_of(StepHookSettings(endpoints=(mapping,))) == (Endpoint(name="a", url="http://a/"),)
+
+
+def test_what_is_set_for_all_holds_for_those_that_do_not_say_otherwise(path: Path) -> None:
+    """Each setting by itself, but for a client's certificate and its key, which belong together."""
+    for_all = {
+        "payload": "full",
+        "outcomes": "failed",
+        "timeout": 3,
+        "certificate": "ca.pem",
+        "client_certificate": "client.pem",
+        "client_key": "client.key",
+        "proxy": "http://proxy:3128",
+    }
+    text = """
+        [[endpoint]]
+        name = "as-all"
+        webhook = "http://a/"
+        [[endpoint]]
+        name = "otherwise"
+        webhook = "http://b/"
+        payload = "step_id"
+        outcomes = "success,failed,cancelled"
+        timeout = 15
+        client_certificate = "own.pem"
+        proxy = ""
+        """
+    as_all, otherwise = _from_file(path, text, **for_all)
+    assert as_all == Endpoint(
+        name="as-all",
+        url="http://a/",
+        payload="full",
+        outcomes=frozenset({Outcome.FAILED}),
+        timeout=3.0,
+        tls=TlsFiles("ca.pem", "client.pem", "client.key"),
+        proxy="http://proxy:3128",
+    )
+    assert otherwise == Endpoint(name="otherwise", url="http://b/", tls=TlsFiles("ca.pem", "own.pem", None))
+
+
+# What people read
+
+
+def test_no_representation_of_an_endpoint_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Printing the settings, in a log or a traceback, gives nothing away."""
+    monkeypatch.setenv("A_KEY", "SEKRET")
+    endpoint = EndpointSettings(
+        webhook="https://example.com/T0SEKRET?token=SEKRET",
+        key_env="A_KEY",
+        signing_secret=_SECRET,
+        headers="x-api-key=SEKRET",
+        proxy="http://user:SEKRET@proxy",
+    )
+    settings = StepHookSettings(endpoints=[endpoint])
+    for shown in (repr(endpoint), repr(settings), str(settings), f"{in_force(settings)}", f"{endpoints_of(settings)}"):
+        assert "SEKRET" not in shown
+        assert _SECRET not in shown
+
+
+def test_the_endpoints_in_force_are_shown_by_name() -> None:
+    """With where they came from."""
+    endpoints = [EndpointSettings(webhook="http://a/SEKRET"), EndpointSettings(name="audit", webhook="http://b/")]
+    names = f"a-{hashlib.sha256(b'http://a/SEKRET').hexdigest()[:6]},audit"
+    assert in_force(StepHookSettings(endpoints=endpoints))["endpoints"] == (names, "argument")
+    assert in_force(StepHookSettings())["endpoints"] == ("unset", "default")
+
+
+def test_the_table_of_settings_shows_each_of_several_webhooks() -> None:
+    """Without what may be secret in it."""
+    table = settings_table(StepHookSettings(webhook="https://a/SEKRET http://user:SEKRET@b:8080/SEKRET"))
+    assert str(next(iter(table.columns[1].cells))) == "https://a/REDACTED http://b:8080/REDACTED"

@@ -1,0 +1,254 @@
+"""What is refused for several receivers: one clear sentence each, which names file, endpoint and setting."""
+
+from pathlib import Path
+
+import pytest
+from refusals import refusal
+
+from otel_step_hook import ConfigurationError, EndpointSettings, StepHookProcessor, StepHookSettings
+
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
+_EXPECTED = "; expected the path of a TOML file with an [[endpoint]] for each receiver"
+_A = '[[endpoint]]\nname = "a"\nwebhook = "http://a/SEKRET"\n'
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _refused(text: str | bytes) -> str:
+    """The sentence that refuses a file, as an argument and as a variable."""
+    Path("steps.toml").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("STEP_COMPLETE_ENDPOINTS", "steps.toml")
+        by_variable = refusal()
+    assert by_variable == refusal(endpoints="steps.toml")
+    return by_variable
+
+
+def _assert_refused(cases: dict[str, str]) -> None:
+    got = {text: _refused(text) for text in cases}
+    wrong = [f"{text!r}: {sentence}" for text, sentence in got.items() if sentence != cases[text]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_file_that_cannot_be_read_is_refused() -> None:
+    """The sentence names the path and what the system said of it."""
+    named = "STEP_COMPLETE_ENDPOINTS names"
+    Path("folder").mkdir()
+    assert refusal(endpoints="none.toml") == (
+        f"{named} none.toml, which cannot be read (No such file or directory){_EXPECTED}"
+    )
+    assert refusal(endpoints=Path("folder")) == f"{named} folder, which cannot be read (Is a directory){_EXPECTED}"
+    assert refusal(endpoints="a\0b") == f"STEP_COMPLETE_ENDPOINTS holds a NUL{_EXPECTED}"
+
+
+def test_a_file_that_is_no_toml_is_refused() -> None:
+    """The sentence says where in the file, and shows nothing of it."""
+    cases: dict[str | bytes, str] = {
+        '[[endpoint]]\nkey = "SEKRET': " (at end of document)",
+        "[[endpoint]]\nkey = SEKRET\n": " (at line 2, column 7)",
+        b'key = "SEKRET\xff"': "",
+        f"SEKRET = {'[' * 100_000}": "",
+    }
+    sentence = "STEP_COMPLETE_ENDPOINTS names steps.toml, which is no TOML"
+    assert {text: _refused(text) for text in cases} == {
+        text: f"{sentence}{place}{_EXPECTED}" for text, place in cases.items()
+    }
+
+
+def test_a_file_without_endpoints_is_refused() -> None:
+    """One that came out empty would send nothing, and nobody would hear of it."""
+    none = "steps.toml: there is no [[endpoint]], in double brackets; expected one for each receiver"
+    outside = "stands outside of an [[endpoint]]"
+    only = "; expected nothing but an [[endpoint]] for each receiver"
+    _assert_refused(
+        {
+            "": none,
+            "# nothing\n": none,
+            "endpoint = []": none,
+            '[endpoint]\nwebhook = "http://a/SEKRET"': none,
+            f'[[endpoints]]\nwebhook = "SEKRET"\n{_A}': (
+                f"steps.toml: endpoints {outside}; did you mean endpoint?{only}"
+            ),
+            f'timeout = "SEKRET"\n{_A}': f"steps.toml: timeout {outside}{only}",
+            'endpoint = ["SEKRET"]': ("steps.toml, endpoint 1: is of type str; expected the settings of one receiver"),
+        }
+    )
+
+
+def test_a_wrong_setting_of_an_endpoint_is_refused() -> None:
+    """With file, endpoint and setting; the endpoint by its number where it has no name."""
+    url = "expected an absolute URL such as https://example.com/hook"
+    seconds = "expected a number of seconds above 0 and up to 315360000 (ten years), such as 15"
+    a = "steps.toml, endpoint 'a': "
+    _assert_refused(
+        {
+            "[[endpoint]]": f"steps.toml, endpoint 1: webhook is not set; {url}",
+            '[[endpoint]]\nname = "a"\nwebhook = " "': f"{a}webhook is not set; {url}",
+            '[[endpoint]]\nname = "a"\nwebhook = "SEKRET"': f"{a}webhook has no scheme; {url}",
+            f'{_A}[[endpoint]]\nwebhook = "http://b/ http://SEKRET/"': (
+                f"steps.toml, endpoint 2: webhook holds a space, a backslash or a control character; {url}"
+            ),
+            f'{_A}timeout = "soon"': f"{a}timeout is 'soon'; {seconds}",
+            f"{_A}payload = 5": f"{a}payload is 5; expected step_id or full",
+            f"{_A}outcomes = []": (
+                f"{a}outcomes names none; expected some of success, failed, cancelled, separated by commas"
+            ),
+            f'{_A}key = "SEKRET\\n\\n"': (
+                f"{a}key holds what HTTP cannot carry; expected printable ASCII without line breaks, "
+                "and without a space at either end"
+            ),
+            f'{_A}signing_secret = "{_SECRET} whsec_SEKRET"': (
+                f"{a}signing_secret: secret 2 of 2 is not 'whsec_' followed by the base64 of 24 to 64 bytes; "
+                "make one with: otel-step-hook secret"
+            ),
+            f"{_A}headers = {{ Host = 'SEKRET' }}": (
+                f"{a}headers sets host, which every webhook has of its own; "
+                "expected name=value,name=value, percent-encoded, of printable ASCII"
+            ),
+            f"{_A}certificate = 5": f"{a}certificate is 5; expected the path of a PEM file that can be read",
+            f'{_A}webhok = "SEKRET"': f"{a}webhok is not a setting; did you mean webhook?",
+            f'{_A}key_evn = "SEKRET"': f"{a}key_evn is not a setting; did you mean key_env?",
+            f"{_A}concurrency = 5": f"{a}concurrency is not a setting",
+            f'{_A}self = "SEKRET"': f"{a}self is not a setting",
+        }
+    )
+
+
+def test_a_name_that_is_none_is_refused() -> None:
+    """It becomes a metric's label, and part of a row's key."""
+    expected = "expected 1 to 64 letters of ASCII, digits, '-', '_' and '.'"
+    names = ["", "a b", "é", "a\n", "x" * 65]
+    sentences = [refusal(endpoints=[{"webhook": "http://a/SEKRET", "name": name}]) for name in names]
+    start = "STEP_COMPLETE_ENDPOINTS, endpoint 1: name is"
+    assert sentences[:-1] == [f"{start} {name!r}; {expected}" for name in names[:-1]]
+    assert sentences[-1].startswith(f"{start} 'xxx")
+
+
+def test_every_wrong_endpoint_is_reported_at_once() -> None:
+    """Two mistakes are told in one go, so that they are mended in one."""
+    wrong = "STEP_COMPLETE_ENDPOINTS, endpoint 'a': payload is 5; expected step_id or full"
+    number = "STEP_COMPLETE_ENDPOINTS, endpoint 3: is of type int; expected the settings of one receiver"
+    good = EndpointSettings(webhook="http://b/")
+    assert refusal(endpoints=[{"name": "a", "webhook": "http://a/", "payload": 5}, good, 5]) == f"{wrong}; {number}"
+
+
+@pytest.mark.parametrize("value", [5, {"webhook": "http://SEKRET/"}, EndpointSettings(webhook="http://SEKRET/")])
+def test_what_is_neither_a_path_nor_a_sequence_is_refused(value: object) -> None:
+    """One endpoint alone, too, and unseen."""
+    sentence = f"STEP_COMPLETE_ENDPOINTS is of type {type(value).__name__}{_EXPECTED}"
+    assert refusal(endpoints=value) == sentence
+
+
+def test_endpoints_of_one_name_are_refused() -> None:
+    """Nothing in the trace would tell them apart."""
+    sentence = "STEP_COMPLETE_ENDPOINTS has several endpoints that are called {}; give each a name of its own"
+    assert _refused(f"{_A}{_A}") == sentence.format("'a'")
+    unnamed = EndpointSettings(webhook="http://a/SEKRET")
+    assert refusal(endpoints=[unnamed, unnamed]) == sentence.format(repr(unnamed.called))
+
+
+# Secrets by the name of their variable
+
+
+@pytest.mark.parametrize("setting", ["key", "signing_secret"])
+def test_a_variable_that_holds_no_secret_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is not shown: it may be the secret, put in the wrong place."""
+    monkeypatch.setenv("EMPTY", "")
+    secret = setting.replace("_", " ")
+    sentence = (
+        f"steps.toml, endpoint 'a': {setting}_env names no environment variable that is set; "
+        f"expected the name of one that holds the {secret}; correct it, or set that variable"
+    )
+    _assert_refused({f"{_A}{setting}_env = {value}": sentence for value in ('"SEKRET"', '"EMPTY"', '""', "5")})
+
+
+@pytest.mark.parametrize("setting", ["key", "signing_secret"])
+def test_a_secret_and_its_variable_are_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of the two is meant is not ours to guess."""
+    monkeypatch.setenv("A_SECRET", "SEKRET")
+    text = f'{_A}{setting} = "SEKRET"\n{setting}_env = "A_SECRET"'
+    assert _refused(text) == f"steps.toml, endpoint 'a': {setting} and {setting}_env are both set: remove one of them"
+
+
+def test_what_a_variable_holds_is_checked_like_any_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not shown either."""
+    monkeypatch.setenv("A_SECRET", " SEKRET")
+    assert _refused(f'{_A}key_env = "A_SECRET"').startswith(
+        "steps.toml, endpoint 'a': key holds what HTTP cannot carry; "
+    )
+    assert _refused(f'{_A}signing_secret_env = "A_SECRET"').startswith(
+        "steps.toml, endpoint 'a': signing_secret: secret 1 of 1 is not"
+    )
+
+
+# What does not go together
+
+
+def test_two_authorizations_of_an_endpoint_are_refused() -> None:
+    """A request carries one of them."""
+    one = "a request carries one of them; remove the other"
+    _assert_refused(
+        {
+            f'{_A}key = "SEKRET"\nheaders = "authorization=SEKRET"': (
+                f"steps.toml, endpoint 'a': key and headers each hold an authorization: {one}"
+            ),
+            '[[endpoint]]\nwebhook = "http://u:SEKRET@a/"\nkey = "SEKRET"': (
+                f"steps.toml, endpoint 1: webhook holds a user name and key an authorization: {one}"
+            ),
+            '[[endpoint]]\nwebhook = "http://u:SEKRET@a/"\nheaders = "authorization=SEKRET"': (
+                f"steps.toml, endpoint 1: webhook holds a user name and headers an authorization: {one}"
+            ),
+            f'{_A}client_key = "client.key"': (
+                "steps.toml, endpoint 'a': client_key is set without client_certificate: set both or none"
+            ),
+        }
+    )
+
+
+def test_a_webhook_beside_endpoints_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever each of them comes from."""
+    sentence = (
+        "STEP_COMPLETE_WEBHOOK and STEP_COMPLETE_ENDPOINTS are both set: remove one of them, "
+        "or make the webhook an endpoint"
+    )
+    endpoints = [EndpointSettings(webhook="http://a/SEKRET")]
+    assert refusal(webhook="http://b/SEKRET", endpoints=endpoints) == sentence
+    monkeypatch.setenv("STEP_COMPLETE_WEBHOOK", "http://b/SEKRET")
+    assert refusal(endpoints=endpoints) == sentence
+    assert refusal(endpoints=endpoints, webhook=None) == "not refused"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("key", "SEKRET"), ("signing_secret", _SECRET), ("headers", "authorization=SEKRET")]
+)
+def test_a_secret_beside_endpoints_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secret of one receiver is never handed to another."""
+    monkeypatch.setenv(f"STEP_COMPLETE_{name.upper()}", value)
+    assert refusal(endpoints=[EndpointSettings(webhook="http://a/")]) == (
+        f"STEP_COMPLETE_{name.upper()} is set beside STEP_COMPLETE_ENDPOINTS: what is a secret of one receiver "
+        f"is sent to no other; give it to its endpoint, as {name}, and remove it here"
+    )
+
+
+# Endpoints that are made in a program
+
+
+def test_an_endpoint_is_refused_where_it_is_made() -> None:
+    """By its name, if it has one."""
+    with pytest.raises(ConfigurationError, match=r"^endpoint 'a': timeout is 'soon'; expected a number"):
+        EndpointSettings(name="a", webhook="http://a/", timeout="soon")
+    with pytest.raises(ConfigurationError, match=r"^webhook is not set; expected an absolute URL"):
+        EndpointSettings()
+    with pytest.raises(ConfigurationError, match=r"^endpoint 'a': url is not a setting$"):
+        EndpointSettings(name="a", webhook="http://a/", url="http://a/")
+
+
+def test_a_processor_refuses_wrong_endpoints_at_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the application has started a span."""
+    monkeypatch.setenv("STEP_COMPLETE_ENDPOINTS", "none.toml")
+    with pytest.raises(ConfigurationError, match=r"STEP_COMPLETE_ENDPOINTS names none\.toml, which cannot be read"):
+        StepHookProcessor()
+    assert StepHookSettings(endpoints=()).endpoints == ()
