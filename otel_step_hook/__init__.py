@@ -1,12 +1,17 @@
 """An OpenTelemetry SpanProcessor that tells a webhook when a step ends."""
 
-from otel_step_hook.errors import ConfigurationError, StepHookError, VerificationError
-from otel_step_hook.processor import StepHookProcessor
-from otel_step_hook.sampler import StepSampler
-from otel_step_hook.settings import EndpointSettings, StepHookSettings
-from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.profile import NOT_TERMINAL, Profile
+import importlib
+from typing import TYPE_CHECKING
+
 from otel_step_hook.version import __version__
+
+if TYPE_CHECKING:
+    from otel_step_hook.errors import ConfigurationError, StepHookError, VerificationError
+    from otel_step_hook.processor import StepHookProcessor
+    from otel_step_hook.sampler import StepSampler
+    from otel_step_hook.settings import EndpointSettings, StepHookSettings
+    from otel_step_hook.steps.event import Outcome
+    from otel_step_hook.steps.profile import NOT_TERMINAL, Profile
 
 __all__ = [
     "NOT_TERMINAL",
@@ -21,3 +26,33 @@ __all__ = [
     "VerificationError",
     "__version__",
 ]
+
+# Imported at first use (PEP 562): pydantic and the SDK are slow to import, and `otel_step_hook.auto` is imported by
+# every instrumented process.
+_MODULES = {
+    "NOT_TERMINAL": "steps.profile",
+    "ConfigurationError": "errors",
+    "EndpointSettings": "settings",
+    "Outcome": "steps.event",
+    "Profile": "steps.profile",
+    "StepHookError": "errors",
+    "StepHookProcessor": "processor",
+    "StepHookSettings": "settings",
+    "StepSampler": "sampler",
+    "VerificationError": "errors",
+}
+
+if not TYPE_CHECKING:  # pragma: no branch -- a type checker, which would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Import the public name *name*, once."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not, and what is here besides."""
+    return sorted({*globals(), *__all__})

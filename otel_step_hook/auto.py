@@ -1,17 +1,20 @@
 """Registration without code, by the entry points of OpenTelemetry's auto-instrumentation. Owns what it has registered.
 
-Nothing here raises: an exception would keep all other instrumentations from being loaded.
+Nothing here raises: an exception would keep all other instrumentations from being loaded. Every instrumented
+process imports this module where the package is installed: what is heavy is imported once there is something to do.
 """
 
 import logging
 import os
 import weakref
+from typing import TYPE_CHECKING
 
 from opentelemetry.trace import get_tracer_provider
 
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.processor import StepHookProcessor
-from otel_step_hook.settings import StepHookSettings
+
+if TYPE_CHECKING:
+    from otel_step_hook.processor import StepHookProcessor
 
 _log = logging.getLogger("otel_step_hook")
 # Pairs, not a dict: a provider may have no hash.
@@ -36,7 +39,7 @@ def pre_instrument() -> None:
         register()
 
 
-def register(**options: object) -> StepHookProcessor | None:
+def register(**options: object) -> "StepHookProcessor | None":
     """Register a `StepHookProcessor` with the global provider, once; *options* are settings beside the environment's.
 
     Returns the one that is registered, or None where nothing is: a setting cannot be used, or there
@@ -55,6 +58,10 @@ def register(**options: object) -> StepHookProcessor | None:
         if options:
             _log.warning("otel-step-hook is registered already: the settings %s are ignored", ", ".join(options))
         return registered
+    # Not at the top: where nothing is configured nobody pays for pydantic and the SDK.
+    from otel_step_hook.processor import StepHookProcessor  # noqa: PLC0415 -- see above
+    from otel_step_hook.settings import StepHookSettings  # noqa: PLC0415 -- see above
+
     try:
         settings = StepHookSettings(**options)
         hook = StepHookProcessor(settings)
