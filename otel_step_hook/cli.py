@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from otel_step_hook._endpoints import endpoints_of
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.model import Endpoint
@@ -28,7 +27,7 @@ from otel_step_hook.demo import run
 from otel_step_hook.display import ARRIVAL_HEADING, arrival_line, harmless, settings_table, status_words
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.listener import Arrival, Listener, Plan
-from otel_step_hook.settings import StepHookSettings, unknown_variables
+from otel_step_hook.settings import StepHookSettings, endpoints_of, unknown_variables
 from otel_step_hook.steps.event import text_of
 from otel_step_hook.version import __version__
 
@@ -211,7 +210,7 @@ def listen(
 ) -> None:
     """Receive webhooks on this machine and show each, until Ctrl-C."""
     given = {name: text for name, text in (("key", key), ("signing_secret", signing_secret)) if text is not None}
-    settings = StepHookSettings(**given)
+    settings = StepHookSettings(endpoints=(), **given)  # not those of STEP_COMPLETE_ENDPOINTS: it listens itself
     arrivals: SimpleQueue[Arrival | None] = SimpleQueue()  # None: Ctrl-C
     try:
         listener = Listener(

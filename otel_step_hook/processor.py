@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from otel_step_hook._endpoints import endpoints_of
 from otel_step_hook.delivery.model import Endpoint, Pipeline
 from otel_step_hook.delivery.retry import RetryPolicy
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.settings import StepHookSettings, unknown_variables
+from otel_step_hook.settings import StepHookSettings, endpoints_of, unknown_variables
 from otel_step_hook.steps.event import StepEvent
 from otel_step_hook.steps.plugins import selected_profiles
 from otel_step_hook.steps.profile import Profile

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import trustme
 
 from otel_step_hook import StepHookSettings
-from otel_step_hook._endpoints import endpoints_of
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.model import Endpoint
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.transport import HttpxTransport, connector
+from otel_step_hook.settings import endpoints_of
 from otel_step_hook.testing import HostileReceiver, read_request
 
 CONTENT = b'{"step_id": "step-1"}'
