@@ -155,6 +155,8 @@ class StepHookProcessor(SpanProcessor):
 
 def _settings(webhook: str | StepHookSettings | None, settings: dict[str, Any]) -> StepHookSettings:
     if not isinstance(webhook, StepHookSettings):
+        if webhook is not None and "webhook" in settings:
+            raise ConfigurationError("webhook is given twice; expected it first, or by its name")
         return StepHookSettings(**(settings if webhook is None else {"webhook": webhook, **settings}))
     if settings:
         raise ConfigurationError(

@@ -257,7 +257,8 @@ class Dispatch:
         name, is_open = self._endpoint.name, self._circuit.is_open
         if is_open and not was_open:
             message = f"endpoint {name} is down ({result.error_type}): one attempt at a time until one succeeds"
-            self.log.log(logging.WARNING, "circuit", message)
+            level = logging.WARNING if is_expected(str(result.error_type)) else logging.ERROR
+            self.log.log(level, "circuit", message)
         elif was_open and not is_open:
             log_safely(logging.INFO, "endpoint %s is up again", name)
         if result.directive == "disable" and not self._is_disabled:

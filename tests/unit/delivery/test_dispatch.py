@@ -65,7 +65,7 @@ def test_waits_grow_and_are_never_cut_short(rigged: NewRig) -> None:
 
 def test_waits_are_jittered(rigged: NewRig) -> None:
     """Steps that failed together do not come back together."""
-    script = Script(*[failed()] * 20, DELIVERED)
+    script = Script(*[failed(400)] * 20, DELIVERED)
     rigged(script, concurrency=20, initial_backoff=0.3, max_backoff=0.3).deliver(*(event() for _ in range(20)))
     again = [post.at for post in script.posts[20:]]
     assert max(again) - min(again) > 0.05

@@ -1,0 +1,73 @@
+"""An endpoint that is down: few attempts, one line, a metric; and everything again as soon as it is up."""
+
+import threading
+
+import pytest
+from delivering import DELIVERED, WAIT, NewRig, Script, event, failed, wait_until
+from support import log_lines
+
+from otel_step_hook.delivery.metrics import _open_circuits, _queue_sizes
+from otel_step_hook.delivery.retry import AttemptResult
+
+REFUSED = AttemptResult(error_type="ConnectionRefusedError")
+DOWN = "endpoint default is down (ConnectionRefusedError): one attempt at a time until one succeeds"
+
+
+def test_an_endpoint_that_is_down_gets_probes_alone(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """However many events wait: of hundreds none is attempted but one at a time, and the log says so once."""
+    is_up, in_flight = threading.Event(), list[int]()
+
+    def answer() -> AttemptResult:
+        in_flight.append(script.in_flight)
+        return DELIVERED if is_up.is_set() else REFUSED
+
+    script = Script(answer)
+    rig = rigged(script, concurrency=8, initial_backoff=0.01, max_backoff=0.01)
+    rig.submit(*(event() for _ in range(300)))
+    wait_until(lambda: len(in_flight) > 30)
+    is_up.set()
+    assert rig.worker.flush(WAIT)
+    assert set(in_flight[18:30]) == {1}  # after the ten, and those in flight beside the tenth
+    assert {result for _, result, _ in rig.results} == {"delivered"}
+    assert max(in_flight[31:]) == 8
+    assert [line for line in log_lines(caplog) if "is down" in line] == [f"ERROR {DOWN}"]
+
+
+def test_what_waits_for_an_endpoint_that_is_down_expires_in_time(rigged: NewRig) -> None:
+    """It is discarded when its time is over, without an attempt, and a flush does not wait for the next probe."""
+    script = Script(*[failed()] * 10, threading.Event())
+    rig = rigged(script, give_up_after=0.5, initial_backoff=0.01, max_backoff=0.01, concurrency=1)
+    rig.submit(*(event() for _ in range(50)))
+    script.wait_for(11)  # the last of them is a probe, which hangs
+    wait_until(lambda: len(rig.results) == 49)
+    assert {(result, error) for _, result, error in rig.results} == {("discarded", "expired"), ("discarded", "503")}
+    assert len(script.posts) == 11
+    rig.worker.shutdown(0.1)
+
+
+def test_the_metrics_show_it(rigged: NewRig) -> None:
+    """The gauge of the circuit is 1 while the endpoint is down; the queue's size counts what waits."""
+
+    def observed() -> tuple[object, object]:
+        gauges = [_open_circuits(None), _queue_sizes(None)]  # type: ignore[arg-type]  # -- not used
+        circuit, queue = ({one.attributes["endpoint"]: one.value for one in found} for found in gauges)  # type: ignore[index]  # -- as above
+        return circuit["watched"], queue["watched"]
+
+    probe = threading.Event()
+    script = Script(*[REFUSED] * 10, probe, DELIVERED)
+    named = {"name": "watched", "webhook": "http://receiver.test/"}  # others of this process are called default
+    rig = rigged(script, webhook=None, endpoints=[named], concurrency=1, initial_backoff=0.01, max_backoff=0.01)
+    assert observed() == (0, 0)
+    rig.submit(*(event() for _ in range(20)))
+    script.wait_for(11)
+    assert observed() == (1, 20)
+    probe.set()
+    assert rig.worker.flush(WAIT)
+    assert observed() == (0, 0)
+
+
+def test_an_endpoint_that_refuses_events_is_not_down(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """Answers that are about an event, such as 400 or 410, hold nothing else up."""
+    rig = rigged(Script(failed(410)), concurrency=4)
+    rig.deliver(*(event() for _ in range(100)))
+    assert not [line for line in log_lines(caplog) if "is down" in line]
