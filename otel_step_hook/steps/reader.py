@@ -7,20 +7,12 @@ from dataclasses import replace
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from otel_step_hook.steps.event import (
-    SCOPE,
-    STEP_ID_KEYS,
-    Outcome,
-    StepEvent,
-    attributes_of,
-    generated_step_id,
-    text_of,
-)
-from otel_step_hook.steps.frameworks import GENERIC
+from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome, StepEvent, attributes_of, generated_step_id, text_of
 from otel_step_hook.steps.outcome import outcome_of, users_outcome
 from otel_step_hook.steps.profile import FrameworkProfile, Profile, first
+from otel_step_hook.steps.rows import Fault, Rows, rows_of
 from otel_step_hook.steps.runtime import is_in_workflow, is_replaying
-from otel_step_hook.steps.spans import NOTHING, Recent, StartedSpan
+from otel_step_hook.steps.spans import NOTHING, Child, Recent, StartedSpan
 
 _REMEMBERED = 10_000  # steps, of those that are reported once, and of those with details; 5 MB with UUIDs
 _GONE = 100  # spans that have gone without an end, of which what is known is kept for a while
@@ -31,43 +23,6 @@ _COPIES = ("pending_span", "log")  # types of the spans that Logfire ends beside
 _users_id = first(*STEP_ID_KEYS)
 
 Ended = tuple[StepEvent, SpanProcessor | None]  # a step, and the processors of its own provider
-Fault = Callable[[Exception], object]
-
-
-class Rows:
-    """What is asked about the spans of one scope."""
-
-    __slots__ = ("at_start", "details", "ends_children", "is_asked", "own", "profiles", "required", "skipped")
-
-    def __init__(self, profiles: Iterable[Profile], *, is_asked: bool = False) -> None:
-        self.profiles = tuple(map(FrameworkProfile.of, profiles))
-        # What the framework says of the outcome counts, also where a rule of the user's makes the step.
-        self.own = next((one for one in self.profiles if one.scopes and not one.exclusive), GENERIC)
-        self.is_asked = is_asked  # whether a rule of the user's is
-        self.at_start = tuple(one.at_start for one in self.profiles if one.at_start is not None)
-        self.details = tuple(one.details for one in self.profiles if one.details is not None)
-        # A rule of the user's asks nobody what ends with what.
-        self.ends_children = () if is_asked else tuple(one for one in self.profiles if one.ends_children is not None)
-        # Spans without any of these attributes are no steps; None: all spans may be.
-        is_cheap = all(one.required_attributes for one in self.profiles)
-        self.required = frozenset(key for one in self.profiles for key in one.required_attributes) if is_cheap else None
-        self.skipped = None if is_asked or self.details else self.required
-
-    def found(self, span: StartedSpan, on_fault: Fault) -> FrameworkProfile | None:
-        """The profile by which *span* is a step. One whose rules raise is passed over, and *on_fault* called."""
-        if self.required is not None and span.attributes.keys().isdisjoint(self.required):
-            return None
-        for profile in self.profiles:
-            try:
-                if profile.is_step(span) and not self.is_part(profile, span):
-                    return self.own if profile is GENERIC else profile
-            except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost the steps of others
-                on_fault(error)
-        return None
-
-    def is_part(self, profile: FrameworkProfile, span: StartedSpan) -> bool:
-        """Whether *span*, a step by *profile*, is only a part of one that another span reports."""
-        return profile.is_part is not None and not self.is_asked and profile.is_part(span)
 
 
 class StepReader:
@@ -89,7 +44,7 @@ class StepReader:
         self._is_step = is_step
         self._on_fault = on_fault
         self._on_loss = on_loss
-        self._rows, self._others = _table(tuple(profiles), is_asked=is_step is not None)
+        self._rows, self._others = rows_of(tuple(profiles), is_asked=is_step is not None)
         self._started: dict[int, StartedSpan] = {}  # by span id
         self._gone: Recent[int, StartedSpan] = Recent(_GONE)
         self._reported: Recent[tuple[str, Outcome], object] = Recent(_REMEMBERED)
@@ -136,7 +91,8 @@ class StepReader:
         try:
             for profile in rows.ends_children:
                 if profile.ends_children is not None and profile.ends_children(above) and profile.may_be_step(started):
-                    above.list_child(span, started)
+                    above.list_child(Child(span, started, profile))
+                    return
         except Exception as error:  # noqa: BLE001 -- as above
             self._on_fault(error)
 
@@ -194,7 +150,7 @@ class StepReader:
             except Exception as error:  # noqa: BLE001 -- as above: it costs a detail, and no step
                 self._on_fault(error)
         flying = None if exception is None or started.has_seen(exception) else exception
-        events = self._ended_below(started, rows, flying) if started.children is not None else []
+        events = self._ended_below(started, flying) if started.children is not None else []
         try:
             attributes, profile = started.attributes, self._profile_of(span, started, rows)
             if profile is None and getattr(span._attributes, "dropped", False):  # noqa: SLF001 -- as in `on_end`
@@ -219,34 +175,23 @@ class StepReader:
             self._on_fault(fault)
         return profile
 
-    def _ended_below(self, started: StartedSpan, rows: Rows, exception: BaseException | None) -> list[Ended]:
+    def _ended_below(self, started: StartedSpan, exception: BaseException | None) -> list[Ended]:
         """The steps directly below a span that have no end of their own, and have ended with it."""
         events: list[Ended] = []
-        while started.children:
-            with suppress(KeyError):  # the last one has just ended by itself
-                span, child = started.children.popitem()[1]
-                events += self._ended_child(span, child, started, rows, exception)
+        for child in started.take_children():
+            try:
+                event = self._ended_child(child, started, exception)
+                if event is not None:
+                    events.append((replace(event, end_time=started.end_time), child.started.processor))
+            except Exception as error:  # noqa: BLE001 -- it costs this step, and not those of other spans
+                self._on_loss(error)
         return events
 
-    def _ended_child(
-        self,
-        span: ReadableSpan,
-        child: StartedSpan,
-        started: StartedSpan,
-        rows: Rows,
-        exception: BaseException | None,
-    ) -> list[Ended]:
-        events: list[Ended] = []
-        try:
-            for profile in rows.ends_children:
-                if profile.is_step(child):
-                    outcome = users_outcome(child.attributes) or outcome_of(started, exception, profile)
-                    event = self._event(span, child, profile, outcome)
-                    if event is not None:
-                        events.append((replace(event, end_time=started.end_time), child.processor))
-        except Exception as error:  # noqa: BLE001 -- it costs this step, and not those of other spans
-            self._on_loss(error)
-        return events
+    def _ended_child(self, child: Child, parent: StartedSpan, exception: BaseException | None) -> StepEvent | None:
+        if not child.profile.is_step(child.started):
+            return None
+        outcome = users_outcome(child.started.attributes) or outcome_of(parent, exception, child.profile)
+        return self._event(child.span, child.started, child.profile, outcome)
 
     def _event(
         self, span: ReadableSpan, started: StartedSpan, profile: FrameworkProfile, outcome: Outcome | None
@@ -270,21 +215,6 @@ class StepReader:
             end_time=span.end_time or 0,
             details=self._details.get(step_id, {}) if self._details else {},
         )
-
-
-def _table(profiles: tuple[Profile, ...], *, is_asked: bool) -> tuple[dict[str, Rows], Rows]:
-    """The rows of each scope, and those of all other scopes."""
-    by_scope: dict[str, list[Profile]] = {}
-    for profile in profiles:
-        for scope in profile.scopes:
-            by_scope.setdefault(scope, []).append(profile)
-    generic = [profile for profile in profiles if profile is GENERIC]
-    rows = {}
-    for scope, own in by_scope.items():
-        is_exclusive = any(FrameworkProfile.of(profile).exclusive for profile in own)
-        rows[scope] = Rows(own if is_exclusive else [*own, *generic], is_asked=is_asked)
-    rows[SCOPE] = Rows(())
-    return rows, Rows((profile for profile in profiles if not profile.scopes), is_asked=is_asked)
 
 
 def _scope_of(span: ReadableSpan) -> str:

@@ -6,7 +6,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.trace import Status
@@ -57,7 +57,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     facts: Mapping[str, object]
     began_as: "FrameworkProfile | None"
     ids: tuple[str, str]  # the user's and the framework's at the start: the SDK evicts the oldest attributes first
-    children: "dict[int, tuple[ReadableSpan, StartedSpan]] | None"  # that may end with it, by span id
+    children: "dict[int, Child] | None"  # that may end with it, by span id
     has_ended: bool
     ended: ReadableSpan | None  # the span, from its end on
     is_listed: bool  # among the children of its parent
@@ -160,12 +160,22 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         """Unix nanoseconds; 0 before the end."""
         return 0 if self.ended is None else self.ended.end_time or 0
 
-    def list_child(self, span: ReadableSpan, child: "StartedSpan") -> None:
+    def list_child(self, child: "Child") -> None:
         """Have *child* end with this span, unless it ends by itself before."""
         if self.children is None:
             self.children = {}
-        child.is_listed = True
-        self.children[child.span_id] = span, child
+        child.started.is_listed = True
+        self.children[child.started.span_id] = child
+
+    def take_children(self) -> "Iterator[Child]":
+        """Each child that has not ended by itself when its turn comes, in this thread or in another."""
+        children = self.children or {}
+        while True:
+            try:
+                _, child = children.popitem()
+            except KeyError:
+                return
+            yield child
 
     def claim(self) -> bool:
         """Whether the parent that lists it has not ended it: of both ends, perhaps in two threads, the first counts."""
@@ -175,9 +185,20 @@ class StartedSpan(weakref.ref[ReadableSpan]):
 
     def forget_children(self) -> None:
         """Leave the children to their own ends: nobody is going to end this span any more."""
-        for _, child in tuple((self.children or {}).values()):
-            child.is_listed = False
+        for child in tuple((self.children or {}).values()):
+            child.started.is_listed = False
         self.children = None
+
+
+class Child(NamedTuple):
+    """A span that ends with its parent unless it ends by itself before, and the profile that says so.
+
+    It holds the span: a framework may hold one no more when it has been cancelled.
+    """
+
+    span: ReadableSpan
+    started: StartedSpan
+    profile: "FrameworkProfile"
 
 
 class Recent(Generic[_K, _V]):
