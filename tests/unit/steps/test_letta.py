@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from emitting import Framework
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 from support import Pipeline, pipeline
 
 from otel_step_hook.steps import reader
+from otel_step_hook.steps.frameworks import PROFILES
+from otel_step_hook.steps.profile import Profile, first, named
 from otel_step_hook.testing import ScriptedReceiver
 
 STEP = "step-1b4e28ba-2fa1-4d3b-8f7c-9d2e5a6b7c8d"
@@ -221,6 +224,22 @@ def test_a_step_of_nobody_says_so_by_silence(server: Server, step_receiver: Scri
     assert "run_id" not in data[STEP]
     assert data[STEP]["agent_id"] == "agent-1"
     assert not {"agent_id", "run_id"} & data[f"{STEP[:-1]}0"].keys()
+
+
+def test_a_profile_of_the_users_knows_whose_a_step_of_letta_is() -> None:
+    """One for the same spans, which takes the steps over, has them with the ids that Letta's row has read."""
+    mine = Profile(
+        name="mine",
+        scopes=(SCOPE,),
+        is_step=named(r"StepManager\.update_step_\w+_async"),
+        step_id=first("parameter.step_id"),
+    )
+    framework = Framework(SCOPE, [mine, *PROFILES])
+    about = {"parameter.step_id": "mine", "parameter.agent_id": "agent-1", "parameter.run_id": "run-1"}
+    framework.emit("StepManager.log_step_async", later=about)
+    framework.emit("StepManager.update_step_success_async", later={"parameter.step_id": "mine"})
+    (event,) = framework.recorder.events
+    assert (event.step_id, event.details) == ("mine", {"agent_id": "agent-1", "run_id": "run-1"})
 
 
 def test_what_is_remembered_of_steps_is_bounded(
