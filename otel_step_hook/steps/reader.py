@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -12,7 +11,7 @@ from otel_step_hook.steps.outcome import outcome_of, users_outcome
 from otel_step_hook.steps.profile import FrameworkProfile, Profile, first
 from otel_step_hook.steps.rows import Fault, Rows, rows_of
 from otel_step_hook.steps.runtime import is_in_workflow, is_replaying
-from otel_step_hook.steps.spans import NOTHING, Child, Recent, StartedSpan
+from otel_step_hook.steps.spans import NOTHING, OVER, Beginning, Child, Recent, StartedSpan
 
 _REMEMBERED = 10_000  # steps, of those that are reported once, and of those with details; 5 MB with UUIDs
 _GONE = 100  # spans that have gone without an end, of which what is known is kept for a while
@@ -57,20 +56,29 @@ class StepReader:
     def on_start(self, span: Span, exception: BaseException | None) -> None:
         """Note what cannot be seen any more when *span* ends; *exception* is the one in flight."""
         self.seen += 1
-        span_id, parent = span._context[1], span._parent  # type: ignore[index]  # noqa: SLF001 -- as in `on_end`
-        scope = _scope_of(span)
-        rows = self._rows.get(scope) or self._first_sight(scope)
-        above = self._started.get(parent.span_id) if parent is not None else None
-        started = self._started[span_id] = StartedSpan.of(span, self._forget, scope, above, exception)
-        started.span_id = span_id
+        # Every span pays for these lines: private names, since each property is one more call.
+        context, parent, scope = span._context, span._parent, span._instrumentation_scope  # noqa: SLF001 -- see above
+        span_id, name = context[1], "" if scope is None else scope._name  # type: ignore[index]  # noqa: SLF001
+        rows = self._rows.get(name) or self._first_sight(name)
+        above = None if parent is None else self._started.get(parent[1])
+        started = self._started[span_id] = StartedSpan.of(span, self._forget, span_id, name, above)
+        if exception is not None:
+            started.see(exception)
         if rows.at_start or _WORKFLOW in sys.modules:
             self._ask_running_code(started, rows)
-        started.began_as = rows.found(started, self._on_fault)
-        if started.began_as is not None:
-            with suppress(Exception):  # an id is too long, or its source raises: reported when the span ends
-                started.ids = text_of(_users_id(started)), text_of(started.began_as.step_id(started))
-        if rows.ends_children and above is not None and above.scope == scope:
+        if rows.required is None or not started.attributes.keys().isdisjoint(rows.required):
+            started.began_as = self._beginning(started, rows)
+        if rows.ends_children and above is not None and above.scope == name:
             self._list_child(span, started, above, rows)
+
+    def _beginning(self, started: StartedSpan, rows: Rows) -> Beginning | None:
+        profile = rows.found(started, self._on_fault)
+        if profile is None:
+            return None
+        try:
+            return Beginning(profile, text_of(_users_id(started)), text_of(profile.step_id(started)))
+        except Exception:  # noqa: BLE001 -- an id is too long, or its source raises: reported when the span ends
+            return Beginning(profile)
 
     def _first_sight(self, scope: str) -> Rows:
         """The rows of a scope that no profile names, which is known from now on."""
@@ -102,7 +110,7 @@ class StepReader:
         # By identity: ids may repeat where they are deterministic.
         if self._started.get(started.span_id) is started:
             del self._started[started.span_id]
-            started.has_ended = True
+            started.release(None)
             started.forget_children()
             self._gone.replace(started.span_id, started)
 
@@ -116,7 +124,6 @@ class StepReader:
             started = self._started.pop(span._context[1])  # type: ignore[index]  # noqa: SLF001
         except (AttributeError, KeyError, TypeError):  # began before there was a hook, was collected, or made by hand
             started = self._unstarted(span)
-        started.has_ended = True
         if dropped := getattr(span._attributes, "dropped", 0):  # noqa: SLF001 -- as above
             # Some releases have put another mapping in the place of the one that the span began with.
             started.attributes = attributes_of(started() or span)
@@ -129,7 +136,7 @@ class StepReader:
             and not started.is_listed
         ):
             self.truncated += bool(dropped)
-            started.attributes = NOTHING  # spans below it may outlive it, and hold it
+            started.ended, started.attributes = OVER, NOTHING  # spans below it may outlive it, and hold it
             return ()
         events = self._ended(span, started, rows, exception())
         started.release(rows.required)
@@ -137,7 +144,7 @@ class StepReader:
 
     def _unstarted(self, span: ReadableSpan) -> StartedSpan:
         found = self._gone.pop(span.context.span_id) if span.context is not None and self._gone else None
-        return StartedSpan.of(span, lambda _: None, _scope_of(span)) if found is None else found
+        return StartedSpan.of(span, lambda _: None, scope=_scope_of(span)) if found is None else found
 
     def _ended(
         self, span: ReadableSpan, started: StartedSpan, rows: Rows, exception: BaseException | None
@@ -163,10 +170,12 @@ class StepReader:
         return events
 
     def _profile_of(self, span: ReadableSpan, started: StartedSpan, rows: Rows) -> FrameworkProfile | None:
+        profile: FrameworkProfile | None = None
         faults: list[Exception] = []
-        profile: FrameworkProfile | None = rows.found(started, faults.append)
-        if profile is None and started.began_as is not None and not rows.is_part(started.began_as, started):
-            profile = started.began_as  # it has another name by now, or has lost an attribute
+        if rows.required is None or not started.attributes.keys().isdisjoint(rows.required):
+            profile = rows.found(started, faults.append)
+        if profile is None and started.began_as is not None and not rows.is_part(started.began_as.profile, started):
+            profile = started.began_as.profile  # it has another name by now, or has lost an attribute
         if self._is_step is not None:
             profile = (profile or rows.own) if rows.is_asked and self._is_step(span) else None
         elif profile is None and faults:
@@ -228,5 +237,6 @@ def _is_past(span: StartedSpan) -> bool:
 
 
 def _step_id(span: StartedSpan, profile: FrameworkProfile) -> str:
-    users_id = "" if profile.exclusive else text_of(_users_id(span)) or span.ids[0]
-    return users_id or text_of(profile.step_id(span)) or span.ids[1]
+    began_as = span.began_as or Beginning(profile)
+    users_id = "" if profile.exclusive else text_of(_users_id(span)) or began_as.users_id
+    return users_id or text_of(profile.step_id(span)) or began_as.own_id

@@ -30,9 +30,10 @@ class Rows:
         self.skipped = None if is_asked or self.details else self.required
 
     def found(self, span: StartedSpan, on_fault: Fault) -> FrameworkProfile | None:
-        """The profile by which *span* is a step. One whose rules raise is passed over, and *on_fault* called."""
-        if self.required is not None and span.attributes.keys().isdisjoint(self.required):
-            return None
+        """The profile by which *span*, which has a required attribute, is a step.
+
+        One whose rules raise is passed over, and *on_fault* called.
+        """
         for profile in self.profiles:
             try:
                 if profile.is_step(span) and not self.is_part(profile, span):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.trace import Status
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _CHAIN = 100  # ancestors, of those that have ended, that a span knows at least; at most twice as many
 _MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
 NOTHING: Mapping[str, object] = {}
+_RUNNING = ReadableSpan("", resource=Resource.get_empty())  # in place of a span that has not ended
+OVER = ReadableSpan("", resource=Resource.get_empty())  # in place of one whose end has been reported
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -38,8 +41,6 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         "children",
         "ended",
         "facts",
-        "has_ended",
-        "ids",
         "is_listed",
         "name",
         "parent",
@@ -55,11 +56,9 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     processor: SpanProcessor | None  # of its own provider, as the SDK holds them together
     parent: "StartedSpan | None"
     facts: Mapping[str, object]
-    began_as: "FrameworkProfile | None"
-    ids: tuple[str, str]  # the user's and the framework's at the start: the SDK evicts the oldest attributes first
+    began_as: "Beginning | None"  # the step that it was when it began
     children: "dict[int, Child] | None"  # that may end with it, by span id
-    has_ended: bool
-    ended: ReadableSpan | None  # the span, from its end on
+    ended: ReadableSpan  # the span while its end is reported; before that `_RUNNING`, after it `OVER`
     is_listed: bool  # among the children of its parent
     _seen: weakref.ref[BaseException] | str | None
     _depth: int  # how many ancestors it knows
@@ -69,32 +68,27 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         cls,
         span: ReadableSpan,
         forget: "Forget",
+        span_id: int = 0,
         scope: str = "",
         parent: "StartedSpan | None" = None,
-        exception: BaseException | None = None,
     ) -> Self:
         """What is known of *span* when it begins; *forget* is called when it is gone without an end."""
         started = cls(span, forget)  # no __init__: every span pays for this
         started.name = span._name  # noqa: SLF001 -- a property would be one more call
         started.attributes = attributes_of(span)
         started.scope = scope
-        started.span_id = 0
+        started.span_id = span_id
         started.processor = getattr(span, "_span_processor", None)
         started.parent = parent
         started.facts = NOTHING
-        started.began_as = None
-        started.ids = ("", "")
-        started.children = None
-        started.has_ended = started.is_listed = False
-        started.ended = None
-        started._seen = None
+        started.began_as = started.children = started._seen = None
+        started.is_listed = False
+        started.ended = _RUNNING
         started._depth = 0
         if parent is not None:
             started._depth = parent._depth + 1  # noqa: SLF001 -- another of its kind
             if started._depth > 2 * _CHAIN:
                 started._cut()
-        if exception is not None:
-            started._see(exception)
         return started
 
     def _cut(self) -> None:
@@ -107,7 +101,8 @@ class StartedSpan(weakref.ref[ReadableSpan]):
                 above = above.parent
         self._depth = _CHAIN
 
-    def _see(self, exception: BaseException) -> None:
+    def see(self, exception: BaseException) -> None:
+        """Remember that *exception* was in flight already when the span began."""
         # Weakly: a strong reference would keep every frame of the traceback. Exceptions that are
         # written in C have no weak references, and the id of one is the next one's as soon as it is
         # freed: they get a mark, in a dict of their own that has room for it.
@@ -131,6 +126,11 @@ class StartedSpan(weakref.ref[ReadableSpan]):
             yield above
             above = above.parent
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, or is gone without an end."""
+        return self.ended is not _RUNNING
+
     def end(self, ended: ReadableSpan) -> ReadableSpan:
         """The span, now that it has ended: as it was, not the copy that others may have made, unless it is gone."""
         span = self() or ended
@@ -140,25 +140,25 @@ class StartedSpan(weakref.ref[ReadableSpan]):
 
     def release(self, required: frozenset[str] | None) -> None:
         """Hold no more than the spans below it, which may outlive it, could ask for: its *required* attributes."""
-        self.ended = None
+        self.ended = OVER
         if required is not None:
             self.attributes = {key: self.attributes[key] for key in required if key in self.attributes}
 
     @property
     def status(self) -> Status:
         """As OpenTelemetry has it, at the end."""
-        return Status() if self.ended is None else self.ended.status
+        return self.ended.status
 
     @property
     def events(self) -> Sequence[Event]:
         """As OpenTelemetry has them, at the end."""
         # Without the copy that the SDK makes, where there is nothing to copy, as on most spans.
-        return self.ended.events if self.ended is not None and self.ended._events else ()  # noqa: SLF001 -- see above
+        return self.ended.events if self.ended._events else ()  # noqa: SLF001 -- see above
 
     @property
     def end_time(self) -> int:
         """Unix nanoseconds; 0 before the end."""
-        return 0 if self.ended is None else self.ended.end_time or 0
+        return self.ended.end_time or 0
 
     def list_child(self, child: "Child") -> None:
         """Have *child* end with this span, unless it ends by itself before."""
@@ -188,6 +188,14 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         for child in tuple((self.children or {}).values()):
             child.started.is_listed = False
         self.children = None
+
+
+class Beginning(NamedTuple):
+    """A step as it was when its span began: the SDK evicts the oldest attributes first."""
+
+    profile: "FrameworkProfile"
+    users_id: str = ""
+    own_id: str = ""  # the framework's
 
 
 class Child(NamedTuple):
