@@ -178,10 +178,10 @@ def not_below(rule: Rule) -> PartRule:
     return lambda span: span.parent is None or span.parent.scope != span.scope or not rule(span.parent)
 
 
-def first(*keys: str, but_not: str = "") -> Source:
+def first(*keys: str, but_not: str = "") -> Callable[[StartedSpan], str | None]:
     """The first of these attributes that says anything, unless that is *but_not*, a framework's word for nothing."""
 
-    def source(span: StartedSpan) -> object:
+    def source(span: StartedSpan) -> str | None:
         for key in keys:
             if text := text_of(span.attributes.get(key)):
                 return None if text == but_not else text

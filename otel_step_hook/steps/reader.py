@@ -76,7 +76,7 @@ class StepReader:
         if profile is None:
             return None
         try:
-            return Beginning(profile, text_of(_users_id(started)), text_of(profile.step_id(started)))
+            return Beginning(profile, _users_id(started) or "", text_of(profile.step_id(started)))
         except Exception:  # noqa: BLE001 -- an id is too long, or its source raises: reported when the span ends
             return Beginning(profile)
 
@@ -143,7 +143,7 @@ class StepReader:
         return events
 
     def _unstarted(self, span: ReadableSpan) -> StartedSpan:
-        found = self._gone.pop(span.context.span_id) if span.context is not None and self._gone else None
+        found = self._gone.pop(span.context.span_id) if span.context is not None else None
         return StartedSpan.of(span, lambda _: None, scope=_scope_of(span)) if found is None else found
 
     def _ended(
@@ -207,7 +207,7 @@ class StepReader:
     ) -> StepEvent | None:
         if outcome is None or (_WORKFLOW in sys.modules and _is_past(started)):
             return None
-        context = span.context
+        context, start, end = span._context, span._start_time, span._end_time  # noqa: SLF001 -- as in `on_end`
         if context is None or not context.is_valid:
             raise ValueError("a span without ids")  # made by hand; no delivery could be recorded below it
         step_id = _step_id(started, profile) or generated_step_id(context)
@@ -220,9 +220,9 @@ class StepReader:
             outcome=outcome,
             name=started.name,
             context=context,
-            start_time=span.start_time or 0,
-            end_time=span.end_time or 0,
-            details=self._details.get(step_id, {}) if self._details else {},
+            start_time=start or 0,
+            end_time=end or 0,
+            details=self._details.get(step_id, {}),
         )
 
 
@@ -238,5 +238,5 @@ def _is_past(span: StartedSpan) -> bool:
 
 def _step_id(span: StartedSpan, profile: FrameworkProfile) -> str:
     began_as = span.began_as or Beginning(profile)
-    users_id = "" if profile.exclusive else text_of(_users_id(span)) or began_as.users_id
+    users_id = "" if profile.exclusive else _users_id(span) or began_as.users_id
     return users_id or text_of(profile.step_id(span)) or began_as.own_id

@@ -36,7 +36,7 @@ class Rows:
         """
         for profile in self.profiles:
             try:
-                if profile.is_step(span) and not self.is_part(profile, span):
+                if profile.is_step(span) and (profile.is_part is None or not self.is_part(profile, span)):
                     return self.own if profile is GENERIC else profile
             except Exception as error:  # noqa: BLE001 -- a rule of somebody else's must not cost the steps of others
                 on_fault(error)

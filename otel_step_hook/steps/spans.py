@@ -134,7 +134,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     def end(self, ended: ReadableSpan) -> ReadableSpan:
         """The span, now that it has ended: as it was, not the copy that others may have made, unless it is gone."""
         span = self() or ended
-        self.name = span.name
+        self.name = span._name  # noqa: SLF001 -- as above
         self.ended = span
         return span
 
@@ -147,7 +147,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     @property
     def status(self) -> Status:
         """As OpenTelemetry has it, at the end."""
-        return self.ended.status
+        return self.ended._status  # noqa: SLF001 -- as above
 
     @property
     def events(self) -> Sequence[Event]:
@@ -215,9 +215,6 @@ class Recent(Generic[_K, _V]):
     def __init__(self, most: int) -> None:
         self._most = most
         self._memory: OrderedDict[_K, _V] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self._memory)
 
     def remember(self, key: _K, value: _V) -> _V:
         """Remember *value* under *key*, unless there is one; return the one that is there."""

@@ -35,13 +35,13 @@ PROFILES: tuple[Profile, ...] = (
     *conventions.LLAMA_INDEX,
     conventions.AIRFLOW,
     *crewai.PROFILES,
-    conventions.HAYSTACK,
     *autogen.PROFILES,
     conventions.TRACELOOP,
     conventions.UTIL_GENAI,
     *letta.PROFILES,
     # For the spans of all scopes that have no row above.
     GENERIC,
+    conventions.HAYSTACK,
     conventions.CICD,
     conventions.GEN_AI,
 )
