@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, Span
+from opentelemetry.sdk.trace import ReadableSpan, Span, TracerProvider
+from opentelemetry.trace import set_span_in_context
 from support import NewPipeline, Pipeline
+
+from otel_step_hook.steps.frameworks import PROFILES
+from otel_step_hook.steps.reader import StepReader
 
 
 def span_under_way(pipeline: Pipeline, attributes: dict[str, str]) -> Span:
@@ -18,8 +22,12 @@ def span_under_way(pipeline: Pipeline, attributes: dict[str, str]) -> Span:
 
 
 @pytest.fixture
-def calls() -> Iterator[Callable[[Callable[[ReadableSpan], object], ReadableSpan], Counter[str]]]:
+def calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[Callable[[ReadableSpan], object], ReadableSpan], Counter[str]]]:
     """Counts the Python functions that a call makes, itself included."""
+    # Where Temporal is imported, as by other tests, it is asked for a workflow around each span.
+    monkeypatch.delitem(sys.modules, "temporalio.workflow", raising=False)
 
     def count(on_end: Callable[[ReadableSpan], object], span: ReadableSpan) -> Counter[str]:
         counts: Counter[str] = Counter()
@@ -52,6 +60,30 @@ def test_a_span_that_is_no_step_costs_two_calls(
     counts = calls(hooked.hook.on_end, span._readable_span())
     assert len(steps) == steps_under_way
     assert counts.total() == 2, counts
+
+
+@pytest.mark.parametrize("attributes", [0, 8, 20, 60])
+@pytest.mark.parametrize("has_parent", [False, True])
+def test_the_start_of_a_span_costs_four_calls(
+    attributes: int, *, has_parent: bool, pipeline: NewPipeline, calls: Callable[..., Counter[str]]
+) -> None:
+    """However many attributes it begins with, and whether there is a span around it."""
+    hooked = pipeline()
+    parent = set_span_in_context(hooked.tracer.start_span("parent")) if has_parent else None
+    given = {f"key.{number}": "value" for number in range(attributes)}
+    span = hooked.tracer.start_span("span", parent, attributes=given)
+    counts = calls(hooked.hook.on_start, span)
+    assert counts.total() == 4, counts
+
+
+def test_a_step_is_recognised_in_at_most_30_calls(calls: Callable[..., Counter[str]]) -> None:
+    """Without its submission."""
+    reader = StepReader(PROFILES)
+    step = TracerProvider(shutdown_on_exit=False).get_tracer("tests").start_span("step", attributes={"step_id": "1"})
+    assert isinstance(step, Span)
+    reader.on_start(step, None)
+    counts = calls(lambda span: reader.on_end(span, lambda: None), step._readable_span())
+    assert counts.total() <= 30, counts
 
 
 def test_a_step_costs_at_most_55_calls(pipeline: NewPipeline, calls: Callable[..., Counter[str]]) -> None:
