@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def receivers() -> Iterator[list[ScriptedReceiver]]:
         yield [running.enter_context(ScriptedReceiver()) for _ in range(3)]
 
 
-def several(pipeline: NewPipeline, *endpoints: dict[str, object], **settings: object) -> Pipeline:
+def several(pipeline: NewPipeline, *endpoints: Mapping[str, object], **settings: object) -> Pipeline:
     """A pipeline with these receivers."""
     return pipeline(None, endpoints=[EndpointSettings(**one) for one in endpoints], **settings)
 
