@@ -22,6 +22,8 @@ class Outcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    __hash__ = str.__hash__  # as equality has it; enum's own is a call of a Python function
+
 
 @dataclass(slots=True)  # not frozen, which costs the application's thread a microsecond for each step
 class StepEvent:
