@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from otel_step_hook import StepHookProcessor, StepHookSettings
 
 IN_FLIGHT = 32
 ROUNDS = 7
+OUTAGE = 15  # seconds
 ATTRIBUTES = (0, 8, 20, 60)  # of a span
 STEPS_UNDER_WAY = (0, 1000)
 
@@ -164,6 +166,21 @@ def bench_deliveries(url: str) -> dict[str, tuple[float, float]]:
     return {name: (_median(values, 0), _median(values, 1)) for name, values in rows.items()}
 
 
+def bench_outage() -> float:
+    """CPU seconds a minute while the port of the endpoint is closed, and 2 048 events wait for it."""
+    with socket.socket() as closed:  # bound, and not listened to
+        closed.bind(("127.0.0.1", 0))
+        hook = StepHookProcessor(f"http://127.0.0.1:{closed.getsockname()[1]}/", give_up_after=600, shutdown_timeout=1)
+        for span in _spans(_Passing(hook), 2048, 0, step_id="step-1"):
+            hook.on_end(span)
+        time.sleep(2)  # to let the first attempts fail
+        cpu, began = time.process_time(), time.monotonic()
+        time.sleep(OUTAGE)
+        per_minute = (time.process_time() - cpu) / (time.monotonic() - began) * 60
+        hook.shutdown()
+    return per_minute
+
+
 def main() -> None:
     """Print the table; ``--json`` for machines."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -175,7 +192,7 @@ def main() -> None:
     try:
         assert receiver.stdout is not None  # noqa: S101 -- for mypy: PIPE was asked for
         url = receiver.stdout.readline().strip()
-        no_step, step, rates = bench_no_step(url), bench_step(url), bench_deliveries(url)
+        no_step, step, rates, outage = bench_no_step(url), bench_step(url), bench_deliveries(url), bench_outage()
     finally:
         receiver.terminate()
         receiver.wait()
@@ -184,7 +201,11 @@ def main() -> None:
         rows = [
             {"attributes": key[0], "under_way": key[1], "batch": us[0], "ours": us[1]} for key, us in no_step.items()
         ]
-        print(json.dumps({"no_step_us": rows, "step_us": step, "rates": rates, "deliveries_ratio": ratio}))
+        print(
+            json.dumps(
+                {"no_step_us": rows, "step_us": step, "rates": rates, "deliveries_ratio": ratio, "outage_cpu_s": outage}
+            )
+        )
         return
     print(f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores, medians of {ROUNDS} rounds or more\n")
     print("on_end of a span that is no step    BatchSpanProcessor      ours     ratio   (goal ≤ 1.0)")
@@ -195,6 +216,7 @@ def main() -> None:
     for name, (rate, cpu) in rates.items():
         print(f"{IN_FLIGHT} in flight, {name:<7} {rate:7.0f} deliveries/s   {cpu:5.2f} ms CPU each")
     print(f"deliveries per second / one shared AsyncClient {ratio:6.2f} ×   (goal ≥ 5)")
+    print(f"\nport closed, 2048 events wait {outage:24.2f} s CPU a minute   (goal ≤ 1)")
 
 
 if __name__ == "__main__":
