@@ -188,10 +188,16 @@ class Dispatch:
         elif due is None:
             left = math.inf
         else:
-            is_full = len(self._in_flight) >= self._concurrency
-            left = max(due, _LOOK_AGAIN if is_full else min(self._circuit.wait(now), _LOOK_AGAIN))
+            left = max(due, self._wait_for_room(now))
         if now < self._last_attempts_at:  # after it, the end of each attempt has it look again
             self._look_at(min(now + left, self._last_attempts_at))
+
+    def _wait_for_room(self, now: float) -> float:
+        """Seconds until an attempt may begin, as far as that can be known."""
+        if self._circuit.room(len(self._in_flight), concurrency=self._concurrency, now=now):
+            return 0.0
+        # While attempts are in flight, the end of one has it look again.
+        return _LOOK_AGAIN if self._in_flight else min(self._circuit.wait(now), _LOOK_AGAIN)
 
     def _look_at(self, when: float) -> None:
         if self._timer is not None and when >= self._timer.when():

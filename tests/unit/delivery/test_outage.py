@@ -1,6 +1,7 @@
 """An endpoint that is down: few attempts, one line, a metric; and everything again as soon as it is up."""
 
 import threading
+import time
 
 import pytest
 from delivering import DELIVERED, WAIT, NewRig, Script, event, failed, wait_until
@@ -71,3 +72,18 @@ def test_an_endpoint_that_refuses_events_is_not_down(rigged: NewRig, caplog: pyt
     rig = rigged(Script(failed(410)), concurrency=4)
     rig.deliver(*(event() for _ in range(100)))
     assert not [line for line in log_lines(caplog) if "is down" in line]
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_waiting_for_an_attempt_takes_no_work(rigged: NewRig, *, is_down: bool) -> None:
+    """While all attempts that may be made hang, the loop sleeps, whatever waits behind them."""
+    script = Script(*[REFUSED] * (10 if is_down else 0), *[threading.Event()] * 8)
+    rig = rigged(script, concurrency=8, initial_backoff=0.01, max_backoff=0.01, give_up_after=600)
+    rig.submit(*(event() for _ in range(100)))
+    script.wait_for(11 if is_down else 8)
+    looks, dispatch = list[None](), rig.worker._here().dispatch
+    usual = dispatch.look
+    dispatch.look = lambda: (looks.append(None), usual())[1]  # type: ignore[method-assign,func-returns-value]  # -- counts
+    time.sleep(1.5)  # what must not happen sets no event
+    assert len(looks) <= 10
+    rig.worker.shutdown(0.1)
