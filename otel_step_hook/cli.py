@@ -86,6 +86,10 @@ def _endpoints(settings: StepHookSettings) -> tuple[Endpoint, ...]:
     return endpoints
 
 
+def _shown(endpoint: Endpoint) -> str:
+    return shown_url(endpoint.url) + (f" ({endpoint.name})" if endpoint.name != "default" else "")
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     *, version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False
@@ -129,7 +133,7 @@ def check() -> None:
     console.print(settings_table(settings))
     statuses = []
     for endpoint in _endpoints(settings):
-        _say(console, f"\nTrying {shown_url(endpoint.url)}, without sending a webhook:")
+        _say(console, f"\nTrying {_shown(endpoint)}, without sending a webhook:")
         statuses.append(_tell_findings(console, _run(probe(endpoint))))
     raise typer.Exit(max(statuses))
 
@@ -163,7 +167,7 @@ def send(
         _complain(f"--step-id: {error}", _MISUSED)
     statuses = []
     for endpoint in _endpoints(settings):
-        _say(console, f"POST {shown_url(endpoint.url)}")
+        _say(console, f"POST {_shown(endpoint)}")
         statuses.append(_tell_trial(console, _run(send_one(endpoint, step_id)), shows_body=show_body))
     raise typer.Exit(max(statuses))
 

@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import repeat
@@ -13,6 +14,7 @@ from otel_step_hook.delivery.store import Stored
 from otel_step_hook.steps.event import StepEvent
 
 _Put = tuple[int, StepEvent, Pipeline, float]
+_BEHIND = 1.0  # seconds that the oldest has waited, from which on the store is late
 _FEW = 64  # entries of the heap that are not worth being swept
 
 
@@ -57,9 +59,9 @@ class MemoryStore:
         return next(iter(self._unfinished.values()), mark) >= mark
 
     def claim(self, limit: int) -> list[Delivery]:
-        """Lease up to *limit* deliveries that are due: by turns the oldest due and the newest never tried.
+        """Lease up to *limit* deliveries that are due, oldest first; when late, by turns with the newest never tried.
 
-        So an endpoint that was down is told of what happens now while it catches up.
+        So an endpoint that was down hears of what happens now while it catches up, and else everything in its order.
         """
         self._receive()
         claimed: list[Delivery] = []
@@ -70,13 +72,15 @@ class MemoryStore:
 
     def _next(self) -> Delivery | None:
         self._sweep()
-        self._takes_newest = not self._takes_newest
-        if self._never_tried and not self._takes_newest:
+        now = self._monotonic()
+        first_new = self._never_tried[0].submitted_at if self._never_tried else math.inf
+        first_again = self._again[0][0] if self._again else math.inf
+        self._takes_newest = now - min(first_new, first_again) > _BEHIND and not self._takes_newest
+        if self._takes_newest and self._never_tried:
             return self._never_tried.pop()
-        first_again = self._again[0][0] if self._again else float("inf")
-        if self._never_tried and self._never_tried[0].submitted_at <= first_again:
+        if self._never_tried and first_new <= first_again:
             return self._never_tried.popleft()
-        return heapq.heappop(self._again)[2] if first_again <= self._monotonic() else None
+        return heapq.heappop(self._again)[2] if first_again <= now else None
 
     def _sweep(self) -> None:
         """Drop the first entries that do not count any more."""

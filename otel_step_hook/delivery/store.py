@@ -34,7 +34,7 @@ class Store(Protocol):
         """Whether every event below *mark* is finished, or durable."""
 
     def claim(self, limit: int) -> list[Delivery]:
-        """Lease up to *limit* deliveries that are due: half the oldest due, half the newest never tried."""
+        """Lease up to *limit* deliveries that are due, oldest first; when late, half of them the newest never tried."""
 
     def claim_older(self, age: float) -> list[Delivery]:
         """Lease all deliveries, due or not, whose steps ended at least *age* seconds ago."""

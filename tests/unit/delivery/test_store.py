@@ -170,6 +170,17 @@ def test_half_the_oldest_due_half_the_newest_never_tried(new_store: NewStore) ->
     assert ids(store.claim(4)) == ["new-0", "new-1"]
 
 
+def test_the_oldest_first_while_none_is_late(new_store: NewStore) -> None:
+    """A burst goes out in its order, however few of it are claimed at a time."""
+    clock = Clock()
+    store = new_store(100, clock)
+    for number in range(10):
+        store.put(event(f"step-{number}"), PIPELINE)
+        clock.now += 0.05
+    claimed = [step_id for limit in (1, 2, 3, 4) for step_id in ids(store.claim(limit))]
+    assert claimed == [f"step-{number}" for number in range(10)]
+
+
 def test_a_delivery_keeps_what_is_known_of_it(new_store: NewStore) -> None:
     """Each claim hands out the same id, event and body, with the attempts so far and why the last one failed."""
     store = new_store(4, Clock())

@@ -87,7 +87,7 @@ def test_a_fault_of_the_loop(rigged: NewRig, error: BaseException, caplog: pytes
 
     script = Script(failed(), lambda: asyncio.get_running_loop().call_soon(fail), threading.Event(), DELIVERED)
     rig = rigged(script, concurrency=1, initial_backoff=0.5, max_backoff=0.5)
-    rig.submit(event("waiting"), event("queued"), event("in flight"))
+    rig.submit(event("waiting"), event("in flight"), event("queued"))
     wait_until(lambda: len(rig.results) == 3)
     rig.deliver(event("later"))
     rig.worker.shutdown(WAIT)
