@@ -121,8 +121,9 @@ def test_a_step_whose_time_is_over_keeps_its_reason(rigged: NewRig) -> None:
     script = Script(failed(503), release)
     rig = rigged(script, concurrency=1, give_up_after=10.0)
     rig.submit(event("refused"), age=9.5)
-    rig.submit(event("slow"))  # has the only lane until the other's time is over
-    script.wait_for(2)
+    script.wait_for(1)
+    rig.submit(event("slow"))  # has the only connection until the other's time is over
+    script.wait_for(1)
     wait_until(lambda: time.monotonic() > script.posts[0].at + 0.5)
     release.set()
     assert rig.worker.flush(WAIT)
