@@ -22,7 +22,7 @@ INSTRUMENT = str(Path(sys.executable).with_name("opentelemetry-instrument"))
 LIMIT = 40.0  # seconds a test waits for a program or a webhook; nothing takes so long unless it hangs
 
 # What asyncio and the interpreter write to stderr when something is left behind.
-_NOISE = re.compile(r"was destroyed|unclosed|never awaited|never retrieved|Exception ignored|Traceback|Fatal|fault")
+_NOISE = re.compile(r"was destroyed|unclosed|never awaited|never retrieved|Exception ignored|Traceback|Fatal|\bfault")
 _PYTHON = {"PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "default::ResourceWarning"}
 
 
