@@ -6,9 +6,10 @@ import importlib
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import httpx
@@ -21,8 +22,7 @@ from otel_step_hook.errors import ConfigurationError
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
 _ANSWER_TIME = 1.0  # seconds the body of an answer may take; the outcome is known before it
-_LATE = 0.5  # seconds after its time that a timer fires in a process that was stopped, and in no other
-_GRACE = 0.2  # seconds to read what has come meanwhile
+_LAST_LOOKS = 20  # rounds of the loop before an attempt times out; a process that was stopped has its answer in 2
 _ADDRESS_AGE = 30.0  # seconds a look-up is used again: a receiver that moves is followed within this time
 _FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
 _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
@@ -162,7 +162,7 @@ class HttpxTransport:
         self._peer = None
         was_kept, self._has_answered = self._has_answered, False
         try:
-            async with _deadline(timeout):
+            async with _Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
         except (httpx.HTTPError, OSError, MetadataAddressRefused) as error:
             return await self._failure(error, is_stale=was_kept and _is_stale(error))
@@ -259,25 +259,36 @@ class HttpxTransport:
         await self._hang_up()
 
 
-@contextlib.asynccontextmanager
-async def _deadline(timeout: float) -> AsyncIterator[None]:
-    """Raise TimeoutError after *timeout* seconds; a process that was stopped meanwhile looks into the socket first.
+class _Deadline:
+    """Raises TimeoutError after *timeout* seconds, once what has come by then is read.
 
-    After SIGSTOP, or the sleep of a laptop, the answer may be there and the time is over: the answer wins.
+    In a process that was stopped (SIGSTOP, a frozen container) or starved, the time may be over while the answer
+    waits in the socket, and asyncio runs a timer before it looks there: `asyncio.timeout` alone would cut off a
+    webhook that was accepted.
     """
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(None) as scope:
 
-        def expire() -> None:
-            is_late = loop.time() - due > _LATE
-            scope.reschedule(loop.time() + (_GRACE if is_late else 0.0))
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._looks = _LAST_LOOKS
+        self._scope = asyncio.timeout(None)
+        self._loop = asyncio.get_running_loop()
 
-        due = loop.time() + timeout
-        timer = loop.call_at(due, expire)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        self._next: asyncio.Handle = self._loop.call_later(self._timeout, self._expire)
+
+    def _expire(self) -> None:
+        if self._looks:
+            self._looks -= 1
+            self._next = self._loop.call_soon(self._expire)  # the loop looks at its sockets before it runs this
+        else:
+            self._scope.reschedule(self._loop.time())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._next.cancel()
+        await self._scope.__aexit__(kind, error, trace)
 
 
 def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
