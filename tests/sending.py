@@ -14,11 +14,12 @@ from otel_step_hook import StepHookSettings
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.model import Endpoint
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.transport import HttpxTransport, connector
+from otel_step_hook.delivery.sender import Transport
 from otel_step_hook.settings import endpoints_of
 from otel_step_hook.testing import HostileReceiver, read_request
 
 CONTENT = b'{"step_id": "step-1"}'
+HEADERS = [("authorization", "Bearer sekret")]
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 NAME = "receiver.test"
 SHORT = 0.3  # seconds of timeout, where the test is that there is one
@@ -32,26 +33,51 @@ def endpoint_to(url: str, **settings: object) -> Endpoint:
     return endpoint
 
 
-def attempts(url: str, count: int = 1, **settings: object) -> list[AttemptResult]:
-    """What *count* attempts come to, made one after the other on one connection."""
+class Attempts:
+    """Makes attempts without a worker, over the transports that *connector* makes.
 
-    async def make(transport: HttpxTransport, timeout: float) -> list[AttemptResult]:
-        try:
-            return [
-                await transport.post(CONTENT, [("authorization", "Bearer sekret")], timeout=timeout)
-                for _ in range(count)
-            ]
-        finally:
-            await transport.aclose()
+    *own_errors* are the error types that only these transports have; all others are Python's or our own.
+    """
 
-    endpoint = endpoint_to(url, **({"timeout": 10.0} | settings))
-    with asyncio.Runner(loop_factory=EventLoop) as runner:
-        return runner.run(make(connector(endpoint)(), endpoint.timeout))
+    def __init__(self, connector: Callable[[Endpoint], Callable[[], Transport]], *own_errors: str) -> None:
+        self.connector = connector
+        self.own_errors = frozenset(own_errors)
 
+    @property
+    def connector_import(self) -> str:
+        """The line with which a program in a process of its own imports *connector*, under this name."""
+        return f"from {self.connector.__module__} import {self.connector.__qualname__} as connector"
 
-def attempt(url: str, **settings: object) -> AttemptResult:
-    """What one attempt comes to."""
-    return attempts(url, 1, **settings)[0]
+    def transport(self, url: str, **settings: object) -> Transport:
+        """A transport to *url*."""
+        return self.connector(endpoint_to(url, **settings))()
+
+    def __call__(self, url: str, count: int = 1, *, timeout: float = 10.0, **settings: object) -> list[AttemptResult]:
+        """What *count* attempts come to, made one after the other on one connection."""
+
+        async def make(transport: Transport) -> list[AttemptResult]:
+            try:
+                return [await transport.post(CONTENT, HEADERS, timeout=timeout) for _ in range(count)]
+            finally:
+                await transport.aclose()
+
+        with asyncio.Runner(loop_factory=EventLoop) as runner:
+            return runner.run(make(self.transport(url, **settings)))
+
+    def one(self, url: str, **settings: object) -> AttemptResult:
+        """What one attempt comes to."""
+        return self(url, 1, **settings)[0]  # type: ignore[arg-type]  # -- among them may be a timeout
+
+    def at(self, behave: Behaviour, **settings: object) -> AttemptResult:
+        """What one attempt comes to at a receiver that does what *behave* says."""
+        with HostileReceiver(behave) as receiver:
+            return self.one(receiver.url, **settings)
+
+    def at_each(self, behaviours: Mapping[str, Behaviour], **settings: object) -> dict[str, AttemptResult]:
+        """What one attempt comes to at each of the receivers that do this, all at the same time."""
+        with ThreadPoolExecutor(len(behaviours)) as pool:
+            results = pool.map(lambda behave: self.at(behave, **settings), behaviours.values())
+            return dict(zip(behaviours, results, strict=True))
 
 
 def answering(*answers: bytes, then_close: bool = False) -> Behaviour:
@@ -65,19 +91,6 @@ def answering(*answers: bytes, then_close: bool = False) -> Behaviour:
                 left.pop(0)
 
     return behave
-
-
-def answers_to(behaviours: Mapping[str, Behaviour], **settings: object) -> dict[str, AttemptResult]:
-    """What one attempt comes to at each of the receivers that do this, all at the same time."""
-    with ThreadPoolExecutor(len(behaviours)) as pool:
-        results = pool.map(lambda behave: answer_to(behave, **settings), behaviours.values())
-        return dict(zip(behaviours, results, strict=True))
-
-
-def answer_to(behave: Behaviour, **settings: object) -> AttemptResult:
-    """What one attempt comes to at a receiver that does what *behave* says."""
-    with HostileReceiver(behave) as receiver:
-        return attempt(receiver.url, **settings)
 
 
 def port_of(url: str) -> str:

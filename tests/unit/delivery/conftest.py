@@ -6,10 +6,22 @@ from pathlib import Path
 
 import pytest
 from delivering import WAIT, NewRig, Rig, threads, wait_until
-from sending import Names, authority
+from sending import Attempts, Names, authority
 
 from otel_step_hook.delivery import worker
 from otel_step_hook.delivery.sender import Transport
+from otel_step_hook.delivery.transport import connector
+
+# What every transport promises: test_hostile.py and test_transport*.py, but for those of one library. A second
+# transport is one more line.
+TRANSPORTS = [pytest.param(Attempts(connector, "ProxyError", "ReadError", "RemoteProtocolError"), id="httpx")]
+
+
+@pytest.fixture(params=TRANSPORTS)
+def attempts(request: pytest.FixtureRequest) -> Attempts:
+    """Makes attempts over transports of each kind."""
+    made: Attempts = request.param
+    return made
 
 
 @pytest.fixture

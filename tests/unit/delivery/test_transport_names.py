@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from sending import CONTENT, OK, SHORT, Names, answering, attempt, attempts, port_of
+from sending import CONTENT, OK, SHORT, Attempts, Names, answering, endpoint_to, port_of
 
-from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings
+from otel_step_hook import ConfigurationError
 from otel_step_hook.testing import HostileReceiver, read_request
 
 
@@ -36,13 +36,14 @@ def unreachable(port: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".test", "a..test"])
-def test_a_name_that_no_resolver_takes_is_refused_at_once(host: str) -> None:
+def test_a_name_that_no_resolver_takes_is_refused_at_once(attempts: Attempts, host: str) -> None:
     """A host with a label that is empty, or too long, is told when the processor is made."""
+    endpoint = endpoint_to(f"https://{host}/hook")
     with pytest.raises(ConfigurationError, match="STEP_COMPLETE_WEBHOOK"):
-        StepHookProcessor(StepHookSettings(webhook=f"https://{host}/hook"))
+        attempts.connector(endpoint)
 
 
-def test_an_unknown_name_is_a_failure_with_a_type(names: Names) -> None:
+def test_an_unknown_name_is_a_failure_with_a_type(attempts: Attempts, names: Names) -> None:
     """A name that nobody knows is an error, looked up again for the next attempt."""
 
     def unknown() -> list[str]:
@@ -54,7 +55,7 @@ def test_an_unknown_name_is_a_failure_with_a_type(names: Names) -> None:
     assert len(names.looked_up) == 2
 
 
-def test_a_look_up_that_hangs_is_a_timeout(names: Names, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_look_up_that_hangs_is_a_timeout(attempts: Attempts, names: Names, caplog: pytest.LogCaptureFixture) -> None:
     """The limit of an attempt holds for the look-up too; one that hangs is shared, and leaves nothing behind."""
     release = threading.Event()
 
@@ -74,15 +75,15 @@ def test_a_look_up_that_hangs_is_a_timeout(names: Names, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254"])
-def test_a_name_that_leads_to_a_metadata_service_is_refused(names: Names, address: str) -> None:
+def test_a_name_that_leads_to_a_metadata_service_is_refused(attempts: Attempts, names: Names, address: str) -> None:
     """No connection is made to a cloud's metadata service, whatever the name's owner says."""
     names.lead_to("evil.test", [address])
-    result = attempt("http://evil.test/latest/meta-data")
+    result = attempts.one("http://evil.test/latest/meta-data")
     assert (result.error_type, result.peer) == ("MetadataAddressRefused", None)
 
 
 def test_a_name_that_flips_to_a_metadata_service_is_refused(
-    names: Names, receiver: HostileReceiver, monkeypatch: pytest.MonkeyPatch
+    attempts: Attempts, names: Names, receiver: HostileReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each look-up is checked, not only the first one."""
     monkeypatch.setattr("otel_step_hook.delivery.transport._ADDRESS_AGE", 0.0)
@@ -91,14 +92,16 @@ def test_a_name_that_flips_to_a_metadata_service_is_refused(
     assert [result.error_type for result in results] == [None, "MetadataAddressRefused"]
 
 
-def test_a_metadata_address_among_others_is_left_out(names: Names, receiver: HostileReceiver) -> None:
+def test_a_metadata_address_among_others_is_left_out(
+    attempts: Attempts, names: Names, receiver: HostileReceiver
+) -> None:
     """Where a name has good addresses too, those are used, and only those."""
     names.lead_to("mixed.test", ["169.254.169.254", "127.0.0.1"])
-    result = attempt(f"http://mixed.test:{port_of(receiver.url)}/hook")
+    result = attempts.one(f"http://mixed.test:{port_of(receiver.url)}/hook")
     assert (result.is_success, result.peer) == (True, ("127.0.0.1", int(port_of(receiver.url))))
 
 
-def test_a_look_up_serves_many_attempts(names: Names, receiver: HostileReceiver) -> None:
+def test_a_look_up_serves_many_attempts(attempts: Attempts, names: Names, receiver: HostileReceiver) -> None:
     """The name is not resolved for every webhook, and the request still bears it."""
     names.lead_to("good.test", ["127.0.0.1"])
     results = attempts(f"http://good.test:{port_of(receiver.url)}/hook", 5)
@@ -106,7 +109,7 @@ def test_a_look_up_serves_many_attempts(names: Names, receiver: HostileReceiver)
     assert names.looked_up == ["good.test"]
 
 
-def test_the_request_bears_the_name(names: Names) -> None:
+def test_the_request_bears_the_name(attempts: Attempts, names: Names) -> None:
     """The connection goes to the address that was checked; the receiver sees the host that was configured."""
     requests: list[bytes] = []
 
@@ -117,7 +120,7 @@ def test_the_request_bears_the_name(names: Names) -> None:
     names.lead_to("good.test", ["127.0.0.1"])
     with HostileReceiver(behave) as receiver:
         port = port_of(receiver.url)
-        assert attempt(f"http://good.test:{port}/hook?a=b").is_success
+        assert attempts.one(f"http://good.test:{port}/hook?a=b").is_success
     assert requests[0].startswith(b"POST /hook?a=b HTTP/1.1\r\nhost: good.test:%s\r\n" % port.encode())
     assert requests[0].endswith(b"\r\n\r\n" + CONTENT)
 
@@ -125,7 +128,7 @@ def test_the_request_bears_the_name(names: Names) -> None:
 # Several addresses
 
 
-def test_an_address_that_refuses_is_passed_over(names: Names, receiver: HostileReceiver) -> None:
+def test_an_address_that_refuses_is_passed_over(attempts: Attempts, names: Names, receiver: HostileReceiver) -> None:
     """The first address refuses: the second is used, at once, and from then on first."""
     names.lead_to("two.test", ["127.0.0.2", "127.0.0.1"])
     results = attempts(f"http://two.test:{port_of(receiver.url)}/hook", 5)
@@ -135,7 +138,7 @@ def test_an_address_that_refuses_is_passed_over(names: Names, receiver: HostileR
     assert len(names.looked_up) == 2
 
 
-def test_an_address_that_hangs_is_passed_over(names: Names, receiver: HostileReceiver) -> None:
+def test_an_address_that_hangs_is_passed_over(attempts: Attempts, names: Names, receiver: HostileReceiver) -> None:
     """An address where nothing answers gets its share of the time, and no more."""
     port = port_of(receiver.url)
     with unreachable(int(port)) as address:
@@ -145,7 +148,9 @@ def test_an_address_that_hangs_is_passed_over(names: Names, receiver: HostileRec
     assert all(result.is_success for result in results)
 
 
-def test_an_address_that_never_answers_is_tried_last_next_time(names: Names, receiver: HostileReceiver) -> None:
+def test_an_address_that_never_answers_is_tried_last_next_time(
+    attempts: Attempts, names: Names, receiver: HostileReceiver
+) -> None:
     """A receiver that is half dead costs one attempt, not all of them."""
     port = port_of(receiver.url)
     with socket.create_server(("127.0.0.3", int(port))):
@@ -157,7 +162,9 @@ def test_an_address_that_never_answers_is_tried_last_next_time(names: Names, rec
     ]
 
 
-def test_all_addresses_are_tried_before_an_attempt_fails(names: Names, receiver: HostileReceiver) -> None:
+def test_all_addresses_are_tried_before_an_attempt_fails(
+    attempts: Attempts, names: Names, receiver: HostileReceiver
+) -> None:
     """When no address accepts, the last one's reason is told; one that comes back is found."""
     port = port_of(receiver.url)
     names.lead_to("three.test", ["127.0.0.2", "127.0.0.3"], ["127.0.0.2", "127.0.0.3", "127.0.0.1"])
@@ -168,18 +175,18 @@ def test_all_addresses_are_tried_before_an_attempt_fails(names: Names, receiver:
     ]
 
 
-def test_when_every_address_hangs_it_is_a_timeout(names: Names) -> None:
+def test_when_every_address_hangs_it_is_a_timeout(attempts: Attempts, names: Names) -> None:
     """The share of one address that runs out counts as what it is: a timeout, not an error."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with unreachable(port) as address:
         names.lead_to("slow.test", ["127.0.0.2", address])
-        result = attempt(f"http://slow.test:{port}/hook", timeout=SHORT)
+        result = attempts.one(f"http://slow.test:{port}/hook", timeout=SHORT)
     assert (result.error_type, result.peer) == ("timeout", ("127.0.0.3", port))
 
 
 @pytest.mark.parametrize("host", ["[::1]", "[0:0:0:0:0:0:0:1]"])
-def test_an_ipv6_address_is_an_address(host: str) -> None:
+def test_an_ipv6_address_is_an_address(attempts: Attempts, host: str) -> None:
     """A literal IPv6 address, however it is spelled, is connected to."""
     with contextlib.closing(socket.create_server(("::1", 0), family=socket.AF_INET6)) as server:
         port = server.getsockname()[1]
@@ -192,6 +199,6 @@ def test_an_ipv6_address_is_an_address(host: str) -> None:
 
         thread = threading.Thread(target=accept)
         thread.start()
-        result = attempt(f"http://{host}:{port}/hook")
+        result = attempts.one(f"http://{host}:{port}/hook")
         thread.join(10)
     assert (result.is_success, result.peer) == (True, ("::1", port))

@@ -22,10 +22,9 @@ from sending import (
     CONTENT,
     NAME,
     SHORT,
+    Attempts,
     Behaviour,
     Names,
-    attempt,
-    attempts,
     authority,
     endpoint_to,
     no_tls,
@@ -35,9 +34,8 @@ from sending import (
     silent,
 )
 
-from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings
+from otel_step_hook import ConfigurationError
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.transport import connector
 from otel_step_hook.testing import HostileReceiver, read_request
 
 
@@ -57,14 +55,16 @@ def known(names: Names) -> None:
     names.lead_to(NAME, ["127.0.0.1"])
 
 
-def attempt_by_tls(context: ssl.SSLContext, behave: Behaviour | None = None, **settings: object) -> AttemptResult:
+def by_tls(
+    attempts: Attempts, context: ssl.SSLContext, behave: Behaviour | None = None, **settings: object
+) -> AttemptResult:
     """What one attempt comes to at an https receiver called `NAME`."""
     with HostileReceiver(secured(context, behave)) as receiver:
-        return attempt(f"https://{NAME}:{port_of(receiver.url)}/hook", **settings)
+        return attempts.one(f"https://{NAME}:{port_of(receiver.url)}/hook", **settings)
 
 
 @pytest.mark.parametrize("host", ["receiver.test", "Receiver.Test", "receiver.test."])
-def test_an_authority_of_ones_own_is_trusted(trusted: str, names: Names, host: str) -> None:
+def test_an_authority_of_ones_own_is_trusted(attempts: Attempts, trusted: str, names: Names, host: str) -> None:
     """STEP_COMPLETE_CERTIFICATE names whom to trust; the URL's name, however written, must be the certificate's."""
     names.lead_to(host.lower(), ["127.0.0.1"])
     with HostileReceiver(secured(server_context())) as receiver:
@@ -75,7 +75,7 @@ def test_an_authority_of_ones_own_is_trusted(trusted: str, names: Names, host: s
 
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("is_known", [False, True])
-def test_a_certificate_that_proves_nothing_is_refused(trusted: str, *, is_known: bool) -> None:
+def test_a_certificate_that_proves_nothing_is_refused(attempts: Attempts, trusted: str, *, is_known: bool) -> None:
     """An unknown authority, or a certificate for somebody else: no request is sent, and nothing is downgraded."""
     requests: list[bytes] = []
 
@@ -83,29 +83,29 @@ def test_a_certificate_that_proves_nothing_is_refused(trusted: str, *, is_known:
         requests.append(read_request(connection))
 
     context = server_context("somebody.else.test" if is_known else NAME)
-    result = attempt_by_tls(context, behave, certificate=trusted if is_known else None)
+    result = by_tls(attempts, context, behave, certificate=trusted if is_known else None)
     assert (result.error_type, result.is_outage) == ("SSLCertVerificationError", True)
     assert not any(requests)
 
 
 @pytest.mark.usefixtures("known")
-def test_http_where_https_is_expected_is_a_failure_with_a_type() -> None:
+def test_http_where_https_is_expected_is_a_failure_with_a_type(attempts: Attempts) -> None:
     """A receiver that speaks no TLS gets no request."""
     with HostileReceiver(no_tls) as receiver:
-        assert attempt(f"https://{NAME}:{port_of(receiver.url)}/hook").error_type == "SSLError"
+        assert attempts.one(f"https://{NAME}:{port_of(receiver.url)}/hook").error_type == "SSLError"
 
 
 @pytest.mark.usefixtures("known")
-def test_a_handshake_that_hangs_is_a_timeout() -> None:
+def test_a_handshake_that_hangs_is_a_timeout(attempts: Attempts) -> None:
     """The limit of an attempt holds for TLS too, and the half-open connection is closed, not left to the collector."""
     with HostileReceiver(silent) as receiver:
-        result = attempt(f"https://{NAME}:{port_of(receiver.url)}/hook", timeout=SHORT)
+        result = attempts.one(f"https://{NAME}:{port_of(receiver.url)}/hook", timeout=SHORT)
     gc.collect()  # would warn of an open socket, and every warning is an error here
     assert result.error_type == "timeout"
 
 
 @pytest.mark.anyio
-async def test_a_handshake_that_is_cancelled_leaves_no_socket() -> None:
+async def test_a_handshake_that_is_cancelled_leaves_no_socket(attempts: Attempts) -> None:
     """A lane that is closed after its attempt was cancelled in the middle of TLS has nothing open."""
     arrived = threading.Event()
 
@@ -115,7 +115,7 @@ async def test_a_handshake_that_is_cancelled_leaves_no_socket() -> None:
         closing.wait(10)
 
     with HostileReceiver(behave) as receiver:
-        lane = connector(endpoint_to(receiver.url.replace("http:", "https:")))()
+        lane = attempts.transport(receiver.url.replace("http:", "https:"))
         task = asyncio.create_task(lane.post(CONTENT, [], timeout=10.0))
         assert await asyncio.to_thread(arrived.wait, 10)
         task.cancel()
@@ -126,19 +126,21 @@ async def test_a_handshake_that_is_cancelled_leaves_no_socket() -> None:
 
 
 @pytest.mark.usefixtures("known")
-def test_a_client_certificate_is_shown(trusted: str, client_files: tuple[str, str]) -> None:
+def test_a_client_certificate_is_shown(attempts: Attempts, trusted: str, client_files: tuple[str, str]) -> None:
     """With STEP_COMPLETE_CLIENT_CERTIFICATE and _KEY a receiver that asks for a certificate is satisfied."""
     context = server_context()
     context.verify_mode = ssl.CERT_REQUIRED
     authority().configure_trust(context)
     certificate, key = client_files
-    shown = attempt_by_tls(context, certificate=trusted, client_certificate=certificate, client_key=key)
+    shown = by_tls(attempts, context, certificate=trusted, client_certificate=certificate, client_key=key)
     assert shown.is_success
-    missing = attempt_by_tls(context, certificate=trusted)
+    missing = by_tls(attempts, context, certificate=trusted)
     assert (missing.is_success, missing.status_code) == (False, None)
 
 
-def test_files_that_cannot_be_used_are_told_at_start_up(client_files: tuple[str, str], tmp_path: Path) -> None:
+def test_files_that_cannot_be_used_are_told_at_start_up(
+    attempts: Attempts, client_files: tuple[str, str], tmp_path: Path
+) -> None:
     """A missing file, a file that is no PEM, a foreign key: an error when the processor is made, not at a step."""
     certificate, key = client_files
     nonsense, other_key = tmp_path / "nonsense.pem", tmp_path / "other.key"
@@ -154,25 +156,28 @@ def test_files_that_cannot_be_used_are_told_at_start_up(client_files: tuple[str,
         (both, {"client_certificate": certificate, "client_key": str(tmp_path / "missing.key")}),
     ):
         with pytest.raises(ConfigurationError, match=told):
-            StepHookProcessor(StepHookSettings(webhook="https://example.test/hook", **wrong))
-    StepHookProcessor(
-        StepHookSettings(webhook="https://example.test/hook", client_certificate=certificate, client_key=key)
-    )
+            attempts.connector(endpoint_to("https://example.test/hook", **wrong))
+    attempts.connector(endpoint_to("https://example.test/hook", client_certificate=certificate, client_key=key))
 
 
-def test_a_key_with_a_password_is_told_and_not_asked_for(client_files: tuple[str, str], tmp_path: Path) -> None:
+def test_a_key_with_a_password_is_told_and_not_asked_for(
+    attempts: Attempts, client_files: tuple[str, str], tmp_path: Path
+) -> None:
     """OpenSSL would wait at the terminal for the password of a key: nobody sits there."""
     certificate, key = client_files
     plain = load_pem_private_key(Path(key).read_bytes(), None)
     locked = tmp_path / "locked.key"
     locked.write_bytes(plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
     with pytest.raises(ConfigurationError, match="has no password"):
-        StepHookProcessor(
-            StepHookSettings(webhook="https://x.test/", client_certificate=certificate, client_key=str(locked))
-        )
+        attempts.connector(endpoint_to("https://x.test/", client_certificate=certificate, client_key=str(locked)))
     # And at a terminal, which this process may not have.
     spawn = "import pty, sys; pty.spawn(sys.argv[1:])"
-    program = "from otel_step_hook import StepHookProcessor; StepHookProcessor()"
+    program = f"""
+from otel_step_hook import StepHookSettings
+from otel_step_hook.settings import endpoints_of
+{attempts.connector_import}
+connector(*endpoints_of(StepHookSettings()))
+"""
     told = subprocess.run(
         [sys.executable, "-c", spawn, sys.executable, "-c", program],
         env=os.environ
@@ -190,8 +195,10 @@ def test_a_key_with_a_password_is_told_and_not_asked_for(client_files: tuple[str
     assert b"pass phrase" not in told
 
 
-def test_authorities_that_cannot_be_read_are_told_at_start_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_authorities_that_cannot_be_read_are_told_at_start_up(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Where the usual authorities are named by the environment, and missing, the environment is named."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
     with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE cannot be used"):
-        StepHookProcessor(StepHookSettings(webhook="https://example.test/hook"))
+        attempts.connector(endpoint_to("https://example.test/hook"))

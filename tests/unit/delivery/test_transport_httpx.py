@@ -1,0 +1,33 @@
+"""One attempt: what is httpx's own, beside what every transport promises."""
+
+import pytest
+from sending import OK, Attempts, answering, port_of
+
+from otel_step_hook.delivery.transport import _has_excess, connector
+from otel_step_hook.testing import HostileReceiver
+
+attempts = Attempts(connector)
+
+
+def test_where_httpcore_does_not_show_what_came_after_the_answer_we_take_it_that_something_did() -> None:
+    """With an httpcore that keeps its buffer elsewhere, connections are not kept, rather than trusted."""
+    assert _has_excess(object())
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nx: " + b"a" * 200_000])
+def test_what_is_no_http_has_the_name_that_httpx_gives_it(answer: bytes) -> None:
+    """The error type of an answer that cannot be read, as dashboards know it."""
+    assert attempts.at(answering(answer, then_close=True)).error_type == "RemoteProtocolError"
+
+
+def test_nonsense_on_a_kept_connection_has_the_name_that_httpx_gives_it() -> None:
+    """The error type of a second answer that cannot be read, as dashboards know it."""
+    with HostileReceiver(answering(OK, b"nonsense\r\n\r\n")) as receiver:
+        assert [one.error_type for one in attempts(receiver.url, 2)] == [None, "RemoteProtocolError"]
+
+
+def test_a_proxy_that_refuses_has_the_name_that_httpx_gives_it() -> None:
+    """The error type of a CONNECT that is refused, as dashboards know it."""
+    with HostileReceiver(answering(b"HTTP/1.1 407 No\r\ncontent-length: 0\r\n\r\n")) as proxy:
+        result = attempts.one("https://nowhere.test/hook", proxy=f"http://127.0.0.1:{port_of(proxy.url)}")
+    assert result.error_type == "ProxyError"
