@@ -6,11 +6,15 @@ import logging
 import socket
 import threading
 import weakref
+from collections import Counter
 from itertools import pairwise
 
 import pytest
-from sending import CONTENT, OK, SHORT, Attempts, answering
+from delivering import NewRig, event, polled
+from sending import CONTENT, OK, SHORT, Attempts, answering, endpoint_to
 
+from otel_step_hook.delivery.loop import EventLoop
+from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.sender import Transport
 from otel_step_hook.testing import HostileReceiver, read_request
 
@@ -75,6 +79,54 @@ def test_what_comes_after_an_answer_is_not_taken_for_the_next(attempts: Attempts
     assert len(requests) == 5
 
 
+def test_what_comes_on_an_idle_connection_is_not_taken_for_the_next_answer(attempts: Attempts) -> None:
+    """A receiver that says more once its answer has been read, before the next request, is hung up on."""
+    answered, said = threading.Event(), threading.Event()
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        is_first = not requests
+        while request := read_request(connection):
+            requests.append(request)
+            connection.sendall(OK)
+            if is_first:
+                answered.wait(10)
+                connection.sendall(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
+                said.set()
+
+    async def make(transport: Transport) -> list[int | None]:
+        first = await transport.post(CONTENT, [], timeout=10.0)
+        answered.set()
+        await polled(said)
+        second = await transport.post(CONTENT, [], timeout=10.0)
+        await transport.aclose()
+        return [first.status_code, second.status_code]
+
+    with HostileReceiver(behave) as receiver:
+        assert asyncio.run(make(attempts.transport(receiver.url))) == [204, 204]
+        assert receiver.connections == 2
+    assert len(requests) == 2
+
+
+def test_the_resend_costs_no_delivery(attempts: Attempts, rigged: NewRig) -> None:
+    """A receiver that swallows each second request of a connection gets it again at once, under the same id."""
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        for answer in (OK, b""):
+            if request := read_request(connection):
+                requests.append(request)
+                connection.sendall(answer)
+
+    with HostileReceiver(behave) as receiver:
+        connect = attempts.connector(endpoint_to(receiver.url))
+        rig = rigged(connect, webhook=receiver.url, concurrency=1, initial_backoff=3600.0, give_up_after=10_000)
+        rig.deliver(*(event() for _ in range(100)))
+    assert {result for _, result, _ in rig.results} == {"delivered"}
+    ids = Counter(request.lower().partition(b"webhook-id: ")[2].partition(b"\r\n")[0] for request in requests)
+    assert sorted(ids.values()) == [1] + [2] * 99
+
+
 def test_a_timeout_leaves_the_lane_as_good_as_new(attempts: Attempts) -> None:
     """After an attempt that was cut off, the next one has a fresh connection and succeeds."""
     seen = 0
@@ -97,6 +149,71 @@ def test_a_timeout_leaves_the_lane_as_good_as_new(attempts: Attempts) -> None:
                 await lane.aclose()
 
         assert asyncio.run(make()) == ["timeout", None]
+
+
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(attempts: Attempts) -> None:
+    """What a receiver says after an attempt has timed out is about a webhook that counts as failed."""
+    gave_up, late = threading.Event(), threading.Event()
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        requests.append(read_request(connection))
+        if len(requests) > 1:
+            late.wait(10)
+            connection.sendall(OK)
+            return
+        gave_up.wait(10)
+        try:
+            connection.sendall(b"HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n")
+        finally:
+            late.set()
+
+    async def make(transport: Transport) -> list[str | None]:
+        first = await transport.post(CONTENT, [], timeout=SHORT)
+        gave_up.set()
+        second = await transport.post(CONTENT, [], timeout=10.0)
+        await transport.aclose()
+        return [first.error_type, second.error_type]
+
+    with HostileReceiver(behave) as receiver:
+        assert asyncio.run(make(attempts.transport(receiver.url))) == ["timeout", None]
+    assert len(requests) == 2
+
+
+class StoppedLoop(EventLoop):
+    """A loop whose clock has gone on by *stopped* seconds while nothing ran, as after SIGSTOP."""
+
+    stopped = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.stopped
+
+
+def test_an_answer_that_came_while_the_process_was_stopped_counts(attempts: Attempts) -> None:
+    """When the time of an attempt is over and the answer is in the socket, the webhook is delivered."""
+    arrived, resumed, sent = threading.Event(), threading.Event(), threading.Event()
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        read_request(connection)
+        arrived.set()
+        resumed.wait(10)
+        connection.sendall(OK)
+        sent.set()
+
+    async def make(transport: Transport) -> AttemptResult:
+        task = asyncio.create_task(transport.post(CONTENT, [], timeout=10.0))
+        await polled(arrived)
+        resumed.set()
+        assert sent.wait(10)  # the loop stands still meanwhile
+        loop.stopped = 60.0
+        try:
+            return await task
+        finally:
+            await transport.aclose()
+
+    loop = StoppedLoop()
+    with HostileReceiver(behave) as receiver, asyncio.Runner(loop_factory=lambda: loop) as runner:
+        assert runner.run(make(attempts.transport(receiver.url))).status_code == 204
 
 
 @pytest.mark.anyio
@@ -128,6 +245,28 @@ def test_long_answers_leave_nothing_behind(attempts: Attempts, caplog: pytest.Lo
         assert all(result.is_success for result in attempts(receiver.url, 5))
         gc.collect()
     assert caplog.records == []
+
+
+def test_closing_hangs_up(attempts: Attempts) -> None:
+    """The receiver sees the kept connection end; to close again, or what was never connected, does nothing."""
+    hung_up = threading.Event()
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        while read_request(connection):
+            connection.sendall(OK)
+        hung_up.set()
+
+    async def make(url: str) -> None:
+        used, unused = attempts.transport(url), attempts.transport(url)
+        assert (await used.post(CONTENT, [], timeout=10.0)).is_success
+        assert not hung_up.is_set()
+        for transport in (used, used, unused):
+            await transport.aclose()
+
+    with HostileReceiver(behave) as receiver:
+        asyncio.run(make(receiver.url))
+        assert hung_up.wait(10)
+        assert receiver.connections == 1
 
 
 def test_a_lane_can_be_collected(attempts: Attempts) -> None:
