@@ -93,6 +93,18 @@ def answering(*answers: bytes, then_close: bool = False) -> Behaviour:
     return behave
 
 
+def dripping(start: bytes, drop: bytes) -> Behaviour:
+    """Answer *start* at once, and then *drop* again and again, slowly, without an end."""
+
+    def behave(connection: socket.socket, closing: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(start)
+        while not closing.wait(0.02):
+            connection.sendall(drop)
+
+    return behave
+
+
 def port_of(url: str) -> str:
     """The port of a receiver's URL, as text."""
     return url.rpartition(":")[2].partition("/")[0]

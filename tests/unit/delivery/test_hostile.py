@@ -7,24 +7,12 @@ import struct
 import threading
 
 import pytest
-from sending import OK, SHORT, Attempts, Behaviour, answering, silent
+from sending import OK, SHORT, Attempts, Behaviour, answering, dripping, silent
 
 from otel_step_hook.delivery.transport import ANSWER_LIMIT
 from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_request
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
-
-
-def dripping(start: bytes, drop: bytes) -> Behaviour:
-    """Answer *start* at once, and then *drop* again and again, slowly, without an end."""
-
-    def behave(connection: socket.socket, closing: threading.Event) -> None:
-        read_request(connection)
-        connection.sendall(start)
-        while not closing.wait(0.02):
-            connection.sendall(drop)
-
-    return behave
 
 
 def flooding(start: bytes, flood: bytes) -> Behaviour:

@@ -1,6 +1,8 @@
 """One attempt: by way of a proxy."""
 
 import base64
+import gc
+import select
 import socket
 import threading
 
@@ -13,6 +15,7 @@ from sending import (
     Attempts,
     Behaviour,
     answering,
+    dripping,
     endpoint_to,
     no_tls,
     port_of,
@@ -34,6 +37,16 @@ def tunnelling(behave: Behaviour, heads: list[bytes]) -> Behaviour:
         behave(connection, closing)
 
     return tunnel
+
+
+def relay(near: socket.socket, far: socket.socket) -> None:
+    """Pass on what each of the two sends, until one has ended."""
+    while True:
+        for one in select.select([near, far], [], [])[0]:
+            data = one.recv(65_536)  # of TLS one record: OpenSSL reads no further, and select sees the rest
+            if not data:
+                return
+            (far if one is near else near).sendall(data)
 
 
 def test_an_http_webhook_goes_through_the_proxy(attempts: Attempts) -> None:
@@ -85,6 +98,26 @@ def test_the_proxy_itself_may_speak_tls(attempts: Attempts, trusted: str) -> Non
         assert attempts.one("http://nowhere.test/hook", proxy=address).error_type == "SSLCertVerificationError"
 
 
+def test_a_tunnel_through_a_proxy_that_speaks_tls(attempts: Attempts, trusted: str) -> None:
+    """TLS with the receiver goes inside TLS with the proxy, each verified by its own name, over one connection."""
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        heads.append(read_request(connection))
+        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", int(port_of(receiver.url)))) as far:
+            relay(connection, far)
+
+    heads: list[bytes] = []
+    with (
+        HostileReceiver(secured(server_context())) as receiver,
+        HostileReceiver(secured(server_context("127.0.0.1"), behave)) as proxy,
+    ):
+        address = f"https://127.0.0.1:{port_of(proxy.url)}"
+        results = attempts(f"https://{NAME}/hook", 3, proxy=address, certificate=trusted)
+    assert [result.status_code for result in results] == [204] * 3
+    assert [head.partition(b"\r\n")[0] for head in heads] == [b"CONNECT receiver.test:443 HTTP/1.1"]
+
+
 def test_a_proxy_that_refuses_is_a_failure_with_a_type(attempts: Attempts) -> None:
     """A proxy that refuses the tunnel is an error each time; its text goes nowhere."""
     refusing = answering(b"HTTP/1.1 407 sekret\r\ncontent-length: 0\r\n\r\n")
@@ -92,6 +125,33 @@ def test_a_proxy_that_refuses_is_a_failure_with_a_type(attempts: Attempts) -> No
         results = attempts("https://nowhere.test/hook", 2, proxy=f"http://127.0.0.1:{port_of(proxy.url)}")
     assert [result.error_type in attempts.own_errors for result in results] == [True, True]
     assert not any("sekret" in f"{result}" for result in results)
+
+
+def test_a_proxy_that_breaks_is_a_failure_with_a_type(attempts: Attempts) -> None:
+    """A proxy that hangs up on CONNECT, or answers with no HTTP, is an error each time, and nothing is resent."""
+    for answer in (b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 2"):
+        with HostileReceiver(answering(answer, then_close=True)) as proxy:
+            results = attempts("https://nowhere.test/hook", 2, proxy=f"http://127.0.0.1:{port_of(proxy.url)}")
+        assert [one.error_type in attempts.own_errors for one in results] == [True, True]
+        assert [(one.status_code, one.is_stale) for one in results] == [(None, False)] * 2
+
+
+@pytest.mark.parametrize("url", ["http://nowhere.test/hook", "https://nowhere.test/hook"])
+def test_no_proxy_at_the_address_is_a_failure_with_a_type(attempts: Attempts, closed_port: int, url: str) -> None:
+    """Nothing is sent past a proxy that is not there."""
+    result = attempts.one(url, proxy=f"http://127.0.0.1:{closed_port}")
+    assert (result.error_type, result.status_code) == ("ConnectionRefusedError", None)
+
+
+@pytest.mark.parametrize("behave", [silent, dripping(b"HTTP/1.1 200 OK\r\n", b"x: 1\r\n")])
+def test_a_proxy_that_hangs_is_a_timeout(attempts: Attempts, behave: Behaviour) -> None:
+    """The limit of an attempt holds for CONNECT, too, whatever the proxy sends."""
+    with HostileReceiver(behave) as proxy:
+        address = f"http://127.0.0.1:{port_of(proxy.url)}"
+        results = attempts("https://nowhere.test/hook", 2, proxy=address, timeout=SHORT)
+        assert proxy.connections == 2
+    gc.collect()  # would warn of an open socket, and every warning is an error here
+    assert [result.error_type for result in results] == ["timeout"] * 2
 
 
 @pytest.mark.parametrize(("behave", "error_type"), [(no_tls, "SSLError"), (silent, "timeout")])
