@@ -32,6 +32,28 @@ def unreachable(port: int) -> Iterator[str]:
         yield "127.0.0.3"
 
 
+@contextlib.contextmanager
+def accepting_one(address: str, port: int = 0) -> Iterator[tuple[int, list[bytes]]]:
+    """A receiver at another address than 127.0.0.1 that accepts one webhook: its port, and the request."""
+    requests: list[bytes] = []
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, port), family=family) as server:
+        server.settimeout(10)
+
+        def accept() -> None:
+            connection, _ = server.accept()
+            with connection:
+                requests.append(read_request(connection))
+                connection.sendall(OK)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield server.getsockname()[1], requests
+        finally:
+            thread.join(20)
+
+
 # Names
 
 
@@ -92,6 +114,21 @@ def test_a_name_that_flips_to_a_metadata_service_is_refused(
     assert [result.error_type for result in results] == [None, "MetadataAddressRefused"]
 
 
+def test_a_receiver_that_moves_is_followed(
+    attempts: Attempts, names: Names, receiver: HostileReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the name leads elsewhere, the next attempt goes there, although a connection to the old address is kept."""
+    monkeypatch.setattr("otel_step_hook.delivery.transport._ADDRESS_AGE", 0.0)
+    port = port_of(receiver.url)
+    names.lead_to("moving.test", ["127.0.0.1"], ["127.0.0.2"])
+    with accepting_one("127.0.0.2", int(port)):
+        results = attempts(f"http://moving.test:{port}/hook", 2)
+    assert [(result.error_type, result.peer and result.peer[0]) for result in results] == [
+        (None, "127.0.0.1"),
+        (None, "127.0.0.2"),
+    ]
+
+
 def test_a_metadata_address_among_others_is_left_out(
     attempts: Attempts, names: Names, receiver: HostileReceiver
 ) -> None:
@@ -123,6 +160,16 @@ def test_the_request_bears_the_name(attempts: Attempts, names: Names) -> None:
         assert attempts.one(f"http://good.test:{port}/hook?a=b").is_success
     assert requests[0].startswith(b"POST /hook?a=b HTTP/1.1\r\nhost: good.test:%s\r\n" % port.encode())
     assert requests[0].endswith(b"\r\n\r\n" + CONTENT)
+
+
+def test_an_address_that_hangs_is_a_timeout(attempts: Attempts) -> None:
+    """The limit of an attempt holds for the connection, too, and what was half open is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with unreachable(port) as address:
+        result = attempts.one(f"http://{address}:{port}/hook", timeout=SHORT)
+        gc.collect()  # would warn of an open socket, and every warning is an error here
+    assert (result.error_type, result.peer) == ("timeout", (address, port))
 
 
 # Several addresses
@@ -188,17 +235,16 @@ def test_when_every_address_hangs_it_is_a_timeout(attempts: Attempts, names: Nam
 @pytest.mark.parametrize("host", ["[::1]", "[0:0:0:0:0:0:0:1]"])
 def test_an_ipv6_address_is_an_address(attempts: Attempts, host: str) -> None:
     """A literal IPv6 address, however it is spelled, is connected to."""
-    with contextlib.closing(socket.create_server(("::1", 0), family=socket.AF_INET6)) as server:
-        port = server.getsockname()[1]
-
-        def accept() -> None:
-            connection, _ = server.accept()
-            with connection:
-                read_request(connection)
-                connection.sendall(OK)
-
-        thread = threading.Thread(target=accept)
-        thread.start()
+    with accepting_one("::1") as (port, requests):
         result = attempts.one(f"http://{host}:{port}/hook")
-        thread.join(10)
     assert (result.is_success, result.peer) == (True, ("::1", port))
+    assert b"\r\nhost: %s:%d\r\n" % (host.encode(), port) in requests[0].lower()
+
+
+def test_a_name_may_have_an_ipv6_address(attempts: Attempts, names: Names) -> None:
+    """A name that leads to an IPv6 address is connected to there, and the request bears the name."""
+    names.lead_to("six.test", ["::1"])
+    with accepting_one("::1") as (port, requests):
+        result = attempts.one(f"http://six.test:{port}/hook")
+    assert (result.is_success, result.peer) == (True, ("::1", port))
+    assert b"\r\nhost: six.test:%d\r\n" % port in requests[0].lower()

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,22 @@ def test_a_certificate_that_proves_nothing_is_refused(attempts: Attempts, truste
     result = by_tls(attempts, context, behave, certificate=trusted if is_known else None)
     assert (result.error_type, result.is_outage) == ("SSLCertVerificationError", True)
     assert not any(requests)
+
+
+@pytest.mark.usefixtures("known")
+def test_a_certificate_that_has_expired_is_refused(attempts: Attempts, trusted: str) -> None:
+    """A known authority's certificate for the right name counts in its time."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert(NAME, not_after=datetime(2020, 1, 1, tzinfo=UTC)).configure_cert(context)
+    assert by_tls(attempts, context, certificate=trusted).error_type == "SSLCertVerificationError"
+
+
+def test_a_certificate_may_be_that_of_an_address(attempts: Attempts, trusted: str) -> None:
+    """Where the URL has an address and no name, the certificate must have it, too."""
+    for address, expected in (("127.0.0.1", None), ("127.0.0.2", "SSLCertVerificationError")):
+        with HostileReceiver(secured(server_context(address))) as receiver:
+            result = attempts.one(receiver.url.replace("http:", "https:"), certificate=trusted)
+        assert result.error_type == expected
 
 
 @pytest.mark.usefixtures("known")
