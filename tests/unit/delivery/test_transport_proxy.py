@@ -64,7 +64,7 @@ def test_an_http_webhook_goes_through_the_proxy(attempts: Attempts) -> None:
     assert [result.status_code for result in results] == [204, 204]
     assert results[0].peer == ("127.0.0.1", int(port))
     assert requests[0].startswith(b"POST http://nowhere.test/hook HTTP/1.1\r\n")
-    assert b"\r\nhost: nowhere.test\r\n" in requests[0]
+    assert b"\r\nhost: nowhere.test\r\n" in requests[0].lower()
     assert b"proxy-authorization: basic " + base64.b64encode(b"user:pass").lower() in requests[0].lower()
     assert requests[0].endswith(CONTENT)
 
