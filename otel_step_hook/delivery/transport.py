@@ -9,20 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import httpx
 
 from otel_step_hook.addresses import is_metadata_address
 from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers, TlsFiles
 from otel_step_hook.delivery.retry import AttemptResult, parse_retry_after
 from otel_step_hook.errors import ConfigurationError
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
 _ANSWER_TIME = 1.0  # seconds the body of an answer may take; the outcome is known before it
-_LAST_LOOKS = 20  # rounds of the loop before an attempt times out; a process that was stopped has its answer in 2
 _ADDRESS_AGE = 30.0  # seconds a look-up is used again: a receiver that moves is followed within this time
 _FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
 _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
@@ -162,7 +161,7 @@ class HttpxTransport:
         self._peer = None
         was_kept, self._has_answered = self._has_answered, False
         try:
-            async with _Deadline(timeout):
+            async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
         except (httpx.HTTPError, OSError, MetadataAddressRefused) as error:
             return await self._failure(error, is_stale=was_kept and _is_stale(error))
@@ -257,38 +256,6 @@ class HttpxTransport:
     async def aclose(self) -> None:
         """Close the connection."""
         await self._hang_up()
-
-
-class _Deadline:
-    """Raises TimeoutError after *timeout* seconds, once what has come by then is read.
-
-    In a process that was stopped (SIGSTOP, a frozen container) or starved, the time may be over while the answer
-    waits in the socket, and asyncio runs a timer before it looks there: `asyncio.timeout` alone would cut off a
-    webhook that was accepted.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._looks = _LAST_LOOKS
-        self._scope = asyncio.timeout(None)
-        self._loop = asyncio.get_running_loop()
-
-    async def __aenter__(self) -> None:
-        await self._scope.__aenter__()
-        self._next: asyncio.Handle = self._loop.call_later(self._timeout, self._expire)
-
-    def _expire(self) -> None:
-        if self._looks:
-            self._looks -= 1
-            self._next = self._loop.call_soon(self._expire)  # the loop looks at its sockets before it runs this
-        else:
-            self._scope.reschedule(self._loop.time())
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._next.cancel()
-        await self._scope.__aexit__(kind, error, trace)
 
 
 def _stream(response: httpx.Response) -> httpx.AsyncByteStream:

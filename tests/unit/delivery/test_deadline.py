@@ -6,18 +6,18 @@ import weakref
 
 import pytest
 
-from otel_step_hook.delivery.transport import _LAST_LOOKS, _Deadline
+from otel_step_hook.delivery.deadline import LAST_LOOKS, Deadline
 
 pytestmark = pytest.mark.anyio
 
 
 async def within(timeout: float, seconds: float) -> None:
     """Wait for so many seconds, within this limit."""
-    async with _Deadline(timeout):
+    async with Deadline(timeout):
         await asyncio.sleep(seconds)
 
 
-@pytest.mark.parametrize("rounds", range(0, _LAST_LOOKS + 10, 3))
+@pytest.mark.parametrize("rounds", range(0, LAST_LOOKS + 10, 3))
 async def test_a_cancellation_counts_at_any_moment(rounds: int) -> None:
     """Cancelled before or while the loop looks at its sockets for the last time, a task is cancelled, not late."""
     task = asyncio.create_task(within(0.0, 600.0))

@@ -1,0 +1,38 @@
+"""The time limit of one attempt."""
+
+import asyncio
+from types import TracebackType
+
+LAST_LOOKS = 20  # rounds of the loop before an attempt times out; a process that was stopped has its answer in 2
+
+
+class Deadline:
+    """Raises TimeoutError after *timeout* seconds, once what has come by then is read.
+
+    In a process that was stopped (SIGSTOP, a frozen container) or starved, the time may be over while the answer
+    waits in the socket, and asyncio runs a timer before it looks there: `asyncio.timeout` alone would cut off a
+    webhook that was accepted.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._looks = LAST_LOOKS
+        self._scope = asyncio.timeout(None)
+        self._loop = asyncio.get_running_loop()
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        self._next: asyncio.Handle = self._loop.call_later(self._timeout, self._expire)
+
+    def _expire(self) -> None:
+        if self._looks:
+            self._looks -= 1
+            self._next = self._loop.call_soon(self._expire)  # the loop looks at its sockets before it runs this
+        else:
+            self._scope.reschedule(self._loop.time())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._next.cancel()
+        await self._scope.__aexit__(kind, error, trace)
