@@ -69,16 +69,16 @@ class StepHookProcessor(SpanProcessor):
         self._reader = StepReader(
             chosen, is_step, on_fault=workers[0].add_fault, on_loss=functools.partial(_drop, workers)
         )
-        self._workers = workers
         alive = [weakref.ref(worker) for worker in workers]  # each lives as long as this or its thread
         self._exit_hook = functools.partial(_shut_down_at_exit, alive, self._settings.shutdown_timeout)
         # Now, not at the first span: what the application registers from now on runs before it, and may end steps.
         atexit.register(self._exit_hook)
+        self._workers = workers
 
     def __del__(self) -> None:
-        # The threads end once everything is delivered or discarded; at an exit before that they are waited for.
-        goes_on = [worker.abandon() for worker in self._workers]
-        if goes_on and not any(goes_on):
+        for worker in self._workers:
+            worker.abandon()
+        if self._workers:
             atexit.unregister(self._exit_hook)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 -- the SDK's signature

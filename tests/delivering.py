@@ -176,9 +176,9 @@ NewRig = Callable[..., Rig]  # the type of the fixture `rigged`
 
 def wait_until(condition: Callable[[], object]) -> None:
     """Wait for something that sets no event."""
-    until = time.monotonic() + WAIT
+    until = monotonic() + WAIT
     while not condition():
-        assert time.monotonic() < until
+        assert monotonic() < until
         time.sleep(0.001)  # there is nothing else to wait on
 
 
@@ -209,6 +209,6 @@ def no_more_threads() -> Iterator[None]:
 
 def seconds(call: Callable[[], object]) -> float:
     """How long *call* takes."""
-    began = time.monotonic()
+    began = monotonic()
     call()
-    return time.monotonic() - began
+    return monotonic() - began

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import logging
 import math
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 from otel_step_hook.delivery.circuit import Circuit
 from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.latch import Latch
 from otel_step_hook.delivery.log import RateLimitedLog, log, log_safely, printable, where
 from otel_step_hook.delivery.losses import Losses
 from otel_step_hook.delivery.metrics import Observable, Observed
@@ -46,7 +46,7 @@ class Dispatch:
     ) -> None:
         self.log = RateLimitedLog()
         self.losses = Losses()
-        self.flushes: deque[tuple[int, weakref.ref[threading.Event]]] = deque()  # what to set after which mark
+        self.flushes: deque[tuple[int, weakref.ref[Latch]]] = deque()  # what to set after which mark
         self.stop_at = self._last_attempts_at = math.inf
         self.is_abandoned = False
         self._endpoint = endpoint
@@ -110,27 +110,29 @@ class Dispatch:
             place = where(error) if error is not None else circumstances["message"]
             self.log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {place}")
 
+    def look_without_loop(self) -> None:
+        """See to what needs no loop, while none can run: what has expired, and what other threads have counted."""
+        self.losses.report(self._telemetry, self.log)
+        self._discard_older(self._policy.give_up_after, None)
+        self._answer_flushes()
+        self.log.log_counts()  # there is no timer
+
     def discard_all(self, error: BaseException) -> None:
         """Discard what waits, since no event loop can be made here because of *error*: sockets are forbidden."""
-        name = type(error).__name__
         self.log.log(logging.ERROR, "no loop", f"no event loop can be made: {where(error)}; steps are discarded")
-        self.losses.report(self._telemetry, self.log)
-        self._discard_older(0.0, name)
-        for _ in range(len(self.flushes)):
-            self._answer(*self.flushes.popleft())
+        self._discard_older(0.0, type(error).__name__)
+        self.look_without_loop()
 
     def look(self) -> None:
         """See to everything that can be done now: after each wake-up, each attempt, and when something is due."""
         if self._ended.done():
             return
         now = monotonic()
-        if self.losses.has_new():
-            self.losses.report(self._telemetry, self.log)
+        self.losses.report(self._telemetry, self.log)
         self._discard_what_is_over(now)
         if now < self._last_attempts_at:
             self._begin_attempts(now)
-        for _ in range(len(self.flushes)):
-            self._answer(*self.flushes.popleft())
+        self._answer_flushes()
         self._end_or_sleep(now)
 
     def _begin_attempts(self, now: float) -> None:
@@ -140,19 +142,19 @@ class Dispatch:
             self._in_flight[delivery] = task
             task.add_done_callback(functools.partial(self._attempt_ended, delivery))
 
-    def _answer(self, mark: int, waiting: "weakref.ref[threading.Event]") -> None:
-        flushed = waiting()  # None: its flush has waited long enough
-        if flushed is not None and self._store.is_flushed(mark):
-            flushed.set()
-        elif flushed is not None:
-            self.flushes.append((mark, waiting))
+    def _answer_flushes(self) -> None:
+        for _ in range(len(self.flushes)):
+            mark, waiting = self.flushes.popleft()
+            flushed = waiting()  # None: its flush has waited long enough
+            if flushed is not None and self._store.is_flushed(mark):
+                flushed.set()
+            elif flushed is not None:
+                self.flushes.append((mark, waiting))
 
     def _discard_what_is_over(self, now: float) -> None:
         """Discard what has expired, and everything once the endpoint is disabled or the time to stop has come."""
-        if self._last_attempts_at == math.inf:
-            self._last_attempts_at = (
-                self.stop_at - (self.stop_at - now) * _STOP_MARGIN if self._is_stopping else math.inf
-            )
+        if self.stop_at < math.inf and self._last_attempts_at == math.inf:
+            self._last_attempts_at = self.stop_at - (self.stop_at - now) * _STOP_MARGIN
         if self._is_disabled:
             self._discard_older(0.0, "endpoint_disabled")
         elif now >= self._last_attempts_at or self._waits_in_vain(now):
@@ -164,13 +166,9 @@ class Dispatch:
                 if not task.cancelling():
                     task.cancel()
 
-    @property
-    def _is_stopping(self) -> bool:
-        return self.stop_at < math.inf
-
     def _waits_in_vain(self, now: float) -> bool:
         """Whether the process stops before anything that waits may be tried again."""
-        due = self._store.next_due() if self._is_stopping and not self._in_flight else None
+        due = self._store.next_due() if self.stop_at < math.inf and not self._in_flight else None
         return due is not None and now + max(due, self._circuit.wait(now)) >= self._last_attempts_at
 
     def _discard_older(self, age: float, reason: str | None) -> None:
@@ -182,7 +180,7 @@ class Dispatch:
         due = self._store.next_due()
         if due is None and not self._in_flight:
             left = max(self._idle_since + IDLE - now, _LOOK_AGAIN if self.log.has_counts() else 0.0)
-            if left <= 0 or self.is_abandoned or self._is_stopping:
+            if left <= 0 or self.is_abandoned or self.stop_at < math.inf:
                 self._ended.set_result(None)
                 return
         elif due is None:
@@ -200,9 +198,9 @@ class Dispatch:
         return _LOOK_AGAIN if self._in_flight else min(self._circuit.wait(now), _LOOK_AGAIN)
 
     def _look_at(self, when: float) -> None:
-        if self._timer is not None and when >= self._timer.when():
-            return  # it looks earlier, and then sleeps again
         if self._timer is not None:
+            if when >= self._timer.when():
+                return  # it looks earlier, and then sleeps again
             self._timer.cancel()
         self._timer = None if when == math.inf else asyncio.get_running_loop().call_at(when, self._on_timer)
 
@@ -258,9 +256,9 @@ class Dispatch:
 
     def _note(self, result: AttemptResult, now: float) -> None:
         """Count *result* for the circuit; disable the endpoint if the receiver asks for it."""
-        was_open = self._circuit.is_open
+        name, was_open = self._endpoint.name, self._circuit.is_open
         self._circuit.record(result, now=now)
-        name, is_open = self._endpoint.name, self._circuit.is_open
+        is_open = self._circuit.is_open
         if is_open and not was_open:
             message = f"endpoint {name} is down ({result.error_type}): one attempt at a time until one succeeds"
             level = logging.WARNING if is_expected(str(result.error_type)) else logging.ERROR
@@ -286,10 +284,8 @@ class Dispatch:
 
     def _log_delivered(self, delivery: Delivery) -> None:
         if log.isEnabledFor(logging.INFO):
-            event = delivery.event
-            text = "delivered step %s (%s, %s, attempt %d)"
-            step = printable(event.step_id)
-            log_safely(logging.INFO, text, step, event.outcome, self._ids(delivery), delivery.attempts)
+            text = f"delivered step {printable(delivery.event.step_id)} ({delivery.event.outcome}"
+            log_safely(logging.INFO, "%s, %s, attempt %d)", text, self._ids(delivery), delivery.attempts)
 
     def _log_discarded(self, delivery: Delivery, error_type: str) -> None:
         # A receiver that is slow or refuses is expected now and then; anything else is an error (spec.md).

@@ -6,6 +6,7 @@ import concurrent.futures.thread  # noqa: F401 -- asyncio imports it late, and t
 import contextlib
 import contextvars
 import functools
+import math
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -19,6 +20,7 @@ from otel_step_hook.delivery.clock import monotonic
 # `traceparent`. Private in OpenTelemetry's API, and the only way.
 _NAMES = ("_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "_SUPPRESS_INSTRUMENTATION_KEY")
 _SUPPRESS = tuple(filter(None, (getattr(otel_context, name, None) for name in _NAMES)))
+_WAKE_AGAIN = 0.02  # seconds after which a wake-up that has not been heard is repeated
 _CLEAR_TIME = 0.5  # seconds that tasks which are no longer wanted get to end
 
 
@@ -43,6 +45,7 @@ class EventLoop(asyncio.SelectorEventLoop):
     _pid = 0  # of the process that made it; 0 until it is made: there may be no descriptor left for it
 
     def __init__(self) -> None:
+        self._woken_at = -math.inf  # monotonic time of a wake-up that has not been heard yet
         # With a thread each: as many as there are names to ask for, which is one, of the endpoint or of its proxy.
         self._look_ups: dict[_LookUp, asyncio.Future[list[Any]]] = {}
         super().__init__()
@@ -57,6 +60,20 @@ class EventLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Monotonic seconds, by a clock that no test tool stops."""
         return monotonic()
+
+    def wake(self, look: Callable[[], None], context: contextvars.Context) -> None:
+        """Have *look* called soon, once after any number of calls. From any thread, signal handler or finaliser."""
+        now = self.time()
+        # Ctrl-C may come between the next two lines, once: so after a while it is repeated.
+        if now - self._woken_at > _WAKE_AGAIN:
+            self._woken_at = now
+            with contextlib.suppress(RuntimeError):  # closed
+                self.call_soon_threadsafe(self._hear, look, context=context)
+
+    def _hear(self, look: Callable[[], None]) -> None:
+        # In this order: who has something new after the first line wakes again.
+        self._woken_at = -math.inf
+        look()
 
     async def getaddrinfo(
         self,

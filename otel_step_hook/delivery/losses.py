@@ -63,6 +63,8 @@ class Losses:
 
     def report(self, telemetry: Telemetry, log: RateLimitedLog) -> None:
         """Record and log what is new, all at once: one by one, a fast application would leave no time for the rest."""
+        if not self.has_new():
+            return
         for reason, drops in self._drops.items():
             count, detail = drops.take()
             if count:

@@ -1,53 +1,27 @@
-"""The worker: owns the thread of one endpoint, how it is woken, and what happens to it at fork and at exit."""
+"""The worker: what one endpoint is given to deliver, in each process; and what happens at fork and at exit."""
 
-import _thread
-import contextlib
-import contextvars
+import atexit
 import logging
 import math
 import os
 import sys
-import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from queue import SimpleQueue
 
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.dispatch import Dispatch, MakeSender
-from otel_step_hook.delivery.log import log_safely, where
-from otel_step_hook.delivery.loop import EventLoop, run_in, uninstrumented
+from otel_step_hook.delivery.latch import Latch
+from otel_step_hook.delivery.log import log_safely
 from otel_step_hook.delivery.memory import MemoryStore
 from otel_step_hook.delivery.metrics import Instruments
 from otel_step_hook.delivery.model import Endpoint, Pipeline
 from otel_step_hook.delivery.retry import RetryPolicy
+from otel_step_hook.delivery.runner import Runner
 from otel_step_hook.delivery.store import Store, Stored
 from otel_step_hook.steps.event import StepEvent
 
-_PAUSE_AFTER_FAULT = 1.0  # seconds; a loop that cannot run must not spin
-_LOOK_AGAIN = 0.5  # seconds after which those who wait make sure that there is a thread to wait for
 _LATE = 1.0  # seconds; once shut down, a thread is started at most this often to report late steps
-_WAKE_AGAIN = 0.02  # seconds after which a wake-up that the loop has not heard is repeated
 _FLUSHES = 100  # calls of flush() that wait at a time; further ones return at once
-
-
-@dataclass(slots=True, eq=False)
-class _InProcess:
-    """What belongs to one process: a forked child has its own."""
-
-    store: Store
-    dispatch: Dispatch
-    context: contextvars.Context = field(default_factory=uninstrumented)  # of all that its loops run
-    running: threading.Lock = field(default_factory=threading.Lock)  # held by the runner; tried, never waited for
-    runner: int = 0  # the id of its thread
-    loop: EventLoop | None = None
-    woken_at: float = -math.inf  # monotonic time of a wake-up that the loop has not heard yet
-    late_at: float = -math.inf  # monotonic time when a late step woke the loop
-    stopped: SimpleQueue[threading.Event] = field(default_factory=SimpleQueue)  # to be set when the thread has ended
-    is_draining: bool = False  # a shutdown waits for the end of a loop, which logs all counts
-    is_armed: bool = False  # for the exit of a child of multiprocessing
-    is_overdue: bool = False  # it has been logged that the shutdown took longer than its limit
 
 
 class Worker:
@@ -73,33 +47,38 @@ class Worker:
         # that moment.
         Instruments.of_this_process()
         self.endpoint = endpoint
-        self._shutdown_timeout = shutdown_timeout
+        self.shutdown_timeout = shutdown_timeout
 
-        def make() -> _InProcess:
+        def make() -> Runner:
             store = make_store(max_queue_size)
-            return _InProcess(store, Dispatch(endpoint, store, policy, make_sender, concurrency=concurrency))
+            dispatch = Dispatch(endpoint, store, policy, make_sender, concurrency=concurrency)
+            return Runner(store, dispatch, self._arm_for_multiprocessing)
 
         self._make = make
         # By process id: a fork that nobody has seen, such as uWSGI's, is seen by the next call.
-        self._processes = {os.getpid(): self._make()}
+        self._runners = {os.getpid(): self._make()}
         _workers.add(self)
 
-    def _here(self) -> _InProcess:
+    def _here(self) -> Runner:
         pid = os.getpid()
-        return self._processes.get(pid) or self._processes.setdefault(pid, self._successor())
+        here = self._runners.get(pid)
+        if here is None:
+            inherited = [one for other, one in tuple(self._runners.items()) if other != pid]
+            here = self._runners.setdefault(pid, self._successor_of(inherited))
+        return here
 
-    def _successor(self) -> _InProcess:
+    def _successor_of(self, inherited: Iterable[Runner]) -> Runner:
         """In a forked child: an empty queue, no thread, no connections. What the parent queued is the parent's."""
         new = self._make()
-        for inherited in tuple(self._processes.values()):
-            new.dispatch.stop_at = inherited.dispatch.stop_at
-            inherited.dispatch.stop_observing()
-            _inherited.append(inherited)
+        for one in inherited:
+            new.dispatch.stop_at = one.dispatch.stop_at
+            one.leave_to_parent()
+            _inherited.append(one)
         return new
 
     def after_fork(self) -> None:
         """Take nothing over from the parent, whose process id may be the child's again."""
-        self._processes = {os.getpid(): self._successor()}
+        self._runners = {os.getpid(): self._successor_of(tuple(self._runners.values()))}
 
     def submit(self, event: StepEvent, pipeline: Pipeline) -> None:
         """Take *event* for delivery, or drop it, counted and logged, when shut down or full."""
@@ -109,7 +88,7 @@ class Worker:
         elif here.store.put(event, pipeline) is Stored.FULL:
             self.drop("queue_full")
         else:
-            self._wake(here)
+            here.wake()
 
     def drop(self, reason: str, error: Exception | None = None) -> None:
         """Have the worker's thread count and log that a step is lost, perhaps because of *error*."""
@@ -123,26 +102,33 @@ class Worker:
         here.dispatch.losses.add_fault(error)
         self._wake_to_report(here)
 
-    def _wake_to_report(self, here: _InProcess) -> None:
+    def _wake_to_report(self, here: Runner) -> None:
         now = monotonic()
         if not self.is_closed():
-            self._wake(here)
+            here.wake()
         elif now - here.late_at >= _LATE:
             here.late_at = now
-            self._wake(here)
+            here.wake()
 
     def is_closed(self) -> bool:
         """Whether what is submitted now is dropped."""
         return self._here().dispatch.stop_at < math.inf
 
-    def abandon(self) -> bool:
-        """Have the thread end once everything is delivered or discarded; return whether there is one.
+    def abandon(self) -> None:
+        """Have the thread end once everything is delivered or discarded; an exit before that waits for it.
 
         For the end of those who submit: nothing comes in any more.
         """
         here = self._here()
         here.dispatch.is_abandoned = True
-        return here.running.locked() and self._wake(here)
+        if here.is_busy():
+            _workers.add(self)  # again: what is collected together with its hook has lost its weak references
+            if not here.wake():
+                _left_over.append(self)
+
+    def is_abandoned(self) -> bool:
+        """Whether `abandon` was called in this process."""
+        return self._here().dispatch.is_abandoned
 
     # Waiting
 
@@ -154,27 +140,27 @@ class Worker:
         """Take nothing more, deliver for up to *timeout* seconds, discard the rest visibly."""
         shut_down_all([self], timeout)
 
-    def begin_flush(self) -> threading.Event | None:
+    def begin_flush(self) -> Latch | None:
         """What will be set once everything submitted before is delivered or discarded; None when nobody could set it.
 
         That is so on the worker's own thread, and while a hundred others wait for a loop that is stuck.
         """
-        here, flushed = self._here(), threading.Event()
+        here, flushed = self._here(), Latch()
         if not len(here.store):
             flushed.set()
-        elif here.runner == threading.get_ident() or len(here.dispatch.flushes) >= _FLUSHES:
+        elif here.is_own_thread() or len(here.dispatch.flushes) >= _FLUSHES:
             return None
         else:
             # Weakly: one that is not waited for any more is forgotten.
             here.dispatch.flushes.append((here.store.mark(), weakref.ref(flushed)))
-            self._wake(here)
+            here.wake()
         return flushed
 
-    def end_flush(self, flushed: threading.Event, deadline: float) -> bool:
+    def end_flush(self, flushed: Latch, deadline: float) -> bool:
         """Wait for what `begin_flush` has returned, until *deadline* (monotonic seconds)."""
         here = self._here()
         # Where a loop has died meanwhile nobody sets it.
-        return self._await(here, flushed, lambda: flushed.is_set() or not len(here.store), deadline)
+        return here.wait(flushed, lambda: flushed.is_set() or not len(here.store), deadline)
 
     def begin_shutdown(self, deadline: float) -> None:
         """Take nothing more, and deliver until *deadline* (monotonic seconds).
@@ -186,75 +172,22 @@ class Worker:
         if not self.is_closed() or not len(here.store):
             here.dispatch.stop_at = deadline
         here.is_draining = True
-        if self._is_busy(here):
-            self._wake(here)
+        if here.is_busy():
+            here.wake()
 
     def end_shutdown(self, timeout: float) -> None:
         """Wait until nothing is left and the connections are closed, or until the limit; *timeout* is for the log."""
         here = self._here()
-        if not self._is_busy(here) or here.runner == threading.get_ident():
+        if not here.is_busy() or here.is_own_thread():
             return
-        # One event for each caller: a signal handler may call in the middle of its own thread's wait.
-        stopped, deadline = threading.Event(), here.dispatch.stop_at
-        here.stopped.put(stopped)
-        if not self._await(here, stopped, lambda: not self._is_busy(here), deadline):
-            self._run_alone(here, deadline)
+        here.wait_for_end(here.dispatch.stop_at)
         left = len(here.store)
-        if left and self._is_busy(here) and not here.is_overdue:
+        if left and here.is_busy() and not here.is_overdue:
             here.is_overdue = True
             text = "shutdown took its %g s; %d steps are neither delivered nor discarded"
             log_safely(logging.ERROR, text, timeout, left)
 
-    def _is_busy(self, here: _InProcess) -> bool:
-        return here.running.locked() or self._has_work(here)
-
-    def _has_work(self, here: _InProcess) -> bool:
-        """Whether there is anything to do for a loop."""
-        dispatch = here.dispatch
-        has_counts = here.is_draining and dispatch.log.has_counts()
-        return bool(len(here.store) or dispatch.flushes or dispatch.losses.has_new() or has_counts)
-
-    def _await(self, here: _InProcess, event: threading.Event, is_done: Callable[[], bool], deadline: float) -> bool:
-        """Wait until *is_done* or the monotonic time *deadline*, if anybody can do it; *event* says when to look."""
-        while not is_done():
-            is_awake, left = self._wake(here), deadline - monotonic()
-            if left <= 0 or not is_awake:
-                break
-            event.wait(min(left, _LOOK_AGAIN))
-        return is_done()
-
-    def _run_alone(self, here: _InProcess, deadline: float) -> None:
-        """Do the work on this thread, if there is time left: no other can be started."""
-        if monotonic() < deadline and here.running.acquire(blocking=False):
-            self._run(here)
-
-    # The thread
-
-    def _wake(self, here: _InProcess) -> bool:
-        """Have the loop look; start one when there is none. False when none can be started."""
-        if here.running.acquire(blocking=False):
-            return self._start_thread(here)
-        # The runner looks after this: when it hears of it, when it begins, or after it has given the lock back.
-        loop, now = here.loop, monotonic()
-        # Ctrl-C may come between the next two lines, once: so after a while it is repeated.
-        if loop is not None and now - here.woken_at > _WAKE_AGAIN:
-            here.woken_at = now
-            with contextlib.suppress(RuntimeError):  # closed
-                loop.call_soon_threadsafe(_hear, here, context=here.context)
-        return True
-
-    def _start_thread(self, here: _InProcess) -> bool:
-        self._arm_for_multiprocessing(here)
-        try:
-            # Not threading.Thread at once: its start() waits until the thread runs, and that may be a
-            # while in an application that computes.
-            _thread.start_new_thread(self._start, (here,))
-        except RuntimeError:  # the interpreter exits, or there are too many
-            here.running.release()
-            return False
-        return True
-
-    def _arm_for_multiprocessing(self, here: _InProcess) -> None:
+    def _arm_for_multiprocessing(self, here: Runner) -> None:
         """In a child that multiprocessing made, arrange for a drain: its exit skips atexit before Python 3.13."""
         # By getattr: a signal may have come in the middle of their import.
         parent_process = getattr(sys.modules.get("multiprocessing.process"), "parent_process", None)
@@ -262,62 +195,7 @@ class Worker:
         if here.is_armed or parent_process is None or finalize is None or parent_process() is None:
             return
         here.is_armed = True
-        finalize(None, _shut_down, args=(weakref.ref(self), self._shutdown_timeout), exitpriority=100)
-
-    def _start(self, here: _InProcess) -> None:
-        if here is not self._here():
-            return  # forked after acquire(), by a signal handler: this is the parent's work
-        try:
-            threading.Thread(target=self._run, args=(here,), name="otel-step-hook", daemon=True).start()
-        except RuntimeError:  # there was room for one thread, this one
-            self._run(here)
-
-    def _run(self, here: _InProcess) -> None:
-        """Run loops while there is work. The caller holds ``running``."""
-        while True:
-            here.runner = threading.get_ident()
-            try:
-                is_hopeless = not self._run_loop(here)
-            finally:
-                here.runner, here.loop = 0, None
-                here.running.release()
-                while not here.stopped.empty():
-                    here.stopped.get().set()
-            # What was put in since the last look has either started a thread or found the lock held; in that case the
-            # work is ours.
-            if is_hopeless or not self._has_work(here) or not here.running.acquire(blocking=False):
-                return
-
-    def _run_loop(self, here: _InProcess) -> bool:
-        """Run one loop to its end. False where no other may follow: it failed, and the time to stop has come."""
-        dispatch = here.dispatch
-        try:
-            here.woken_at = -math.inf
-            here.loop = loop = EventLoop()
-            run_in(loop, here.context, dispatch.run, dispatch.on_fault)
-        # The top of the thread: it survives anything, and says so. Exporters and log handlers are known to exit.
-        except (Exception, SystemExit) as error:  # noqa: BLE001 -- see above
-            if here.loop is None and not isinstance(error, OSError):
-                dispatch.discard_all(error)
-                return True
-            return self._pause(here, error)
-        if here.is_draining or dispatch.is_abandoned:
-            dispatch.log.log_counts(all_of_them=True)
-            here.is_draining = False
-        return True
-
-    def _pause(self, here: _InProcess, error: BaseException) -> bool:
-        """Log *error* and wait: a loop that cannot run must not spin. False when the time to stop has come."""
-        here.dispatch.log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {where(error)}")
-        left = here.dispatch.stop_at - monotonic()
-        time.sleep(max(0.0, min(left, _PAUSE_AFTER_FAULT)))
-        return left > 0
-
-
-def _hear(here: _InProcess) -> None:
-    # In this order: what is put in after the first line wakes again.
-    here.woken_at = -math.inf
-    here.dispatch.look()
+        finalize(None, _shut_down, args=(weakref.ref(self), self.shutdown_timeout), exitpriority=100)
 
 
 def flush_all(workers: Iterable[Worker], timeout: float) -> list[Worker]:
@@ -342,10 +220,20 @@ def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:
         alive.shutdown(timeout)
 
 
+def _shut_down_abandoned() -> None:
+    # A tuple: others may be collected meanwhile.
+    abandoned = [worker for worker in tuple(_workers) if worker.is_abandoned()]
+    shut_down_all(abandoned, max((worker.shutdown_timeout for worker in abandoned), default=0.0))
+
+
 _workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
+# Abandoned with deliveries that no thread could be started for, and which nothing else keeps to the exit.
+_left_over: "list[Worker]" = []
+# Once: an entry for each that was ever abandoned would be kept as long as the process.
+atexit.register(_shut_down_abandoned)
 # In a forked child, what belongs to its parents, to its own exit: collected, their connections and tasks would complain
 # that nobody has closed them, which is the parents' to do.
-_inherited: list[_InProcess] = []
+_inherited: list[Runner] = []
 
 
 def _after_fork_in_child() -> None:

@@ -33,6 +33,26 @@ def test_at_any_moment(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_while_loops_end(receiver: StepReceiver, run: Run) -> None:
+    """A child that is forked when a loop begins or ends flushes and shuts down at once: what waits is the parent's."""
+    ended = run("""
+        from otel_step_hook.delivery import dispatch
+        dispatch.IDLE = 0.0  # seconds: a loop ends as soon as it has nothing to do
+        sys.setswitchinterval(1e-6)  # seconds
+        def in_child():
+            is_flushed = hook.force_flush(0)
+            provider.shutdown()
+            os._exit(3 if is_flushed else 4)
+        for number in range(40):
+            end_step(f"parent-{number}")
+            compute(number * 0.0003)  # seconds; see above
+            fork(in_child)
+    """)
+    assert (ended.code, ended.out, ended.noise) == (0, ["3"] * 40, [])
+    assert receiver.steps == sorted(f"parent-{number}" for number in range(40))
+
+
+@pytest.mark.slow
 def test_nothing_is_left_to_do_once(receiver: StepReceiver, run: Run) -> None:
     """The sending thread imports no module and makes no TLS context: a fork in the middle of that would be for ever."""
     ended = run("""

@@ -8,7 +8,7 @@ import pytest
 from delivering import WAIT, NewRig, Rig, threads, wait_until
 from sending import Attempts, Names, authority
 
-from otel_step_hook.delivery import worker
+from otel_step_hook.delivery import runner
 from otel_step_hook.delivery.sender import Transport
 from otel_step_hook.delivery.transport import connector
 
@@ -42,7 +42,7 @@ def rigged() -> Iterator[NewRig]:
 @pytest.fixture
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker whose loop has died starts the next one after less time than in production, where it is a second."""
-    monkeypatch.setattr(worker, "_PAUSE_AFTER_FAULT", 0.02)
+    monkeypatch.setattr(runner, "_PAUSE_AFTER_FAULT", 0.02)
 
 
 @pytest.fixture

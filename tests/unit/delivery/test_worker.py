@@ -7,15 +7,13 @@ import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
 import pytest
 from delivering import DELIVERED, WAIT, NewRig, Rig, Script, counts, event, threads, wait_until
 from support import log_lines
 
 from otel_step_hook import ConfigurationError, StepHookProcessor
-from otel_step_hook.delivery import worker
+from otel_step_hook.delivery import loop
 
 FULL = "dropped a step (queue_full): STEP_COMPLETE_MAX_QUEUE_SIZE events are waiting; the newest are dropped"
 
@@ -83,7 +81,7 @@ def test_a_thread_that_is_stuck_for_minutes_blocks_nobody(rigged: NewRig, monkey
     script.wait_for(1)
     clock = iter(range(10**9, 10**10))
     with monkeypatch.context() as quick:
-        quick.setattr(worker, "monotonic", lambda: float(next(clock)))  # in steps of a second
+        quick.setattr(loop, "monotonic", lambda: float(next(clock)))  # in steps of a second
         for _ in range(1_000):
             rig.submit()
     released.set()
@@ -119,45 +117,6 @@ def test_flush(rigged: NewRig) -> None:
         assert not rig.worker.flush(timeout)
     answer.set()
     assert rig.worker.flush(WAIT)
-
-
-def _interrupt(line: int, call: Callable[[], object]) -> bool:
-    """Raise KeyboardInterrupt at this line of all those of ours that *call* runs; False if there are fewer."""
-    left = line
-
-    def trace(frame: FrameType, what: str, _: Any) -> Any:
-        nonlocal left
-        if "otel_step_hook" not in frame.f_code.co_filename:
-            return None
-        left -= what == "line"
-        if not left:
-            raise KeyboardInterrupt
-        return trace
-
-    usual = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(usual)
-    return False
-
-
-def test_ctrl_c_anywhere_in_submit(rigged: NewRig) -> None:
-    """It may cost its own step, and its place in the queue; later steps, a flush and the shutdown go on as before."""
-    rig = rigged(Script())
-    rig.deliver()
-    line = 1
-    while _interrupt(line, rig.submit):
-        rig.deliver(event(f"after {line}"))
-        line += 1
-    rig.worker.shutdown(WAIT)
-    assert line > 10
-    delivered = {step for step, result, _ in rig.results if result == "delivered"}
-    assert {f"after {number}" for number in range(1, line)} <= delivered
-    wait_until(lambda: not threads())
 
 
 def test_it_can_be_collected() -> None:

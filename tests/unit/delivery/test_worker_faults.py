@@ -12,7 +12,7 @@ from delivering import AT_ONCE, DELIVERED, WAIT, NewRig, Script, event, failed, 
 from support import log_lines
 
 from otel_step_hook.delivery import log as log_module
-from otel_step_hook.delivery import worker as worker_module
+from otel_step_hook.delivery import runner as runner_module
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.sender import Transport
 
@@ -134,7 +134,7 @@ def test_flush_in_the_middle_of_a_fault(rigged: NewRig) -> None:
 
 def test_shutdown_in_the_middle_of_a_fault(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop that fails is asked to stop; the next one, after a pause, delivers, and ends in time."""
-    monkeypatch.setattr(worker_module, "_PAUSE_AFTER_FAULT", 0.3)
+    monkeypatch.setattr(runner_module, "_PAUSE_AFTER_FAULT", 0.3)
     script = Lingering(kill, threading.Event(), DELIVERED)
     rig = rigged(script)
     rig.submit()
@@ -181,7 +181,7 @@ def test_faults_are_logged_in_time(
 
 def test_faults_without_end(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often the loop has to start anew, no wake-up is lost and each step is delivered."""
-    monkeypatch.setattr(worker_module, "_PAUSE_AFTER_FAULT", 0.0)
+    monkeypatch.setattr(runner_module, "_PAUSE_AFTER_FAULT", 0.0)
     count = itertools.count()
 
     def answer() -> AttemptResult:
