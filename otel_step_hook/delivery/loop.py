@@ -45,6 +45,10 @@ class EventLoop(asyncio.SelectorEventLoop):
     _pid = 0  # of the process that made it; 0 until it is made: there may be no descriptor left for it
 
     def __init__(self) -> None:
+        # Where sockets are forbidden, as pytest-socket does it, this raises, and leaves nothing behind; socketpair(),
+        # which comes next, leaves an open descriptor each time. Where there is none left, that is said there.
+        with contextlib.suppress(OSError):
+            socket.socket().close()
         self._woken_at = -math.inf  # monotonic time of a wake-up that has not been heard yet
         # With a thread each: as many as there are names to ask for, which is one, of the endpoint or of its proxy.
         self._look_ups: dict[_LookUp, asyncio.Future[list[Any]]] = {}

@@ -1,0 +1,68 @@
+"""The worker where sockets are forbidden, as pytest-socket does it for an application's tests."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import pytest_socket
+from delivering import AT_ONCE, WAIT, NewRig, event, seconds, threads, wait_until
+from support import log_lines
+
+from otel_step_hook.testing import ScriptedReceiver
+
+# It warns beside what it raises.
+pytestmark = pytest.mark.filterwarnings("ignore:A test tried to use socket:UserWarning")
+
+_DESCRIPTORS = Path("/proc/self/fd")
+
+
+@pytest.fixture(params=[False, True], ids=["all", "but for unix"], autouse=True)
+def _forbidden(request: pytest.FixtureRequest, step_receiver: ScriptedReceiver) -> Iterator[None]:
+    """No socket can be made from now on; or none but those that asyncio makes for itself."""
+    assert step_receiver.url  # it is there before
+    pytest_socket.disable_socket(allow_unix_socket=request.param)
+    yield
+    pytest_socket.enable_socket()
+
+
+def test_each_step_is_discarded_at_once(
+    rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says why, the others are counted; when sockets are allowed again, steps are delivered again."""
+    rig = rigged(webhook=step_receiver.url)
+    for number in range(3):
+        rig.submit(event(f"step-{number}"))
+        assert seconds(lambda: rig.worker.flush(WAIT)) < AT_ONCE
+        assert len(rig.results) == number + 1
+    assert {(result, error) for _, result, error in rig.results} == {("discarded", "SocketBlockedError")}
+    why, first = log_lines(caplog)
+    assert why.startswith("ERROR no event loop can be made: SocketBlockedError <- ")
+    assert first.startswith("ERROR discarded step step-0: SocketBlockedError")
+    pytest_socket.enable_socket()
+    rig.deliver(event("allowed"))
+    assert rig.results[3:] == [("allowed", "delivered", None)]
+
+
+def test_shutdown(rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture) -> None:
+    """It returns at once, the counts of repeated lines are logged, and the thread ends."""
+    rig = rigged(webhook=step_receiver.url)
+    rig.submit(event(), event(), event())
+    assert seconds(lambda: rig.worker.shutdown(WAIT)) < AT_ONCE
+    assert [result for _, result, _ in rig.results] == ["discarded"] * 3
+    assert any(line.startswith("ERROR 2 more like this: discarded step") for line in log_lines(caplog))
+    wait_until(lambda: not threads())
+    rig.submit(event("late"))
+    wait_until(lambda: "dropped a step (shutdown)" in caplog.text and not threads())
+
+
+@pytest.mark.skipif(not _DESCRIPTORS.exists(), reason="the system does not say how many descriptors are open")
+def test_no_descriptor_is_left(rigged: NewRig, step_receiver: ScriptedReceiver) -> None:
+    """However often no loop can be made."""
+    rig = rigged(webhook=step_receiver.url)
+    gc.collect()
+    before = len(list(_DESCRIPTORS.iterdir()))
+    for _ in range(20):
+        rig.deliver()
+    gc.collect()
+    assert len(list(_DESCRIPTORS.iterdir())) <= before
