@@ -29,6 +29,7 @@ from otel_step_hook.delivery.telemetry import Telemetry
 _STOP_MARGIN = 0.1  # share of the time to stop that is kept for recording what could not be delivered
 _CLOSE_TIME = 0.5  # seconds that closing all connections may take
 _LOOK_AGAIN = 1.0  # seconds; while no attempt may begin, what has expired is found this often
+_REMEMBER = 1.0  # seconds without work after which the pipelines of earlier steps are not held any more
 IDLE = 30.0  # seconds without work after which the loop ends
 
 MakeSender = Callable[[Telemetry], Sender]
@@ -179,7 +180,7 @@ class Dispatch:
         """End the loop when there is nothing to do, else look again when there may be."""
         due = self._store.next_due()
         if due is None and not self._in_flight:
-            left = max(self._idle_since + IDLE - now, _LOOK_AGAIN if self.log.has_counts() else 0.0)
+            left = self._rest(now - self._idle_since)
             if left <= 0 or self.is_abandoned or self.stop_at < math.inf:
                 self._ended.set_result(None)
                 return
@@ -196,6 +197,13 @@ class Dispatch:
             return 0.0
         # While attempts are in flight, the end of one has it look again.
         return _LOOK_AGAIN if self._in_flight else min(self._circuit.wait(now), _LOOK_AGAIN)
+
+    def _rest(self, idle: float) -> float:
+        """Seconds to sleep after *idle* seconds without work, 0 or less for ever."""
+        if idle < (remembered := min(_REMEMBER, IDLE)):
+            return remembered - idle
+        self._telemetry.forget_pipelines()
+        return max(IDLE - idle, _LOOK_AGAIN if self.log.has_counts() else 0.0)
 
     def _look_at(self, when: float) -> None:
         if self._timer is not None:

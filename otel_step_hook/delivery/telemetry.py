@@ -188,6 +188,10 @@ class Telemetry:
             )
         return delivery.span
 
+    def forget_pipelines(self) -> None:
+        """Hold no pipeline any more: a hook that is dropped is collected only when nothing holds its provider."""
+        self._tracers.clear()
+
     def _of(self, pipeline: Pipeline) -> _PipelineTracer:
         key = (id(pipeline.processor), id(pipeline.resource))
         known = self._tracers.get(key)

@@ -176,6 +176,51 @@ def test_flush_in_exit_handler(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["", "wait_for_test()"], ids=["at once", "in flight"])
+def test_hooks_that_were_collected(receiver: StepReceiver, start: Start, moment: str) -> None:
+    """What a hook that nobody holds any more has not delivered yet is delivered at an exit right after."""
+    receiver.gate.clear()
+    program = start(f"""
+        import gc
+        from opentelemetry.sdk.trace import TracerProvider
+        for number in range(3):
+            own = TracerProvider(shutdown_on_exit=False)
+            own.add_span_processor(StepHookProcessor())
+            end_step(f"step-{{number}}", own.get_tracer("tests"))
+            del own
+            gc.collect()
+        {moment}
+        gc.collect()
+        sys.exit(3)
+    """)
+    if moment:
+        receiver.wait_for(3)
+        program.go_on()
+    receiver.gate.set()
+    ended = program.ended()
+    assert (ended.code, ended.err, receiver.steps) == (3, "", STEPS)
+
+
+@pytest.mark.slow
+def test_a_hook_that_was_collected_without_a_thread(receiver: StepReceiver, run: Run) -> None:
+    """Where no thread could be started for its steps, they are delivered at the exit."""
+    ended = run("""
+        import gc
+        from opentelemetry.sdk.trace import TracerProvider
+        own = TracerProvider(shutdown_on_exit=False)
+        own.add_span_processor(StepHookProcessor())
+        threading.stack_size(1 << 46)  # bytes: more than there are
+        tracer = own.get_tracer("tests")
+        for number in range(3):
+            end_step(f"step-{number}", tracer)
+        del own, tracer
+        gc.collect()
+        sys.exit(3)
+    """)
+    assert (ended.code, ended.err, receiver.steps) == (3, "", STEPS)
+
+
+@pytest.mark.slow
 def test_in_earlier_exit_handler(receiver: StepReceiver, run: Run) -> None:
     """An exit handler that the application registers once it has its hook runs before the hook's own."""
     ended = run("""
