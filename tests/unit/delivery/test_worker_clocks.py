@@ -1,0 +1,69 @@
+"""The worker while a test of the application has stopped the clocks: it still waits, retries, gives up and ends."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import freezegun
+import pytest
+import time_machine
+from delivering import AT_ONCE, WAIT, NewRig, event, seconds, threads, wait_until
+
+from otel_step_hook.testing import read_request
+
+_THEN = "2020-02-02T00:00:00Z"
+_FREEZERS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
+    "freezegun": lambda: freezegun.freeze_time(_THEN),
+    "time_machine": lambda: time_machine.travel(_THEN, tick=False),
+}
+
+
+@pytest.fixture(params=_FREEZERS, autouse=True)
+def _stopped_clocks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every clock that these tools know stands still."""
+    with _FREEZERS[request.param]():
+        assert time.time() == time.time()
+        yield
+
+
+def test_waits_keep_their_limits(rigged: NewRig, closed_port: int) -> None:
+    """While nobody listens, flush() and shutdown() return when they have to, and the step is discarded."""
+    rig = rigged(webhook=f"http://127.0.0.1:{closed_port}/")
+    rig.submit(event("in vain"))
+    assert 0.1 <= seconds(lambda: rig.worker.flush(0.1)) < 0.1 + AT_ONCE
+    assert seconds(lambda: rig.worker.shutdown(0.3)) < 0.3 + AT_ONCE
+    assert [result for _, result, _ in rig.results] == ["discarded"]
+    wait_until(lambda: not threads())
+
+
+def test_a_receiver_that_comes_back(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """A step that was refused is sent again, and delivered once somebody listens."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        rig = rigged(webhook=f"http://127.0.0.1:{listening.getsockname()[1]}/")
+        rig.submit(event("patient"))
+        wait_until(lambda: "ConnectionRefusedError" in caplog.text)
+        listening.listen()
+        listening.settimeout(WAIT)
+        connection, _ = listening.accept()
+        with connection:
+            assert b"patient" in read_request(connection)
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            assert rig.worker.flush(WAIT)
+    assert rig.results == [("patient", "delivered", None)]
+
+
+def test_giving_up(rigged: NewRig, closed_port: int) -> None:
+    """A step that nobody takes is discarded when its time is over."""
+    rig = rigged(webhook=f"http://127.0.0.1:{closed_port}/", give_up_after=0.3)
+    rig.deliver(event("given up"))
+    assert rig.results == [("given up", "discarded", "ConnectionRefusedError")]
+
+
+def test_a_receiver_that_does_not_answer(rigged: NewRig) -> None:
+    """An attempt ends at its timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        rig = rigged(webhook=f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.2, give_up_after=0.3)
+        rig.deliver(event("unanswered"))
+    assert rig.results == [("unanswered", "discarded", "timeout")]
