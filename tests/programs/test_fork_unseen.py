@@ -1,0 +1,109 @@
+"""Forks that Python does not see, such as uWSGI's: the process id tells that this is a child."""
+
+import pytest
+from processes import Run, Start, StepReceiver
+
+# As `application.fork`, by the C library: no hook of os.register_at_fork runs.
+UNSEEN = """
+import ctypes, time
+def fork_unseen(in_child):
+    # A thread that waits for the interpreter's lock at such a fork has the child wait for it, for ever: that is
+    # CPython's, and the server's to avoid. Nothing says when the thread has gone to sleep.
+    time.sleep(0.3)
+    pid = ctypes.PyDLL(None).fork()
+    if pid == 0:
+        in_child()
+        sys.exit(3)
+    return pid
+def ended(pid):
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+def test_both_deliver(receiver: StepReceiver, run: Run) -> None:
+    """The child delivers its own steps over its own connection, and the parent goes on with its own."""
+    ended = run(
+        UNSEEN
+        + """
+deliver("parent-0")
+ended(fork_unseen(lambda: end_steps("child", 2)))
+deliver("parent-1")
+end_step("parent-2")
+"""
+    )
+    assert (ended.code, ended.out, ended.noise) == (0, ["3"], [])
+    assert receiver.steps == ["child-0", "child-1", "parent-0", "parent-1", "parent-2"]
+    assert len(receiver.connections_of("parent")) == 1
+    assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
+
+
+def test_in_flight(receiver: StepReceiver, start: Start) -> None:
+    """What waits in the parent is sent once, by the parent; the child has nothing to flush, and ends at once."""
+    receiver.gate.clear()
+    program = start(
+        UNSEEN
+        + """
+def in_child():
+    print(hook.force_flush(0), flush=True)
+    provider.shutdown()
+end_steps("parent", 12)
+wait_for_test()
+ended(fork_unseen(in_child))
+wait_for_test()
+end_step("parent-last")
+""",
+        concurrency=4,
+        shutdown_timeout=600,
+    )
+    receiver.wait_for(4)
+    program.go_on()
+    assert [program.read_line(), program.read_line()] == ["True", "3"]
+    assert len(receiver.steps) == 4
+    receiver.gate.set()
+    program.go_on()
+    ended = program.ended()
+    assert (ended.code, ended.noise) == (0, [])
+    assert receiver.steps == sorted([*(f"parent-{number}" for number in range(12)), "parent-last"])
+
+
+@pytest.mark.slow
+def test_waits_keep_their_limits_in_the_child(receiver: StepReceiver, run: Run) -> None:
+    """Flush and shutdown of a child whose receiver does not answer return when they have to."""
+    receiver.gate.clear()
+    ended = run(
+        UNSEEN
+        + """
+def in_child():
+    end_step("child")
+    print(hook.force_flush(200), flush=True)  # milliseconds
+end_step("parent")
+child = fork_unseen(in_child)
+ended(child)
+""",
+        shutdown_timeout=1,
+        timeout=600,
+        give_up_after=600,
+    )
+    assert (ended.code, ended.out, ended.noise) == (0, ["False", "3"], [])
+    assert ended.err.count("discarded step child: shutdown") == 1
+    assert ended.err.count("discarded step parent: shutdown") == 1
+
+
+@pytest.mark.slow
+def test_grandchildren(receiver: StepReceiver, run: Run) -> None:
+    """Forks that Python sees and forks that it does not see may follow one another."""
+    ended = run(
+        UNSEEN
+        + """
+def in_child():
+    deliver("child-0")
+    fork(lambda: deliver("grandchild-0"))
+    ended(fork_unseen(lambda: end_step("grandchild-1")))
+    end_step("child-1")
+deliver("parent-0")
+ended(fork_unseen(in_child))
+end_step("parent-1")
+"""
+    )
+    assert (ended.code, ended.out, ended.noise) == (0, ["3", "3", "3"], [])
+    assert receiver.steps == ["child-0", "child-1", "grandchild-0", "grandchild-1", "parent-0", "parent-1"]
