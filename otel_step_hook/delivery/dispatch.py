@@ -8,14 +8,12 @@ import contextlib
 import functools
 import logging
 import math
-import weakref
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from otel_step_hook.delivery.circuit import Circuit
 from otel_step_hook.delivery.clock import monotonic
-from otel_step_hook.delivery.latch import Latch
+from otel_step_hook.delivery.latch import Flushes
 from otel_step_hook.delivery.log import RateLimitedLog, log, log_safely, printable, where
 from otel_step_hook.delivery.losses import Losses
 from otel_step_hook.delivery.metrics import Observable, Observed
@@ -47,7 +45,7 @@ class Dispatch:
     ) -> None:
         self.log = RateLimitedLog()
         self.losses = Losses()
-        self.flushes: deque[tuple[int, weakref.ref[Latch]]] = deque()  # what to set after which mark
+        self.flushes = Flushes()
         self.stop_at = self._last_attempts_at = math.inf
         self.is_abandoned = False
         self._endpoint = endpoint
@@ -115,7 +113,7 @@ class Dispatch:
         """See to what needs no loop, while none can run: what has expired, and what other threads have counted."""
         self.losses.report(self._telemetry, self.log)
         self._discard_older(self._policy.give_up_after, None)
-        self._answer_flushes()
+        self.flushes.answer(self._store.is_flushed)
         self.log.log_counts()  # there is no timer
 
     def discard_all(self, error: BaseException) -> None:
@@ -133,7 +131,7 @@ class Dispatch:
         self._discard_what_is_over(now)
         if now < self._last_attempts_at:
             self._begin_attempts(now)
-        self._answer_flushes()
+        self.flushes.answer(self._store.is_flushed)
         self._end_or_sleep(now)
 
     def _begin_attempts(self, now: float) -> None:
@@ -142,15 +140,6 @@ class Dispatch:
             task = asyncio.get_running_loop().create_task(self._attempt(delivery))
             self._in_flight[delivery] = task
             task.add_done_callback(functools.partial(self._attempt_ended, delivery))
-
-    def _answer_flushes(self) -> None:
-        for _ in range(len(self.flushes)):
-            mark, waiting = self.flushes.popleft()
-            flushed = waiting()  # None: its flush has waited long enough
-            if flushed is not None and self._store.is_flushed(mark):
-                flushed.set()
-            elif flushed is not None:
-                self.flushes.append((mark, waiting))
 
     def _discard_what_is_over(self, now: float) -> None:
         """Discard what has expired, and everything once the endpoint is disabled or the time to stop has come."""

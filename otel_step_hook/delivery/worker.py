@@ -151,8 +151,7 @@ class Worker:
         elif here.is_own_thread() or len(here.dispatch.flushes) >= _FLUSHES:
             return None
         else:
-            # Weakly: one that is not waited for any more is forgotten.
-            here.dispatch.flushes.append((here.store.mark(), weakref.ref(flushed)))
+            here.dispatch.flushes.add(here.store.mark(), flushed)
             here.wake()
         return flushed
 
