@@ -75,11 +75,13 @@ class StepHookProcessor(SpanProcessor):
         atexit.register(self._exit_hook)
         self._workers = workers
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # A default, since modules lose their names at the end of the interpreter; what was to be done is done by then.
+        if not self._workers or is_finalizing():
+            return
         for worker in self._workers:
             worker.abandon()
-        if self._workers:
-            atexit.unregister(self._exit_hook)
+        atexit.unregister(self._exit_hook)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 -- the SDK's signature
         """Note what `on_end` cannot see any more."""
