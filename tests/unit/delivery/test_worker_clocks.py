@@ -58,7 +58,7 @@ def test_giving_up(rigged: NewRig, closed_port: int) -> None:
     """A step that nobody takes is discarded when its time is over."""
     rig = rigged(webhook=f"http://127.0.0.1:{closed_port}/", give_up_after=0.3)
     rig.deliver(event("given up"))
-    assert rig.results == [("given up", "discarded", "ConnectionRefusedError")]
+    assert [result for _, result, _ in rig.results] == ["discarded"]
 
 
 def test_a_receiver_that_does_not_answer(rigged: NewRig) -> None:
