@@ -131,11 +131,12 @@ def check() -> None:
         _say(console, f"! {sentence}", "yellow")
     settings = StepHookSettings()
     console.print(settings_table(settings))
-    statuses = []
-    for endpoint in _endpoints(settings):
-        _say(console, f"\nTrying {_shown(endpoint)}, without sending a webhook:")
-        statuses.append(_tell_findings(console, _run(probe(endpoint))))
-    raise typer.Exit(max(statuses))
+    raise typer.Exit(max([_check(console, endpoint) for endpoint in _endpoints(settings)]))
+
+
+def _check(console: Console, endpoint: Endpoint) -> int:
+    _say(console, f"\nTrying {_shown(endpoint)}, without sending a webhook:")
+    return _tell_findings(console, _run(probe(endpoint)))
 
 
 def _tell_findings(console: Console, findings: Sequence[Finding]) -> int:
@@ -165,11 +166,14 @@ def send(
         step_id = text_of(step_id) or None
     except ValueError as error:
         _complain(f"--step-id: {error}", _MISUSED)
-    statuses = []
-    for endpoint in _endpoints(settings):
-        _say(console, f"POST {_shown(endpoint)}")
-        statuses.append(_tell_trial(console, _run(send_one(endpoint, step_id)), shows_body=show_body))
-    raise typer.Exit(max(statuses))
+    raise typer.Exit(
+        max([_send(console, endpoint, step_id, shows_body=show_body) for endpoint in _endpoints(settings)])
+    )
+
+
+def _send(console: Console, endpoint: Endpoint, step_id: str | None, *, shows_body: bool) -> int:
+    _say(console, f"POST {_shown(endpoint)}")
+    return _tell_trial(console, _run(send_one(endpoint, step_id)), shows_body=shows_body)
 
 
 def _tell_trial(console: Console, trial: Trial, *, shows_body: bool) -> int:

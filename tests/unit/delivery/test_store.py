@@ -221,6 +221,22 @@ def test_claiming_what_is_old_again_and_again_leaves_nothing_behind(new_store: N
     assert store.next_due() is None
 
 
+def test_what_was_claimed_by_its_age_is_not_due_again(new_store: NewStore) -> None:
+    """A delivery that waits for its next attempt, and has expired meanwhile, is leased once; the others stay due."""
+    clock = Clock()
+    store = new_store(500, clock)
+    for _ in range(200):
+        store.put(event(), PIPELINE)
+    clock.now += 50.0
+    store.put(event("young"), PIPELINE)
+    for delivery in store.claim(300):
+        store.retry(delivery, delay=1.0 if delivery.event.step_id == "young" else 100.0)
+    assert len(store.claim_older(30.0)) == 200
+    clock.now += 1000.0
+    assert ids(store.claim(500)) == ["young"]
+    assert store.next_due() is None
+
+
 def test_the_bound_holds_for_many_threads(new_store: NewStore) -> None:
     """However many threads put at the same moment, exactly as many events are taken as there is room for."""
     store, taken, start = new_store(1000, Clock()), list[Stored](), threading.Barrier(8)
