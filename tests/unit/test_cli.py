@@ -181,6 +181,23 @@ def test_check_of_an_endpoint_that_is_down(cli: Cli, closed_port: int) -> None:
     assert output.endswith("The endpoint does not answer.\n")
 
 
+@pytest.mark.parametrize(("command", "count"), [("check", 0), ("send", 1)])
+def test_several_receivers(
+    cli: Cli, command: str, count: int, step_receiver: ScriptedReceiver, closed_port: int, tmp_path: Path
+) -> None:
+    """Each is tried, under its name; one that is down makes the exit status 1."""
+    path = tmp_path / "steps.toml"
+    path.write_text(
+        f'[[endpoint]]\nname = "down"\nwebhook = "http://127.0.0.1:{closed_port}/"\n'
+        f'[[endpoint]]\nname = "healthy"\nwebhook = "{step_receiver.url}"\n',
+        encoding="utf-8",
+    )
+    status, output, _ = cli(command, ENDPOINTS=str(path))
+    assert status == 1
+    assert output.index("(down)") < output.index("(healthy)")
+    assert len(step_receiver.received) == count
+
+
 def test_check_of_a_proxy(cli: Cli, step_receiver: ScriptedReceiver) -> None:
     """A proxy is shown without its password, and nothing is claimed about what lies behind it."""
     proxy = step_receiver.url.removesuffix("/hook").replace("http://", "http://user:pass@")
