@@ -68,7 +68,7 @@ class Script:
     item counts, unless the function has returned a result.
     """
 
-    def __init__(self, *results: AttemptResult | Exception | threading.Event | Callable[[], object]) -> None:
+    def __init__(self, *results: AttemptResult | BaseException | threading.Event | Callable[[], object]) -> None:
         self._results = deque(results)
         if not results or isinstance(results[-1], threading.Event):
             self._results.append(DELIVERED)
@@ -106,7 +106,7 @@ class Script:
             if isinstance(item, threading.Event):
                 await polled(item)
             result = item() if callable(item) else item
-            if isinstance(result, Exception):
+            if isinstance(result, BaseException):
                 raise result
             if isinstance(result, AttemptResult):
                 return result

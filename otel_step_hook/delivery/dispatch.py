@@ -14,12 +14,13 @@ from typing import Any
 from otel_step_hook.delivery.circuit import Circuit
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.latch import Flushes
-from otel_step_hook.delivery.log import RateLimitedLog, log, log_safely, printable, where
+from otel_step_hook.delivery.lines import DeliveryLog
+from otel_step_hook.delivery.log import RateLimitedLog, where
 from otel_step_hook.delivery.losses import Losses
 from otel_step_hook.delivery.metrics import Observable, Observed
 from otel_step_hook.delivery.model import Delivery, Endpoint
 from otel_step_hook.delivery.request import body
-from otel_step_hook.delivery.retry import AttemptResult, Finish, RetryIn, RetryPolicy, decide, is_expected
+from otel_step_hook.delivery.retry import AttemptResult, Finish, RetryIn, RetryPolicy, decide
 from otel_step_hook.delivery.sender import Sender
 from otel_step_hook.delivery.store import Store
 from otel_step_hook.delivery.telemetry import Telemetry
@@ -54,6 +55,7 @@ class Dispatch:
         self._make_sender = make_sender
         self._concurrency = concurrency
         self._telemetry = Telemetry(endpoint, self.log)
+        self._lines = DeliveryLog(endpoint, self.log)
         self._circuit = Circuit(policy)
         self._is_disabled = False
         self._in_flight: dict[Delivery, asyncio.Task[None]] = {}
@@ -67,7 +69,9 @@ class Dispatch:
         self._observable = None
 
     def _observe(self) -> Observed:
-        return Observed(len(self._store), self._store.oldest_age(), self._circuit.is_open)
+        waiting = len(self._store)
+        # With nothing to send nothing is tried, and nothing known.
+        return Observed(waiting, self._store.oldest_age(), self._circuit.is_open and waiting > 0)
 
     async def run(self) -> None:
         """Deliver until there is nothing left to do, or a callback has failed: then raise what it raised."""
@@ -129,7 +133,7 @@ class Dispatch:
         now = monotonic()
         self.losses.report(self._telemetry, self.log)
         self._discard_what_is_over(now)
-        if now < self._last_attempts_at:
+        if now < self._last_attempts_at and not self._is_disabled:
             self._begin_attempts(now)
         self.flushes.answer(self._store.is_flushed)
         self._end_or_sleep(now)
@@ -215,21 +219,26 @@ class Dispatch:
             result = await self._sender.send(delivery, timeout=timeout)
             decision = self._decide(delivery, result, timeout)
         except Exception as error:  # noqa: BLE001 -- a delivery that cannot be made must not stop the others
-            self.log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {where(error)}")
-            decision = Finish("discarded", type(error).__name__)
+            decision = self._fault_of_attempt(error)
         self._settle(delivery, decision)
 
     def _attempt_ended(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         if task.cancelled():  # perhaps before its first step
             self._settle(delivery, Finish("discarded", "shutdown"))
+        elif (error := task.exception()) is not None:  # none that is an `Exception`
+            self._settle(delivery, self._fault_of_attempt(error))
         self.look()
+
+    def _fault_of_attempt(self, error: BaseException) -> Finish:
+        self._lines.fault(error)
+        return Finish("discarded", type(error).__name__)
 
     def _decide(self, delivery: Delivery, result: AttemptResult, timeout: float) -> Finish | RetryIn:
         now = monotonic()
-        self._note(result, now)
+        self._note(result, timeout, now)
         if result.error_type is not None:
             delivery.error_type = result.error_type
-            self._log_failure(delivery, result, timeout)
+            self._lines.failed(delivery, result, timeout)
         elapsed, left = now - delivery.submitted_at, self._last_attempts_at - now
         return decide(delivery, result, self._policy, elapsed=elapsed, left=left)
 
@@ -244,52 +253,24 @@ class Dispatch:
 
     def _finish(self, delivery: Delivery, finish: Finish) -> None:
         if finish.error_type is None:
-            self._log_delivered(delivery)
+            self._lines.delivered(delivery)
         else:
-            self._log_discarded(delivery, finish.error_type)
+            self._lines.discarded(delivery, finish.error_type)
         self._telemetry.end_delivery(delivery, finish)
         # Not before its spans have ended: a flush that returns promises that they can be exported.
         self._store.finish(delivery, finish.result)
 
-    def _note(self, result: AttemptResult, now: float) -> None:
+    def _note(self, result: AttemptResult, timeout: float, now: float) -> None:
         """Count *result* for the circuit; disable the endpoint if the receiver asks for it."""
-        name, was_open = self._endpoint.name, self._circuit.is_open
-        self._circuit.record(result, now=now)
-        is_open = self._circuit.is_open
-        if is_open and not was_open:
-            message = f"endpoint {name} is down ({result.error_type}): one attempt at a time until one succeeds"
-            level = logging.WARNING if is_expected(str(result.error_type)) else logging.ERROR
-            self.log.log(level, "circuit", message)
-        elif was_open and not is_open:
-            log_safely(logging.INFO, "endpoint %s is up again", name)
+        was_open = self._circuit.is_open
+        # The last attempt of a delivery may have little time left: that it was not enough says nothing.
+        is_cut_short = result.error_type == "timeout" and timeout < self._endpoint.timeout / 2
+        if was_open or not is_cut_short:
+            self._circuit.record(result, now=now)
+        if self._circuit.is_open and not was_open:
+            self._lines.down(str(result.error_type))
+        elif was_open and not self._circuit.is_open:
+            self._lines.up()
         if result.directive == "disable" and not self._is_disabled:
             self._is_disabled = True
-            log_safely(
-                logging.ERROR,
-                "the receiver answered 'webhook-delivery: disable': no webhook is sent to endpoint %s any more, every "
-                "step is discarded; settle it with the receiver, then restart this process",
-                name,
-            )
-
-    def _log_failure(self, delivery: Delivery, result: AttemptResult, timeout: float) -> None:
-        level = logging.WARNING if is_expected(delivery.error_type) else logging.ERROR
-        what = f"answered {result.status_code}" if result.status_code else f"could not be reached: {result.error_type}"
-        if result.error_type == "timeout":
-            what = f"did not answer within {timeout:.3g} s"
-        text = f"the receiver {what} (step {printable(delivery.event.step_id)}, {self._ids(delivery)}"
-        self.log.log(level, ("attempt", result.error_type), f"{text}, attempt {delivery.attempts})")
-
-    def _log_delivered(self, delivery: Delivery) -> None:
-        if log.isEnabledFor(logging.INFO):
-            text = f"delivered step {printable(delivery.event.step_id)} ({delivery.event.outcome}"
-            log_safely(logging.INFO, "%s, %s, attempt %d)", text, self._ids(delivery), delivery.attempts)
-
-    def _log_discarded(self, delivery: Delivery, error_type: str) -> None:
-        # A receiver that is slow or refuses is expected now and then; anything else is an error (spec.md).
-        level = logging.WARNING if is_expected(delivery.error_type) else logging.ERROR
-        text = f"discarded step {printable(delivery.event.step_id)}: {error_type} ({delivery.event.outcome}"
-        text += f", {self._ids(delivery)}, attempts made: {delivery.attempts})"
-        self.log.log(level, ("discarded", error_type), text)
-
-    def _ids(self, delivery: Delivery) -> str:
-        return f"endpoint {self._endpoint.name}, webhook {delivery.id}"
+            self._lines.disabled()

@@ -1,6 +1,5 @@
 """What is logged, at which level, and how often: owns the rate of repeated lines."""
 
-import contextlib
 import logging
 import math
 import traceback
@@ -21,10 +20,14 @@ _ID_LENGTH = 120  # characters of a step id in a line; ids are as long as users 
 def log_safely(level: int, message: str, *args: object) -> None:
     """Log, whatever the application's handlers and filters raise: no webhook is lost to them.
 
-    SystemExit, too: some handlers exit, which on this thread would end nothing but the deliveries.
+    Also what is no `Exception`: some handlers exit, which on this thread would end nothing but the deliveries.
     """
-    with contextlib.suppress(Exception, SystemExit):
+    try:
         log.log(level, message, *args, stacklevel=2)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001, S110 -- see above
+        pass
 
 
 def printable(step_id: str) -> str:

@@ -130,10 +130,10 @@ class MemoryStore:
     def oldest_age(self) -> float:
         """Seconds since the end of the oldest step that is not finished; 0 when there is none. From any thread."""
         try:
-            oldest = next(iter(self._unfinished))
-        except (StopIteration, RuntimeError):  # none, or the worker changes them just now
+            ended_at = next(iter(self._unfinished)).submitted_at if self._unfinished else self._incoming[0][3]
+        except (IndexError, StopIteration, RuntimeError):  # none, or the worker changes them just now
             return 0.0
-        return max(0.0, self._monotonic() - oldest.submitted_at)
+        return max(0.0, self._monotonic() - ended_at)
 
     def __len__(self) -> int:
         return len(self._incoming) + len(self._unfinished)  # in `_receive`, rather one too many than none

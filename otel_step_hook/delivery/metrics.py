@@ -12,6 +12,9 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from otel_step_hook.steps.event import SCOPE
 from otel_step_hook.version import __version__
 
+# Those of the HTTP conventions, and what retries take; the SDK's own are for milliseconds.
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+
 
 class Instruments(NamedTuple):
     """The metrics; no-ops without a MeterProvider."""
@@ -39,7 +42,12 @@ class Instruments(NamedTuple):
             meter.create_counter("step_hook.deliveries", "{delivery}", "Deliveries that have come to their result"),
             meter.create_counter("step_hook.attempts", "{attempt}", "Attempts to deliver"),
             meter.create_counter("step_hook.dropped", "{event}", "Steps lost before they were stored"),
-            meter.create_histogram("step_hook.delivery.duration", "s", "From the step's end to the result"),
+            meter.create_histogram(
+                "step_hook.delivery.duration",
+                "s",
+                "From the step's end to the result",
+                explicit_bucket_boundaries_advisory=_SECONDS,
+            ),
         )
 
 
@@ -57,16 +65,17 @@ class Observable:
     def __init__(self, endpoint: str, observe: Callable[[], Observed]) -> None:
         self.endpoint = endpoint
         self.observe = observe
-        _observables.add(self)
+        _observables[id(self)] = self
 
 
-_observables: "weakref.WeakSet[Observable]" = weakref.WeakSet()
+# Not a WeakSet, which cannot be walked while another thread makes a hook.
+_observables: "weakref.WeakValueDictionary[int, Observable]" = weakref.WeakValueDictionary()
 
 
 def _observed(value: Callable[[Observed], float], combine: Callable[[float, float], float]) -> list[Observation]:
     """One observation per endpoint: two hooks may have endpoints of one name."""
     found: dict[str, float] = {}
-    for one in tuple(_observables):
+    for one in filter(None, (ref() for ref in _observables.valuerefs())):
         new = value(one.observe())
         found[one.endpoint] = combine(found[one.endpoint], new) if one.endpoint in found else new
     return [Observation(number, {"endpoint": name}) for name, number in found.items()]

@@ -67,12 +67,12 @@ class _Ids(RandomIdGenerator):
         return super().generate_span_id() if known is None else known
 
 
-def span_id_of(message_id: str, endpoint: str) -> int:
+def span_id_of(message_id: str, endpoint: Endpoint) -> int:
     """The id of the ``step_hook.deliver`` span: made from webhook id and endpoint, so that any process finds it.
 
-    Two hooks may tell two endpoints of one step: these are two deliveries.
+    By name and URL: two endpoints may have one URL, and those of two hooks one name.
     """
-    named = f"{message_id}\0{endpoint}".encode("utf-8", "surrogatepass")
+    named = f"{message_id}\0{endpoint.name}\0{endpoint.url}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(named).digest()[:8], "big") or 1
 
 
@@ -92,7 +92,7 @@ class _Recording:
         """Nothing to prepare."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        if not isinstance(error, Exception | SystemExit):  # SystemExit would end nothing but the deliveries
+        if error is None or isinstance(error, KeyboardInterrupt):
             return False
         self._log.log(logging.ERROR, "telemetry", f"a delivery could not be recorded: {where(error)}")
         return True
@@ -172,7 +172,7 @@ class Telemetry:
         if delivery.span is None:
             event, known = delivery.event, self._of(delivery.pipeline)
             if known.ids is not None:
-                known.ids.next_span_id = span_id_of(delivery.id, self._endpoint.url)
+                known.ids.next_span_id = span_id_of(delivery.id, self._endpoint)
             delivery.span = known.tracer.start_span(
                 "step_hook.deliver",
                 # An empty context: nothing of whatever runs here may leak into the application's trace.

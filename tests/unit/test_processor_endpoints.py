@@ -122,6 +122,18 @@ def test_flush_and_shutdown_ask_all_at_once(pipeline: NewPipeline, caplog: pytes
     assert len(results) == 7
 
 
+def test_two_receivers_may_have_one_url(pipeline: NewPipeline, step_receiver: ScriptedReceiver) -> None:
+    """They are told apart by their names: each gets its webhook, with its own key and its own span."""
+    hooked = several(
+        pipeline,
+        {"name": "tenant-a", "webhook": step_receiver.url, "key": "a"},
+        {"name": "tenant-b", "webhook": step_receiver.url, "key": "b"},
+    )
+    hooked.end_step()
+    assert sorted(one.headers["authorization"] for one in step_receiver.received) == ["Bearer a", "Bearer b"]
+    assert len({span.context.span_id for span in hooked.named("step_hook.deliver")}) == 2
+
+
 def test_no_url_shows_anywhere(pipeline: NewPipeline, closed_port: int, caplog: pytest.LogCaptureFixture) -> None:
     """Receivers such as Slack's have their secret in the path: names are in spans and log lines, paths are not."""
     caplog.set_level(logging.DEBUG)

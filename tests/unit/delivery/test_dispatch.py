@@ -219,3 +219,13 @@ def test_a_receiver_that_hangs_up_after_each_answer_gets_every_step(rigged: NewR
     assert {result for _, result, _ in rig.results} == {"delivered"}
     stale = {(span.attributes or {}).get("error.type") for span in rig.named("POST")} - {None}
     assert stale <= {"BrokenPipeError", "ConnectionResetError", "ReadError", "RemoteProtocolError"}
+
+
+def test_a_disabled_endpoint_gets_nothing_more_from_a_busy_application(rigged: NewRig) -> None:
+    """Steps that end while the loop looks are no exception: after the attempts in flight nothing is sent."""
+    script = Script(failed(410, directive="disable"), DELIVERED)
+    rig = rigged(script, concurrency=1, max_queue_size=10_000)
+    rig.deliver()
+    for _ in range(20):
+        rig.deliver(*(event() for _ in range(100)))
+    assert len(script.posts) == 1

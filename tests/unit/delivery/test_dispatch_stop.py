@@ -7,8 +7,10 @@ import threading
 
 import pytest
 from delivering import AT_ONCE, DELIVERED, WAIT, NewRig, Script, counts, event, failed, polled, seconds, wait_until
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from sending import OK
 
+from otel_step_hook.delivery.model import Pipeline
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.sender import Transport
 from otel_step_hook.testing import HostileReceiver, read_request
@@ -137,6 +139,55 @@ def test_a_fault_of_a_sender_is_survived(rigged: NewRig, caplog: pytest.LogCaptu
     assert "RuntimeError" in caplog.text
     assert "delivering.py" in caplog.text  # where it was raised
     assert "sekret" not in caplog.text
+
+
+class Panic(BaseException):
+    """What is no `Exception`, as what Rust code panics with is none."""
+
+
+def test_a_sender_that_panics_is_survived(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is raised costs its one delivery, which is not leased for ever."""
+    rig = rigged(Script(Panic("sekret"), DELIVERED), concurrency=1)
+    rig.deliver(event("unlucky"), event("next"))
+    assert rig.results == [("unlucky", "discarded", "Panic"), ("next", "delivered", None)]
+    assert "a fault of otel-step-hook: Panic" in caplog.text
+    assert "sekret" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [Panic, asyncio.CancelledError, SystemExit])
+@pytest.mark.parametrize("name", ["POST", "step_hook.deliver"])
+def test_a_span_processor_that_panics_costs_no_delivery(
+    rigged: NewRig, error: type[BaseException], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever an exporter raises, each step is delivered and finished."""
+
+    class Panicking(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            if span.name == name:
+                raise error
+
+    script = Script()
+    rig = rigged(script)
+    rig.pipeline = Pipeline(Panicking(), rig.pipeline.resource)
+    rig.deliver(*(event() for _ in range(20)))
+    assert len(script.posts) == 20
+    assert "a delivery could not be recorded" in caplog.text
+
+
+def test_a_log_handler_that_panics_costs_no_delivery(rigged: NewRig) -> None:
+    """Whatever the application's log handlers raise."""
+
+    def refuse(_: logging.LogRecord) -> bool:
+        raise Panic
+
+    logger = logging.getLogger("otel_step_hook")
+    logger.addFilter(refuse)
+    try:
+        rig = rigged(Script(failed(410), DELIVERED))
+        rig.deliver(event(), event())
+    finally:
+        logger.removeFilter(refuse)
+    assert sorted(str(result) for _, result, _ in rig.results) == ["delivered", "discarded"]
 
 
 def test_a_sender_that_cannot_be_made_is_survived(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,6 +67,26 @@ def test_the_metrics_show_it(rigged: NewRig) -> None:
     assert observed() == (0, 0)
 
 
+def test_the_gauge_of_the_circuit_is_0_when_nothing_waits(rigged: NewRig) -> None:
+    """Nothing is tried any more, so that nobody knows."""
+    named = {"name": "forgotten", "webhook": "http://receiver.test/"}
+    rig = rigged(Script(REFUSED), webhook=None, endpoints=[named], give_up_after=0.3, initial_backoff=0.01)
+    rig.deliver(*(event() for _ in range(20)))
+    found = {(one.attributes or {})["endpoint"]: one.value for one in _open_circuits(None)}  # type: ignore[arg-type]  # -- not used
+    assert found["forgotten"] == 0
+
+
+def test_a_time_that_was_too_short_says_nothing_of_the_endpoint(
+    rigged: NewRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last attempts of steps that are about to be given up may end early: the endpoint is not down."""
+    script = Script(AttemptResult(error_type="timeout"))
+    rig = rigged(script, give_up_after=10.0, timeout=8.0, concurrency=1)
+    rig.deliver(*(event() for _ in range(30)), age=9.98)
+    assert len(script.posts) >= 10
+    assert not [line for line in log_lines(caplog) if "is down" in line]
+
+
 def test_an_endpoint_that_refuses_events_is_not_down(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """Answers that are about an event, such as 400 or 410, hold nothing else up."""
     rig = rigged(Script(failed(410)), concurrency=4)

@@ -170,6 +170,16 @@ def test_half_the_oldest_due_half_the_newest_never_tried(new_store: NewStore) ->
     assert ids(store.claim(4)) == ["new-0", "new-1"]
 
 
+def test_the_age_of_the_oldest_is_known_at_once(new_store: NewStore) -> None:
+    """Also while no worker looks: that is when it matters."""
+    clock = Clock()
+    store = new_store(4, clock)
+    assert store.oldest_age() == 0.0
+    store.put(event(), PIPELINE)
+    clock.now += 100.0
+    assert store.oldest_age() == 100.0
+
+
 def test_the_oldest_first_while_none_is_late(new_store: NewStore) -> None:
     """A burst goes out in its order, however few of it are claimed at a time."""
     clock = Clock()

@@ -120,9 +120,11 @@ def test_the_span_of_a_delivery_is_found_by_its_webhook_id_and_endpoint() -> Non
     each.end_delivery(again, END)
     *attempts, span = exporter.get_finished_spans()
     assert {attempt.parent and attempt.parent.span_id for attempt in attempts} == {span.context.span_id}
-    named = f"{first.id}\0{URL}".encode()
-    assert span.context.span_id == span_id_of(first.id, URL) == int(hashlib.sha256(named).hexdigest()[:16], 16)
-    assert span_id_of(first.id, f"{URL}/other") != span.context.span_id
+    named = f"{first.id}\0default\0{URL}".encode()
+    endpoint = Endpoint("default", URL)
+    assert span.context.span_id == span_id_of(first.id, endpoint) == int(hashlib.sha256(named).hexdigest()[:16], 16)
+    for other in (Endpoint("other", URL), Endpoint("default", f"{URL}/other")):
+        assert span_id_of(first.id, other) != span.context.span_id
     assert len({span.context.span_id for span in exporter.get_finished_spans()}) == 3
 
 
