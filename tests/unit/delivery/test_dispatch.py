@@ -12,6 +12,7 @@ from delivering import DELIVERED, WAIT, NewRig, Script, event, failed, wait_unti
 from sending import OK
 from standardwebhooks.webhooks import Webhook
 
+from otel_step_hook.delivery.model import Delivery
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, read_request
@@ -221,11 +222,24 @@ def test_a_receiver_that_hangs_up_after_each_answer_gets_every_step(rigged: NewR
     assert stale <= {"BrokenPipeError", "ConnectionResetError", "ReadError", "RemoteProtocolError"}
 
 
-def test_a_disabled_endpoint_gets_nothing_more_from_a_busy_application(rigged: NewRig) -> None:
-    """Steps that end while the loop looks are no exception: after the attempts in flight nothing is sent."""
+def test_a_disabled_endpoint_gets_nothing_more_from_a_busy_application(
+    rigged: NewRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that ends while the loop looks, after it has discarded what waits, is no exception."""
     script = Script(failed(410, directive="disable"), DELIVERED)
-    rig = rigged(script, concurrency=1, max_queue_size=10_000)
-    rig.deliver()
-    for _ in range(20):
-        rig.deliver(*(event() for _ in range(100)))
+    rig = rigged(script)
+    store = rig.worker._here().store
+    usual, late = store.claim_older, iter(["late"])
+
+    def claim_older(age: float) -> list[Delivery]:
+        found = usual(age)
+        if script.posts and not script.in_flight:
+            for step_id in late:
+                store.put(event(step_id), rig.pipeline)
+        return found
+
+    monkeypatch.setattr(store, "claim_older", claim_older)
+    rig.deliver(event("first"))
+    wait_until(lambda: len(rig.results) == 2)
+    assert rig.results == [("first", "discarded", "410"), ("late", "discarded", "endpoint_disabled")]
     assert len(script.posts) == 1
