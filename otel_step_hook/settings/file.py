@@ -8,6 +8,9 @@ from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings.parsing import PREFIX, did_you_mean, read_path
 from otel_step_hook.settings.receiver import EndpointSettings, endpoint_label
 
+_LONGEST_PATH = 4096  # characters; PATH_MAX of Linux, and more than macOS takes
+# One slash is enough: `pathlib.Path` makes one of two.
+_NO_PATH = re.compile(r"://|https?:/|[\r\n]|\[\[", re.IGNORECASE)
 ENDPOINTS = "the path of a TOML file with an [[endpoint]] for each receiver"
 
 
@@ -15,11 +18,20 @@ def read_endpoints(value: object) -> object:
     """The `EndpointSettings` that *value* holds: a path, or a sequence of them or of mappings; none for a blank."""
     value = () if value is None else read_path(value)
     if isinstance(value, str):
-        path = value.strip()
+        path = _checked(value.strip())
         return _endpoints(_tables(path), path) if path else ()
     if not isinstance(value, Sequence):
         raise ValueError(f"is of type {type(value).__name__}")  # noqa: TRY004 -- pydantic makes its own error of it
     return _endpoints(value, f"{PREFIX}ENDPOINTS")
+
+
+def _checked(path: str) -> str:
+    """*path*; ValueError for what was meant for another variable or for the file: secrets may be in it."""
+    if _NO_PATH.search(path):
+        raise ValueError("holds a URL or the text of a file")
+    if len(path) > _LONGEST_PATH:
+        raise ValueError(f"holds more than {_LONGEST_PATH} characters")
+    return path
 
 
 def _endpoints(tables: Iterable[object], place: str) -> tuple[EndpointSettings, ...]:

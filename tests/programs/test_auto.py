@@ -184,6 +184,7 @@ def test_the_instrumentor_does_nothing_without_a_webhook(provider: TracerProvide
         ({"webhook": "http://127.0.0.1:9/", "wehbook": "x"}, "wehbook is not a setting; did you mean webhook?"),
         ({"webhook": "http://127.0.0.1:9/", "key": "sekret\nkey"}, "STEP_COMPLETE_KEY"),
         ({"webhook": "http://127.0.0.1:9/", "certificate": "/nowhere"}, "STEP_COMPLETE_CERTIFICATE cannot be used"),
+        ({"endpoints": "https://user:sekret@example.com/"}, "STEP_COMPLETE_ENDPOINTS holds a URL"),
     ],
 )
 def test_no_setting_makes_it_raise(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from refusals import refusal
+from refusals import assert_refused, refusal
 
 from otel_step_hook import ConfigurationError, EndpointSettings, StepHookProcessor, StepHookSettings
 
@@ -42,6 +42,21 @@ def test_a_file_that_cannot_be_read_is_refused() -> None:
     )
     assert refusal(endpoints=Path("folder")) == f"{named} folder, which cannot be read (Is a directory){_EXPECTED}"
     assert refusal(endpoints="a\0b") == f"STEP_COMPLETE_ENDPOINTS holds a NUL{_EXPECTED}"
+
+
+def test_what_holds_no_path_is_refused_unseen() -> None:
+    """A URL, or what belongs into the file, may hold secrets."""
+    text = "STEP_COMPLETE_ENDPOINTS holds a URL or the text of a file"
+    cases: list[tuple[object, str]] = [
+        ("https://user:SEKRET@example.com/SEKRET", text),
+        (Path("https://user:SEKRET@example.com/SEKRET"), text),  # which has one slash after the scheme
+        (_A, text),
+        ('[[endpoint]] key="SEKRET"', text),
+        ('key = "SEKRET"\rtimeout = 5', text),
+        ('endpoint = [{webhook = "HTTP://SEKRET/"}]', text),
+        ("SEKRET" * 1000, "STEP_COMPLETE_ENDPOINTS holds more than 4096 characters"),
+    ]
+    assert_refused([("endpoints", value, f"{sentence}{_EXPECTED}") for value, sentence in cases])
 
 
 def test_a_file_that_is_no_toml_is_refused() -> None:
