@@ -125,6 +125,13 @@ def read_path(value: object) -> object:
     return path
 
 
+def check_file(path: str | None) -> str | None:
+    """*path*; ValueError for the text of a PEM file, which may be a private key and is not shown."""
+    if path is not None and ("-----BEGIN" in path or "\n" in path or "\r" in path):
+        raise ValueError("holds a line break or the text of a PEM file")
+    return path
+
+
 def read_words(value: object) -> object:
     """The words of a text, in lower case; ValueError when there are none."""
     if isinstance(value, str):

@@ -23,6 +23,7 @@ from otel_step_hook.delivery.signing import parse_secrets
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings.parsing import (
     PREFIX,
+    check_file,
     check_headers,
     did_you_mean,
     name_from,
@@ -39,7 +40,7 @@ from otel_step_hook.steps.event import Outcome
 Seconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=False)]
 URL = "an absolute URL such as https://example.com/hook"
 SECONDS = "a number of seconds above 0 and up to 315360000 (ten years), such as 15"
-_Path = Annotated[str | None, BeforeValidator(read_path)]
+_Path = Annotated[str | None, AfterValidator(check_file), BeforeValidator(read_path)]
 _FILE = "the path of a PEM file that can be read"
 _NAME = r"^[A-Za-z0-9_.-]{1,64}$"  # it becomes a metric's label and part of a row's key
 _VARIABLES = {"key_env": "key", "signing_secret_env": "signing_secret"}  # settings that name a variable, and for what

@@ -101,6 +101,23 @@ def test_headers_of_every_webhook_cannot_be_set() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["certificate", "client_certificate", "client_key"])
+def test_the_text_of_a_pem_file_is_refused_unseen(name: str) -> None:
+    """Its path was asked for, which is shown; a private key never is, however its line breaks were lost."""
+    texts: list[object] = [
+        "-----BEGIN PRIVATE KEY-----\nSEKRET\n-----END PRIVATE KEY-----\n",
+        "-----BEGIN PRIVATE KEY-----\\nSEKRET\\n-----END PRIVATE KEY-----",
+        b"-----BEGIN PRIVATE KEY-----\nSEKRET\n-----END PRIVATE KEY-----\n",
+        "SEKRET\nSEKRET",
+        "SEKRET\rSEKRET",
+    ]
+    sentence = (
+        f"STEP_COMPLETE_{name.upper()} holds a line break or the text of a PEM file; "
+        "expected the path of a PEM file that can be read"
+    )
+    assert_refused((name, text, sentence) for text in texts)
+
+
 def test_a_signing_secret_that_is_none_is_refused() -> None:
     """The sentence says which of several is wrong by its place, and how to make one."""
     sentence = (
