@@ -19,7 +19,7 @@ def read_endpoints(value: object) -> object:
     value = () if value is None else read_path(value)
     if isinstance(value, str):
         path = _checked(value.strip())
-        return _endpoints(_tables(path), path) if path else ()
+        return _endpoints(_tables(path), _shown(path)) if path else ()
     if not isinstance(value, Sequence):
         raise ValueError(f"is of type {type(value).__name__}")  # noqa: TRY004 -- pydantic makes its own error of it
     return _endpoints(value, f"{PREFIX}ENDPOINTS")
@@ -56,18 +56,23 @@ def _endpoint(table: object) -> EndpointSettings:
     return EndpointSettings(**{str(name): value for name, value in table.items()})
 
 
+def _shown(path: str) -> str:
+    """*path* as a sentence can hold it: pydantic takes none with what is no UTF-8, which a path may be."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 def _tables(path: str) -> list[object]:
-    document = _document(path)
+    document, shown = _document(path), _shown(path)
     for name in document:
         if name != "endpoint":
             raise ConfigurationError(
-                f"{path}: {name} stands outside of an [[endpoint]]{did_you_mean(name, ['endpoint'])}; "
+                f"{shown}: {name} stands outside of an [[endpoint]]{did_you_mean(name, ['endpoint'])}; "
                 "expected nothing but an [[endpoint]] for each receiver"
             )
     tables = document.get("endpoint")
     if not isinstance(tables, list) or not tables:
         raise ConfigurationError(
-            f"{path}: there is no [[endpoint]], in double brackets; expected one for each receiver"
+            f"{shown}: there is no [[endpoint]], in double brackets; expected one for each receiver"
         )
     return tables
 
@@ -82,4 +87,4 @@ def _document(path: str) -> dict[str, object]:
         place = re.search(r"\(at [a-z0-9, ]+\)$", str(error))
         problem = f"is no TOML {place[0] if place else ''}".rstrip()
     # Outside of `except`: such an error may hold the text of the file, and with it the secrets.
-    raise ConfigurationError(f"{PREFIX}ENDPOINTS names {path}, which {problem}; expected {ENDPOINTS}")
+    raise ConfigurationError(f"{PREFIX}ENDPOINTS names {_shown(path)}, which {problem}; expected {ENDPOINTS}")

@@ -44,6 +44,8 @@ def read_url(value: object) -> str | None:
         return None
     if re.search(r"[\s\x00-\x1f\x7f\\]", url):
         raise ValueError("holds a space, a backslash or a control character")
+    if re.search(r"[\ud800-\udfff]", url):  # how bytes of the environment that are no UTF-8 become text
+        raise ValueError("holds what is no UTF-8")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -92,7 +94,7 @@ def without_user(url: str) -> str:
 def name_from(url: str) -> str:
     """A name for the receiver behind *url* that shows no secret: the host and a short hash."""
     host = re.sub("[^A-Za-z0-9_.-]", "-", urlsplit(url).hostname or "")[:_HOST]
-    return f"{host}-{hashlib.sha256(without_user(url).encode('utf-8', 'surrogatepass')).hexdigest()[:_HASH]}"
+    return f"{host}-{hashlib.sha256(without_user(url).encode()).hexdigest()[:_HASH]}"
 
 
 def read_key(value: object) -> str | None:

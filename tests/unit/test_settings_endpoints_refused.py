@@ -41,6 +41,9 @@ def test_a_file_that_cannot_be_read_is_refused() -> None:
         f"{named} none.toml, which cannot be read (No such file or directory){_EXPECTED}"
     )
     assert refusal(endpoints=Path("folder")) == f"{named} folder, which cannot be read (Is a directory){_EXPECTED}"
+    assert refusal(endpoints="caf\udce9.toml") == (  # a byte that is no UTF-8, as the environment has it
+        f"{named} caf\\udce9.toml, which cannot be read (No such file or directory){_EXPECTED}"
+    )
     assert refusal(endpoints="a\0b") == f"STEP_COMPLETE_ENDPOINTS holds a NUL{_EXPECTED}"
 
 

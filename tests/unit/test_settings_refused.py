@@ -35,6 +35,8 @@ def test_a_url_that_cannot_be_used_is_refused() -> None:
         "https://user:SEKRET/x@example.com/": unreadable,
         "https://example.com\\@SEKRET": unprintable,
         "https://example.com/SEKRET\x0bx-evil:1": unprintable,
+        "https://us\udcff:SEKRET@example.com/": "holds what is no UTF-8",
+        "https://example.com/SEKRET\udcff": "holds what is no UTF-8",
     }
     assert_refused(
         (name, url, f"STEP_COMPLETE_{name.upper()} {what}{expected}")
