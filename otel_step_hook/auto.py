@@ -42,9 +42,25 @@ def pre_instrument() -> None:
 def register(**options: object) -> "StepHookProcessor | None":
     """Register a `StepHookProcessor` with the global provider, once; *options* are settings beside the environment's.
 
-    Returns the one that is registered, or None where nothing is: a setting cannot be used, or there
-    is no provider of the SDK, both of which are logged; or there is no webhook.
+    Returns the one that is registered, or None where nothing is: a setting cannot be used, there is no provider
+    of the SDK, or something has failed, all of which are logged; or there is no webhook.
     """
+    try:
+        return _register(options)
+    except ConfigurationError as error:
+        _log_once(str(error))
+    except Exception as error:  # noqa: BLE001 -- an exception would keep other instrumentations from being loaded
+        _log_once(type(error).__name__)  # no more of it: it may hold a secret
+    return None
+
+
+def _log_once(reason: str) -> None:
+    if reason not in _told:
+        _told.add(reason)
+        _log.error("otel-step-hook is not registered: %s", reason)
+
+
+def _register(options: dict[str, object]) -> "StepHookProcessor | None":
     provider = get_tracer_provider()
     if not hasattr(provider, "add_span_processor"):
         _log.warning(
@@ -62,14 +78,8 @@ def register(**options: object) -> "StepHookProcessor | None":
     from otel_step_hook.processor import StepHookProcessor  # noqa: PLC0415 -- see above
     from otel_step_hook.settings import StepHookSettings  # noqa: PLC0415 -- see above
 
-    try:
-        settings = StepHookSettings(**options)
-        hook = StepHookProcessor(settings)
-    except ConfigurationError as error:
-        if str(error) not in _told:
-            _told.add(str(error))
-            _log.error("otel-step-hook is not registered: %s", error)
-        return None
+    settings = StepHookSettings(**options)
+    hook = StepHookProcessor(settings)
     if settings.webhook is None and not settings.endpoints:
         return None
     provider.add_span_processor(hook)

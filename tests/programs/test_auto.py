@@ -1,5 +1,6 @@
 """Registration without code, by OpenTelemetry's auto-instrumentation, in real processes, and what it never does."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,25 @@ def test_no_setting_makes_it_raise(
     assert _registered(provider) == 0
     assert caplog.messages[-1].startswith("otel-step-hook is not registered: ")
     assert expected in caplog.text
+    assert "sekret" not in caplog.text
+
+
+def test_a_fault_is_logged_by_its_type_alone(provider: TracerProvider, caplog: pytest.LogCaptureFixture) -> None:
+    """What no check of a setting foresees keeps no other instrumentation from being loaded; once, and no secret."""
+    for _ in range(2):
+        assert auto.register(webhook="http://127.0.0.1:9/sekret", _env_file=5) is None
+    assert _registered(provider) == 0
+    assert caplog.messages == ["otel-step-hook is not registered: TypeError"]
+
+
+def test_a_variable_that_is_no_text_is_logged(
+    provider: TracerProvider, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes that are no UTF-8 are refused as any other wrong URL."""
+    monkeypatch.setenv("STEP_COMPLETE_WEBHOOK", os.fsdecode(b"https://us\xff:sekret@example.com/"))
+    auto.pre_instrument()
+    assert _registered(provider) == 0
+    assert "not registered: STEP_COMPLETE_WEBHOOK holds what is no UTF-8; expected" in caplog.text
     assert "sekret" not in caplog.text
 
 
