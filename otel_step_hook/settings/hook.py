@@ -10,7 +10,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings.file import ENDPOINTS, read_endpoints
-from otel_step_hook.settings.parsing import PREFIX, check_profiles, did_you_mean, name_from, read_urls, read_words
+from otel_step_hook.settings.parsing import (
+    PREFIX,
+    check_profiles,
+    did_you_mean,
+    name_from,
+    read_number,
+    read_urls,
+    read_words,
+)
 from otel_step_hook.settings.receiver import SECONDS, URL, EndpointSettings, ReceiverSettings, Seconds, about
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import PROFILES
@@ -49,13 +57,13 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
     give_up_after: Seconds = about(30.0, "Seconds from the step's end until a delivery is discarded.", SECONDS)
     initial_backoff: Seconds = about(1.0, "Seconds to wait after the first failed attempt, with jitter.", SECONDS)
     max_backoff: Seconds = about(3600.0, "The longest wait between two attempts, in seconds.", SECONDS)
-    backoff_multiplier: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = about(
-        2.0, "How much longer each wait is than the one before it.", "a number from 1 to 1000, such as 2"
+    backoff_multiplier: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False), BeforeValidator(read_number)] = (
+        about(2.0, "How much longer each wait is than the one before it.", "a number from 1 to 1000, such as 2")
     )
-    concurrency: Annotated[int, Field(ge=1, le=1000)] = about(
+    concurrency: Annotated[int, Field(ge=1, le=1000), BeforeValidator(read_number)] = about(
         8, "Attempts in flight, per endpoint.", "a whole number from 1 to 1000, such as 8"
     )
-    max_queue_size: Annotated[int, Field(ge=1, le=10_000_000)] = about(
+    max_queue_size: Annotated[int, Field(ge=1, le=10_000_000), BeforeValidator(read_number)] = about(
         2048,
         "Events in memory; beyond it the newest is dropped and counted.",
         "a whole number from 1 to 10000000, such as 2048",

@@ -134,6 +134,13 @@ def check_file(path: str | None) -> str | None:
     return path
 
 
+def read_number(value: object) -> object:
+    """*value*, unless it is a truth value, which Python counts as 0 or 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"is {value}")  # noqa: TRY004 -- pydantic turns a ValueError into its own error
+    return value
+
+
 def read_words(value: object) -> object:
     """The words of a text, in lower case; ValueError when there are none."""
     if isinstance(value, str):

@@ -29,6 +29,7 @@ from otel_step_hook.settings.parsing import (
     name_from,
     read_headers,
     read_key,
+    read_number,
     read_one_url,
     read_path,
     read_signing_secret,
@@ -37,7 +38,7 @@ from otel_step_hook.settings.parsing import (
 )
 from otel_step_hook.steps.event import Outcome
 
-Seconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=False), BeforeValidator(read_number)]
 URL = "an absolute URL such as https://example.com/hook"
 SECONDS = "a number of seconds above 0 and up to 315360000 (ten years), such as 15"
 _Path = Annotated[str | None, AfterValidator(check_file), BeforeValidator(read_path)]

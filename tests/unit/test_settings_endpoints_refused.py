@@ -110,6 +110,7 @@ def test_a_wrong_setting_of_an_endpoint_is_refused() -> None:
                 f"steps.toml, endpoint 2: webhook holds a space, a backslash or a control character; {url}"
             ),
             f'{_A}timeout = "soon"': f"{a}timeout is 'soon'; {seconds}",
+            f"{_A}timeout = true": f"{a}timeout is True; {seconds}",
             f"{_A}payload = 5": f"{a}payload is 5; expected step_id or full",
             f"{_A}outcomes = []": (
                 f"{a}outcomes names none; expected some of success, failed, cancelled, separated by commas"

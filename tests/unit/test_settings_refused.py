@@ -94,16 +94,16 @@ def test_seconds_that_are_none_are_refused() -> None:
     assert_refused(
         (name, number, f"STEP_COMPLETE_{name.upper()} is {number!r}{_SECONDS}")
         for name in ("timeout", "give_up_after", "initial_backoff", "max_backoff", "shutdown_timeout")
-        for number in ("-1", "0", "nan", "inf", "-inf", "soon", "15s", "1e9", "0x10")
+        for number in ("-1", "0", "nan", "inf", "-inf", "soon", "15s", "1e9", "0x10", True)
     )
 
 
 def test_other_numbers_are_refused_with_their_range() -> None:
     """The sentence that refuses a count or a factor says what is allowed."""
-    allowed = {
-        "backoff_multiplier": ("a number from 1 to 1000, such as 2", ["0.5", "nan"]),
-        "concurrency": ("a whole number from 1 to 1000, such as 8", ["0", "2.5", "many"]),
-        "max_queue_size": ("a whole number from 1 to 10000000, such as 2048", ["-5", "inf"]),
+    allowed: dict[str, tuple[str, list[object]]] = {
+        "backoff_multiplier": ("a number from 1 to 1000, such as 2", ["0.5", "nan", True]),
+        "concurrency": ("a whole number from 1 to 1000, such as 8", ["0", "2.5", "many", True]),
+        "max_queue_size": ("a whole number from 1 to 10000000, such as 2048", ["-5", "inf", True]),
     }
     assert_refused(
         (name, number, f"STEP_COMPLETE_{name.upper()} is {number!r}; expected {expected}")
