@@ -20,6 +20,7 @@ _log = logging.getLogger("otel_step_hook")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2: a header's name
 _VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")  # visible ASCII, spaces only inside: what HTTP carries unchanged
 _SPACES = re.compile(r"[ \t\r\n]+")
+_JOINED = re.compile(",https?://", re.IGNORECASE)
 _HOST, _HASH = 57, 6  # characters: a name has up to 64
 _OWN_HEADERS = frozenset(
     {
@@ -42,10 +43,7 @@ def read_url(value: object) -> str | None:
     url = "" if value is None else read_text(value).strip()
     if not url:
         return None
-    if re.search(r"[\s\x00-\x1f\x7f\\]", url):
-        raise ValueError("holds a space, a backslash or a control character")
-    if re.search(r"[\ud800-\udfff]", url):  # how bytes of the environment that are no UTF-8 become text
-        raise ValueError("holds what is no UTF-8")
+    _check_characters(url)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -64,6 +62,15 @@ def read_url(value: object) -> str | None:
     return url
 
 
+def _check_characters(url: str) -> None:
+    if re.search(r"[\s\x00-\x1f\x7f\\]", url):
+        raise ValueError("holds a space, a backslash or a control character")
+    if re.search(r"[\ud800-\udfff]", url):  # how bytes of the environment that are no UTF-8 become text
+        raise ValueError("holds what is no UTF-8")
+    if _JOINED.search(url):
+        raise ValueError("holds several URLs with a comma between")
+
+
 def read_one_url(value: object) -> str:
     """As `read_url`; ValueError for none and for a blank."""
     url = read_url(value)
@@ -77,11 +84,17 @@ def read_urls(value: object) -> str | None:
     words = [] if value is None else [word for word in _SPACES.split(read_text(value)) if word]
     for number, word in enumerate(words, start=1):
         try:
+            _check_comma(word, is_last=number == len(words))
             read_url(word)
         except ValueError as error:
             which = f" (URL {number} of {len(words)})" if len(words) > 1 else ""
             raise ValueError(f"{error}{which}") from None
     return " ".join(dict.fromkeys(words)) or None
+
+
+def _check_comma(word: str, *, is_last: bool) -> None:
+    if _JOINED.search(word) or (word.endswith(",") and not is_last):
+        raise ValueError("holds a comma between URLs: separate them by spaces; a comma inside of one is %2C")
 
 
 def without_user(url: str) -> str:

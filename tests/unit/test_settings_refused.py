@@ -58,6 +58,22 @@ def test_of_several_urls_the_wrong_one_is_named_by_its_place() -> None:
     assert_refused(("webhook", urls, f"STEP_COMPLETE_WEBHOOK {what}{_URL}") for urls, what in cases.items())
 
 
+def test_urls_with_a_comma_between_are_refused() -> None:
+    """They would be taken for one, whose path is wrong; the sentence says how to write several, or such a path."""
+    comma = "holds a comma between URLs: separate them by spaces; a comma inside of one is %2C"
+    cases = {
+        "https://a/SEKRET,https://b/SEKRET": comma,
+        "https://a/SEKRET,HTTP://b/SEKRET": comma,
+        "https://a/SEKRET, https://b/SEKRET": f"{comma} (URL 1 of 2)",
+        "https://a/ https://b/SEKRET,http://c/": f"{comma} (URL 2 of 2)",
+    }
+    assert_refused(("webhook", urls, f"STEP_COMPLETE_WEBHOOK {what}{_URL}") for urls, what in cases.items())
+    proxy = "STEP_COMPLETE_PROXY holds several URLs with a comma between"
+    assert_refused([("proxy", "http://SEKRET,http://b", f"{proxy}{_PROXY}")])
+    for url in ("https://a/x,y,", "https://a/x,y https://b/,", "https://a/?to=https://b/%2Chttps://c/"):
+        assert refusal(webhook=url) == "not refused"
+
+
 def test_urls_that_differ_in_user_or_fragment_alone_are_refused() -> None:
     """They would have one name, and nothing in the trace would tell them apart."""
     sentence = (
