@@ -173,7 +173,9 @@ def check_profiles(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def read_headers(value: object) -> object:
-    """The pairs of a mapping, or of a text as in ``OTEL_EXPORTER_OTLP_HEADERS``."""
+    """The pairs of a mapping, or of a text as in ``OTEL_EXPORTER_OTLP_HEADERS``; none for None."""
+    if value is None:
+        return ()
     if isinstance(value, Mapping):
         return tuple(value.items())
     if isinstance(value, str):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from otel_step_hook import ConfigurationError, EndpointSettings, StepHookProcessor, StepHookSettings
-from otel_step_hook.settings import in_force, setting_rows, unknown_variables
+from otel_step_hook.delivery.model import Endpoint
+from otel_step_hook.settings import endpoints_of, in_force, setting_rows, unknown_variables
 from otel_step_hook.steps.event import Outcome
 
 _SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
@@ -92,6 +93,14 @@ def test_the_defaults_are_those_of_the_specification() -> None:
     assert settings.payload == "step_id"
     assert settings.outcomes == set(Outcome)
     assert (settings.timeout, settings.give_up_after) == (15, 30)
+
+
+def test_none_takes_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second hook, with another receiver, is not to hand it what the first one shares with us."""
+    for name, value in {"key": "k", "signing_secret": _SECRET, "headers": "x-a=1"}.items():
+        monkeypatch.setenv(_variable(name), value)
+    settings = StepHookSettings(webhook="https://other/", key=None, signing_secret=None, headers=None)
+    assert endpoints_of(settings) == (Endpoint(name="default", url="https://other/"),)
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
