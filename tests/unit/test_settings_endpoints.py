@@ -232,6 +232,30 @@ def test_what_is_set_for_all_holds_for_those_that_do_not_say_otherwise(path: Pat
     assert otherwise == Endpoint(name="otherwise", url="http://b/", tls=TlsFiles("ca.pem", "own.pem", None))
 
 
+def test_endpoints_of_one_url_are_told_apart_by_name() -> None:
+    """Two that share a URL may differ in anything, and in nothing but their names."""
+    url, user = "https://example.com/", base64.b64encode(b"a:b").decode()
+    endpoints = [
+        EndpointSettings(name="plain", webhook=url),
+        EndpointSettings(name="same", webhook=url),
+        EndpointSettings(name="fragment", webhook=f"{url}#part"),
+        EndpointSettings(name="user", webhook="https://a:b@example.com/"),
+        EndpointSettings(name="key", webhook=url, key="k"),
+        EndpointSettings(name="headers", webhook=url, headers="x-a=1"),
+        EndpointSettings(webhook=url, payload="full"),  # one of them may have a made name
+    ]
+    made = f"example.com-{hashlib.sha256(url.encode()).hexdigest()[:6]}"
+    assert endpoints_of(StepHookSettings(endpoints=endpoints)) == (
+        Endpoint(name="plain", url=url),
+        Endpoint(name="same", url=url),
+        Endpoint(name="fragment", url=url),
+        Endpoint(name="user", url=url, headers=(("authorization", f"Basic {user}"),)),
+        Endpoint(name="key", url=url, headers=(("authorization", "Bearer k"),)),
+        Endpoint(name="headers", url=url, headers=(("x-a", "1"),)),
+        Endpoint(name=made, url=url, payload="full"),
+    )
+
+
 # What people read
 
 

@@ -166,7 +166,10 @@ def test_endpoints_of_one_name_are_refused() -> None:
     sentence = "STEP_COMPLETE_ENDPOINTS has several endpoints that are called {}; give each a name of its own"
     assert _refused(f"{_A}{_A}") == sentence.format("'a'")
     unnamed = EndpointSettings(webhook="http://a/SEKRET")
-    assert refusal(endpoints=[unnamed, unnamed]) == sentence.format(repr(unnamed.called))
+    as_user = EndpointSettings(webhook="http://u:SEKRET@a/SEKRET", payload="full", headers="x-a=SEKRET")
+    named = EndpointSettings(webhook="http://b/", name=unnamed.called)
+    for other in (unnamed, as_user, named):
+        assert refusal(endpoints=[unnamed, other]) == sentence.format(repr(unnamed.called))
 
 
 # Secrets by the name of their variable

@@ -82,6 +82,9 @@ def test_urls_that_differ_in_user_or_fragment_alone_are_refused() -> None:
     )
     pairs = ["https://a:SEKRET@example.com/ https://example.com/", "https://example.com/#SEKRET https://example.com/"]
     assert_refused(("webhook", pair, sentence) for pair in pairs)
+    for pair in pairs:  # what the sentence recommends
+        named = [{"name": f"e{number}", "webhook": url} for number, url in enumerate(pair.split())]
+        assert refusal(endpoints=named) == "not refused"
 
 
 def test_a_metadata_service_is_refused_however_it_is_spelled() -> None:
