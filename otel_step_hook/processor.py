@@ -124,7 +124,7 @@ class StepHookProcessor(SpanProcessor):
         """
         # The SDK hands the same span to all of them, and to nobody after them.
         submitted, token = getattr(span, "__dict__", {}).setdefault(_SUBMITTED, {}), object()
-        key = (worker.endpoint.name, worker.endpoint.url, worker.is_closed(), event.context.span_id)
+        key = (worker.endpoint.name, worker.endpoint.url, worker.is_closed, event.context.span_id)
         return submitted.setdefault(key, token) is token
 
     def _meet(self, processors: SpanProcessor) -> None:

@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import math
 import os
 import sys
 import weakref
@@ -47,6 +46,7 @@ class Worker:
         # that moment.
         Instruments.of_this_process()
         self.endpoint = endpoint
+        self.is_closed = False  # whether what is submitted now is dropped; in children that are forked, too
         self.shutdown_timeout = shutdown_timeout
 
         def make() -> Runner:
@@ -83,7 +83,7 @@ class Worker:
     def submit(self, event: StepEvent, pipeline: Pipeline) -> None:
         """Take *event* for delivery, or drop it, counted and logged, when shut down or full."""
         here = self._here()
-        if here.dispatch.stop_at < math.inf:
+        if self.is_closed:
             self.drop("shutdown")
         elif here.store.put(event, pipeline) is Stored.FULL:
             self.drop("queue_full")
@@ -104,15 +104,11 @@ class Worker:
 
     def _wake_to_report(self, here: Runner) -> None:
         now = monotonic()
-        if not self.is_closed():
+        if not self.is_closed:
             here.wake()
         elif now - here.late_at >= _LATE:
             here.late_at = now
             here.wake()
-
-    def is_closed(self) -> bool:
-        """Whether what is submitted now is dropped."""
-        return self._here().dispatch.stop_at < math.inf
 
     def abandon(self) -> None:
         """Have the thread end once everything is delivered or discarded; an exit before that waits for it.
@@ -168,8 +164,9 @@ class Worker:
         once.
         """
         here = self._here()
-        if not self.is_closed() or not len(here.store):
+        if not self.is_closed or not len(here.store):
             here.dispatch.stop_at = deadline
+        self.is_closed = True
         here.is_draining = True
         if here.is_busy():
             here.wake()

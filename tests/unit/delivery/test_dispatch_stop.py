@@ -44,7 +44,7 @@ def test_a_wait_that_outlasts_the_stop_is_not_waited(rigged: NewRig, *, is_stopp
         wait_until(lambda: rig.named("POST"))
     stopping = threading.Thread(target=rig.worker.shutdown, args=(100 * WAIT,))
     stopping.start()
-    wait_until(rig.worker.is_closed)
+    wait_until(lambda: rig.worker.is_closed)
     answer.set()
     stopping.join(WAIT)
     assert rig.results == [("step-1", "discarded", "shutdown")]
