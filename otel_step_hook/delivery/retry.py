@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Literal
+from typing import Literal, Self
 
 from otel_step_hook.delivery.model import Delivery, Result
 
@@ -53,6 +53,27 @@ class AttemptResult:
                 f"an AttemptResult has status_code={self.status_code} and error_type={self.error_type!r}; "
                 "expected no error_type with a 2xx, and one with any other status"
             )
+
+    @classmethod
+    def of_answer(
+        cls,
+        status: int,
+        header: Callable[[str], str | None],
+        *,
+        now: float,
+        peer: tuple[str, int] | None = None,
+        excerpt: bytes = b"",
+    ) -> Self:
+        """What an HTTP answer came to at *now*, in unix seconds; *header* looks one up, None where there is none."""
+        directive = (header("webhook-delivery") or "").strip().lower()
+        return cls(
+            status_code=status,
+            error_type=None if status in _SUCCESS else str(status),
+            retry_after=parse_retry_after(header("retry-after"), now=now),
+            directive="disable" if directive == "disable" else "abort-message" if directive == "abort-message" else "",
+            peer=peer,
+            excerpt=excerpt,
+        )
 
     @property
     def is_success(self) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import httpx
 
@@ -17,7 +17,7 @@ from otel_step_hook.addresses import is_metadata_address
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers, TlsFiles
-from otel_step_hook.delivery.retry import AttemptResult, parse_retry_after
+from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.errors import ConfigurationError
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
@@ -168,7 +168,8 @@ class HttpxTransport:
         if self._peer is None:  # by way of a proxy
             self._peer = _peer_of(response)
         excerpt = await self._read(response, min(timeout, _ANSWER_TIME))
-        return self._result(response, excerpt)
+        status, header = response.status_code, response.headers.get
+        return AttemptResult.of_answer(status, header, now=time.time(), peer=self._peer, excerpt=excerpt)
 
     async def _failure(self, error: Exception, *, is_stale: bool) -> AttemptResult:
         if self._peer is not None and not is_stale:
@@ -242,17 +243,6 @@ class HttpxTransport:
                     await self._hang_up()
         return bytes(excerpt[:ANSWER_LIMIT])
 
-    def _result(self, response: httpx.Response, excerpt: bytes) -> AttemptResult:
-        status = response.status_code
-        return AttemptResult(
-            status_code=status,
-            error_type=None if 200 <= status < 300 else str(status),  # noqa: PLR2004 -- 2xx
-            retry_after=parse_retry_after(response.headers.get("retry-after"), now=time.time()),
-            directive=_directive(response.headers.get("webhook-delivery", "")),
-            peer=self._peer,
-            excerpt=excerpt,
-        )
-
     async def aclose(self) -> None:
         """Close the connection."""
         await self._hang_up()
@@ -268,11 +258,6 @@ def _peer_of(response: httpx.Response) -> tuple[str, int] | None:
     """The other end of the connection; None when the system does not know it any more."""
     host, port, *_ = response.extensions["network_stream"].get_extra_info("server_addr") or (None, 0)
     return None if host is None else (host, port)
-
-
-def _directive(value: str) -> Literal["", "abort-message", "disable"]:
-    word = value.strip().lower()
-    return "disable" if word == "disable" else "abort-message" if word == "abort-message" else ""
 
 
 def _has_excess(stream: object) -> bool:
