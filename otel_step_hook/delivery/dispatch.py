@@ -45,7 +45,7 @@ class Dispatch:
         self, endpoint: Endpoint, store: Store, policy: RetryPolicy, make_sender: MakeSender, *, concurrency: int
     ) -> None:
         self.log = RateLimitedLog()
-        self.losses = Losses()
+        self.losses = Losses(endpoint.name)
         self.flushes = Flushes()
         self.stop_at = self._last_attempts_at = math.inf
         self.is_abandoned = False

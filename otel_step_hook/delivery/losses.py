@@ -45,7 +45,8 @@ class Tally:
 class Losses:
     """Steps that were dropped, by reason, and faults that lost nothing. `drop` and `add_fault`: from anywhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint  # its name
         self._drops = {reason: Tally() for reason in _DROPPED}
         self._faults = Tally()
 
@@ -69,7 +70,7 @@ class Losses:
             count, detail = drops.take()
             if count:
                 telemetry.dropped(reason, count)
-                message = f"dropped a step ({reason}): {detail or _DROPPED[reason]}"
+                message = f"dropped a step ({reason}, endpoint {self._endpoint}): {detail or _DROPPED[reason]}"
                 log.log(logging.ERROR, ("dropped", reason), message, count)
         count, detail = self._faults.take()
         if count:

@@ -180,8 +180,8 @@ class Worker:
         left = len(here.store)
         if left and here.is_busy() and not here.is_overdue:
             here.is_overdue = True
-            text = "shutdown took its %g s; %d steps are neither delivered nor discarded"
-            log_safely(logging.ERROR, text, timeout, left)
+            text = "shutdown took its %g s; %d steps for endpoint %s are neither delivered nor discarded"
+            log_safely(logging.ERROR, text, timeout, left, self.endpoint.name)
 
     def _arm_for_multiprocessing(self, here: Runner) -> None:
         """In a child that multiprocessing made, arrange for a drain: its exit skips atexit before Python 3.13."""

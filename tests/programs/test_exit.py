@@ -110,7 +110,10 @@ def test_names_that_hang(run: Run) -> None:
     ended = run(hanging + PLAIN, webhook=url, shutdown_timeout=1, **PATIENT)
     assert (ended.code, ended.noise) == (3, [])
     # The second: Python 3.12 starts no thread once it exits, so that the sender itself may be caught in the look-up.
-    expected = ("2 more like this: discarded step", "; 3 steps are neither delivered nor discarded")
+    expected = (
+        "2 more like this: discarded step",
+        "; 3 steps for endpoint default are neither delivered nor discarded",
+    )
     assert any(sentence in ended.err for sentence in expected)
 
 
@@ -248,7 +251,7 @@ def test_after_shutdown(receiver: StepReceiver, run: Run) -> None:
     """)
     assert (ended.code, ended.noise, receiver.steps) == (0, [], ["step-0"])
     first, rest = ended.err.splitlines()
-    assert first == "dropped a step (shutdown): the step ended after shutdown()"
+    assert first == "dropped a step (shutdown, endpoint default): the step ended after shutdown()"
     assert rest == f"200 more like this: {first}"
     (threads,) = ended.out
     assert int(threads) <= 3  # the main thread, the sender, and the one that starts it

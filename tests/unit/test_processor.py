@@ -113,7 +113,7 @@ def test_a_step_id_that_is_too_long_is_dropped(
     hooked.end_step("next")
     hooked.provider.shutdown()
     (line,) = log_lines(caplog)
-    assert line.startswith("ERROR dropped a step (unreadable): ValueError")
+    assert line.startswith("ERROR dropped a step (unreadable, endpoint default): ValueError")
     assert [webhook.step_id for webhook in step_receiver.received] == ["next"]
 
 
@@ -217,8 +217,10 @@ def test_steps_that_are_lost_are_counted_and_logged(
     closed.end_step()
     closed.hook.shutdown()
     unreadable, late = log_lines(caplog)
-    assert re.fullmatch(r"ERROR dropped a step \(unreadable\): KeyError <- \S+:\d+ <lambda> <- .*", unreadable)
-    assert late == "ERROR dropped a step (shutdown): the step ended after shutdown()"
+    assert re.fullmatch(
+        r"ERROR dropped a step \(unreadable, endpoint default\): KeyError <- \S+:\d+ <lambda> <- .*", unreadable
+    )
+    assert late == "ERROR dropped a step (shutdown, endpoint default): the step ended after shutdown()"
     assert drops() == {"unreadable": 1, "shutdown": 1}
 
 
@@ -236,7 +238,7 @@ def test_a_rule_that_raises_for_one_span_is_asked_about_the_next(
     assert _ids(hooked, step_receiver) == ["step"]
     hooked.provider.shutdown()
     (line,) = log_lines(caplog)
-    assert line.startswith("ERROR dropped a step (unreadable): KeyError")
+    assert line.startswith("ERROR dropped a step (unreadable, endpoint default): KeyError")
 
 
 # Outcomes

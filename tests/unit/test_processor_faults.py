@@ -74,7 +74,7 @@ def test_what_cannot_be_read_is_logged(hook: StepHookProcessor, caplog: pytest.L
     hook.shutdown()
     assert sorted(line.partition(" <- ")[0] for line in log_lines(caplog)) == [
         "ERROR a fault of otel-step-hook: RuntimeError",
-        "ERROR dropped a step (unreadable): RuntimeError",
+        "ERROR dropped a step (unreadable, endpoint default): RuntimeError",
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_step_without_ids_is_dropped(name: str, hook: StepHookProcessor, caplo
     assert hook.force_flush(0)
     hook.shutdown()
     (line,) = log_lines(caplog)
-    assert line.startswith("ERROR dropped a step (unreadable): ")
+    assert line.startswith("ERROR dropped a step (unreadable, endpoint default): ")
 
 
 _keys = st.sampled_from(["step_id", "step.id", "step.status", "error.type"]) | st.text()

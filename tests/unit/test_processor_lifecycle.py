@@ -256,5 +256,5 @@ def test_a_step_after_shutdown_is_dropped(
     hooked.provider.shutdown()
     hooked.tracer.start_span("step", attributes={"step_id": "too late"}).end()
     hooked.hook.shutdown()
-    assert log_lines(caplog) == ["ERROR dropped a step (shutdown): the step ended after shutdown()"]
+    assert log_lines(caplog) == ["ERROR dropped a step (shutdown, endpoint default): the step ended after shutdown()"]
     assert step_receiver.received == []

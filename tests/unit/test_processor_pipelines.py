@@ -278,7 +278,7 @@ def test_a_late_step_is_dropped_once(
     _end_step(provider)
     for one in (hook, other):  # all that is to be said has been said then
         one.shutdown()
-    assert log_lines(caplog) == ["ERROR dropped a step (shutdown): the step ended after shutdown()"]
+    assert log_lines(caplog) == ["ERROR dropped a step (shutdown, endpoint default): the step ended after shutdown()"]
 
 
 # Copies of spans

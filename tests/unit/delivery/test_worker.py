@@ -15,7 +15,10 @@ from support import log_lines
 from otel_step_hook import ConfigurationError, StepHookProcessor
 from otel_step_hook.delivery import loop
 
-FULL = "dropped a step (queue_full): STEP_COMPLETE_MAX_QUEUE_SIZE events are waiting; the newest are dropped"
+FULL = (
+    "dropped a step (queue_full, endpoint default): "
+    "STEP_COMPLETE_MAX_QUEUE_SIZE events are waiting; the newest are dropped"
+)
 
 
 def test_the_thread_starts_with_the_first_step(rigged: NewRig) -> None:
@@ -102,7 +105,7 @@ def test_faults_are_logged_once(rigged: NewRig, caplog: pytest.LogCaptureFixture
     assert "a secret" not in caplog.text
     assert {line.partition("test_worker.py")[0]: count for line, count in counts(caplog).items()} == {
         "a fault of otel-step-hook: StopIteration <- ": 3,
-        "dropped a step (unreadable): StopIteration <- ": 3,
+        "dropped a step (unreadable, endpoint default): StopIteration <- ": 3,
     }
     assert len(log_lines(caplog)) == 4
 

@@ -53,7 +53,7 @@ def test_shutdown(rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytes
     assert any(line.startswith("ERROR 2 more like this: discarded step") for line in log_lines(caplog))
     wait_until(lambda: not threads())
     rig.submit(event("late"))
-    wait_until(lambda: "dropped a step (shutdown)" in caplog.text and not threads())
+    wait_until(lambda: "dropped a step (shutdown, endpoint default)" in caplog.text and not threads())
 
 
 @pytest.mark.skipif(not _DESCRIPTORS.exists(), reason="the system does not say how many descriptors are open")

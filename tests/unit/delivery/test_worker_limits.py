@@ -58,7 +58,10 @@ def test_shutdown_keeps_its_limit_without_descriptors(
         assert not rig.worker.flush(0)
     assert rig.worker.flush(WAIT)
     assert [result for _, result, _ in rig.results] == ["discarded"]
-    assert "ERROR shutdown took its 0.3 s; 1 steps are neither delivered nor discarded" in log_lines(caplog)
+    assert (
+        "ERROR shutdown took its 0.3 s; 1 steps for endpoint default are neither delivered nor discarded"
+        in log_lines(caplog)
+    )
 
 
 def test_no_threads(rigged: NewRig) -> None:

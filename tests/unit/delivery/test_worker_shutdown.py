@@ -13,7 +13,7 @@ from support import log_lines
 from otel_step_hook.delivery import clock, worker
 
 _start_new_thread = _thread.start_new_thread
-LATE = "dropped a step (shutdown): the step ended after shutdown()"
+LATE = "dropped a step (shutdown, endpoint default): the step ended after shutdown()"
 
 
 class Starts:
@@ -78,7 +78,9 @@ def test_shutdown_keeps_its_limit_when_the_thread_is_stuck(rigged: NewRig, caplo
     script.wait_for(1)
     assert 0.2 <= seconds(lambda: rig.worker.shutdown(0.2)) < 0.2 + AT_ONCE
     assert seconds(lambda: rig.worker.shutdown(WAIT)) < AT_ONCE
-    assert log_lines(caplog) == ["ERROR shutdown took its 0.2 s; 2 steps are neither delivered nor discarded"]
+    assert log_lines(caplog) == [
+        "ERROR shutdown took its 0.2 s; 2 steps for endpoint default are neither delivered nor discarded"
+    ]
     released.set()
 
 

@@ -13,7 +13,7 @@ from otel_step_hook.steps.reader import StepReader
 from otel_step_hook.testing import ScriptedReceiver
 
 _FAULT = "a fault of otel-step-hook: LookupError"
-_DROP = "dropped a step (unreadable): LookupError"
+_DROP = "dropped a step (unreadable, endpoint default): LookupError"
 _CALL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1"}
 
 
