@@ -126,6 +126,11 @@ class Dispatch:
         self._discard_older(0.0, type(error).__name__)
         self.look_without_loop()
 
+    def report_all(self) -> None:
+        """Record and log what other threads have counted, and every count that is still to be logged."""
+        self.losses.report(self._telemetry, self.log)
+        self.log.log_counts(all_of_them=True)
+
     def look(self) -> None:
         """See to everything that can be done now: after each wake-up, each attempt, and when something is due."""
         if self._ended.done():

@@ -161,8 +161,9 @@ class Runner:
                 return self._pause(error)
             dispatch.discard_all(error)
         if self.is_draining or dispatch.is_abandoned:
-            dispatch.log.log_counts(all_of_them=True)
+            # In this order: a shutdown that begins now asks for it again.
             self.is_draining = False
+            dispatch.report_all()
         return True
 
     async def _run_dispatch(self, loop: EventLoop) -> None:

@@ -146,6 +146,27 @@ def test_the_count_of_late_steps_is_logged_at_the_next_shutdown(
     assert sum(counts) == 4
 
 
+def test_steps_that_end_while_the_last_loop_ends_are_counted(
+    rigged: NewRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that come after its last look, and before it logs what it has counted, are in that line, too."""
+    rig = rigged(Script())
+    dispatch = rig.worker._here().dispatch
+    usual = dispatch.run
+
+    async def run() -> None:
+        await usual()
+        rig.submit(*(event() for _ in range(10)))
+
+    rig.worker.shutdown(WAIT)
+    monkeypatch.setattr(dispatch, "run", run)
+    rig.submit()
+    rig.worker.shutdown(WAIT)
+    assert log_lines(caplog)[0] == f"ERROR {LATE}"
+    assert counts(caplog)[LATE] % 10 == 1
+    assert counts(caplog)[LATE] > 10
+
+
 @pytest.mark.parametrize("limit", [WAIT, 0.0])
 def test_submitting_while_it_shuts_down(rigged: NewRig, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever comes first: each step is delivered, discarded or dropped, and the thread ends."""
