@@ -238,3 +238,18 @@ def test_of_an_error_type_and_place_are_told_and_not_its_message() -> None:
 def test_an_error_that_was_never_raised_has_no_place() -> None:
     """An error without a traceback is told by its type."""
     assert where(KeyError("sekret")) == "KeyError"
+
+
+def test_ctrl_c_in_a_handler_gets_through() -> None:
+    """Where shutdown() delivers on the application's own thread, its user may break it off."""
+
+    def interrupt(_: logging.LogRecord) -> bool:
+        raise KeyboardInterrupt
+
+    logger = logging.getLogger("otel_step_hook")
+    logger.addFilter(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            log_safely(logging.ERROR, "a line")
+    finally:
+        logger.removeFilter(interrupt)
