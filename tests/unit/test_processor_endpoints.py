@@ -82,7 +82,7 @@ def test_no_receiver_waits_for_another(
             {"name": "off", "webhook": off.url},
             {"name": "healthy", "webhook": healthy.url},
             concurrency=1,
-            shutdown_timeout=0.5,
+            shutdown_timeout=3.0,  # of which a tenth is left to record what is discarded
         )
         for number in range(50):
             hooked.tracer.start_span("step", attributes={"step_id": f"step-{number}"}).end()
@@ -118,8 +118,7 @@ def test_flush_and_shutdown_ask_all_at_once(pipeline: NewPipeline, caplog: pytes
             "DEBUG force_flush: deliveries to hanging-0, hanging-1, hanging-2, hanging-3, hanging-4, hanging-5 go on"
         ]
         assert seconds(hooked.hook.shutdown) < 2.0 + AT_ONCE < 6 * 2.0
-    results = {str((one.attributes or {})["step_hook.endpoint"]) for one in hooked.named("step_hook.deliver")}
-    assert len(results) == 7
+    wait_until(lambda: len(hooked.named("step_hook.deliver")) == 7)
 
 
 def test_two_receivers_may_have_one_url(pipeline: NewPipeline, step_receiver: ScriptedReceiver) -> None:
