@@ -119,7 +119,7 @@ def test_shutdowns_share_their_limit(rigged: NewRig) -> None:
     left: list[int] = []
 
     def shut_down() -> None:
-        rig.worker.shutdown(0.3)
+        rig.worker.shutdown(2.0)  # of which a tenth is left to discard
         left.append(2 - len(rig.results))
 
     _all_at_once(shut_down, shut_down)
