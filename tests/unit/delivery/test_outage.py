@@ -81,9 +81,9 @@ def test_a_time_that_was_too_short_says_nothing_of_the_endpoint(
 ) -> None:
     """The last attempts of steps that are about to be given up may end early: the endpoint is not down."""
     script = Script(AttemptResult(error_type="timeout"))
-    rig = rigged(script, give_up_after=10.0, timeout=8.0, concurrency=1)
-    rig.deliver(*(event() for _ in range(30)), age=9.98)
-    assert len(script.posts) >= 10
+    rig = rigged(script, give_up_after=10.0, timeout=8.0, concurrency=1, initial_backoff=20.0, max_backoff=20.0)
+    rig.deliver(*(event() for _ in range(30)), age=7.0)  # 3 s are left of 8, and none is tried again
+    assert len(script.posts) == 30
     assert not [line for line in log_lines(caplog) if "is down" in line]
 
 
