@@ -15,7 +15,7 @@ def main() -> None:
 
 def _main() -> None:
     try:
-        from otel_step_hook.cli import main as run  # noqa: PLC0415 -- typer and rich are an extra
+        from otel_step_hook.cli.app import main as run  # noqa: PLC0415 -- typer and rich are an extra
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import httpx
 
-from otel_step_hook.addresses import is_metadata_address
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
+from otel_step_hook.delivery.metadata_hosts import is_metadata_address
 from otel_step_hook.delivery.model import Endpoint, Headers, TlsFiles
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.errors import ConfigurationError

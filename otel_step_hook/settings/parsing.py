@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from otel_step_hook.addresses import is_metadata_host
+from otel_step_hook.delivery.metadata_hosts import is_metadata_host
 from otel_step_hook.delivery.signing import parse_secrets
 from otel_step_hook.steps.plugins import profile_names
 

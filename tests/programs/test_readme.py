@@ -20,8 +20,8 @@ from rich.console import Console
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-from otel_step_hook.cli import listen
-from otel_step_hook.demo import run
+from otel_step_hook.cli.app import listen
+from otel_step_hook.cli.demo import run
 from otel_step_hook.settings import StepHookSettings, endpoints_of, setting_rows
 from otel_step_hook.steps.frameworks import PROFILES
 

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from servers.build import binary
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
-from otel_step_hook.demo import AgentRun, agent
+from otel_step_hook.cli.demo import AgentRun, agent
 from otel_step_hook.testing import ScriptedReceiver
 
 pytestmark = pytest.mark.servers

@@ -1,14 +1,17 @@
-"""What the unit tests share: pipelines whose hooks send to `step_receiver`."""
+"""What the unit tests share: pipelines whose hooks send to `step_receiver`, names, and a certificate authority."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import support
 from opentelemetry.trace import Tracer, format_trace_id
+from sending import Names, authority
 from support import NewPipeline, Pipeline
 
-from otel_step_hook.demo import AgentRun
+from otel_step_hook.cli.demo import AgentRun
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.testing import ScriptedReceiver
 
@@ -35,4 +38,20 @@ def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
             tracer.start_span("plan", attributes={"step_id": "step-1-plan"}).end()
         return AgentRun(format_trace_id(workflow.get_span_context().trace_id), {"step-1-plan": Outcome.SUCCESS})
 
-    monkeypatch.setattr("otel_step_hook.demo.agent", agent)
+    monkeypatch.setattr("otel_step_hook.cli.demo.agent", agent)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """A resolver that knows the names of the test; a name server of our own would have to be known to the machine's."""
+    known = Names()
+    monkeypatch.setattr(socket, "getaddrinfo", known.getaddrinfo)
+    return known
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> str:
+    """The path of a PEM file with the authority's certificate."""
+    path = tmp_path / "authority.pem"
+    authority().cert_pem.write_to_path(str(path))
+    return str(path)

@@ -35,7 +35,7 @@ from standardwebhooks import Webhook
 from syrupy.assertion import SnapshotAssertion
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
-from otel_step_hook.demo import run
+from otel_step_hook.cli.demo import run
 from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, read_request
 
 SECRET = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"

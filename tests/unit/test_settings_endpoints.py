@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_step_hook import EndpointSettings, StepHookSettings
+from otel_step_hook.cli.display import settings_table
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
-from otel_step_hook.display import settings_table
 from otel_step_hook.settings import endpoints_of, in_force
 from otel_step_hook.steps.event import Outcome
 

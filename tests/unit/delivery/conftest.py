@@ -1,12 +1,10 @@
-"""What the tests of delivery share: workers that are shut down at the end, names, and an authority."""
+"""What the tests of delivery share: workers that are shut down at the end."""
 
-import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from delivering import WAIT, NewRig, Rig, threads, wait_until
-from sending import Attempts, Names, authority
+from sending import Attempts
 
 from otel_step_hook.delivery import runner
 from otel_step_hook.delivery.sender import Transport
@@ -43,19 +41,3 @@ def rigged() -> Iterator[NewRig]:
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker whose loop has died starts the next one after less time than in production, where it is a second."""
     monkeypatch.setattr(runner, "_PAUSE_AFTER_FAULT", 0.02)
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """A resolver that knows the names of the test; a name server of our own would have to be known to the machine's."""
-    known = Names()
-    monkeypatch.setattr(socket, "getaddrinfo", known.getaddrinfo)
-    return known
-
-
-@pytest.fixture
-def trusted(tmp_path: Path) -> str:
-    """The path of a PEM file with the authority's certificate."""
-    path = tmp_path / "authority.pem"
-    authority().cert_pem.write_to_path(str(path))
-    return str(path)

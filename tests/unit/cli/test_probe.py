@@ -14,9 +14,9 @@ from pytest_httpserver import HTTPServer
 from sending import Names, answering, endpoint_to, secured, server_context, silent
 
 from otel_step_hook import ConfigurationError, __version__
-from otel_step_hook.delivery.probe import Finding, probe, send_one
+from otel_step_hook.cli.listener import Arrival, Listener
+from otel_step_hook.cli.probe import Finding, probe, send_one
 from otel_step_hook.delivery.signing import new_secret
-from otel_step_hook.listener import Arrival, Listener
 from otel_step_hook.receiver import verify
 from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, read_request
 

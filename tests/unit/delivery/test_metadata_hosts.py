@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_step_hook.addresses import is_metadata_address, is_metadata_host
+from otel_step_hook.delivery.metadata_hosts import is_metadata_address, is_metadata_host
 
 _SPELLINGS_V4: dict[str, Callable[[int], str]] = {
     "dotted": lambda v4: str(IPv4Address(v4)),

@@ -17,8 +17,8 @@ from pytest_httpserver import HTTPServer
 from rich.console import Console
 from support import Pipeline
 
-import otel_step_hook.demo
-from otel_step_hook.demo import AgentRun, agent, run
+import otel_step_hook.cli.demo
+from otel_step_hook.cli.demo import AgentRun, agent, run
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.testing import HostileReceiver, ScriptedReceiver
 
@@ -93,7 +93,7 @@ def test_a_delivery_that_is_not_as_it_should_be(hooked: Pipeline, console: Conso
         "step-2-search_flights": Outcome.SUCCESS,
         "step-4": Outcome.CANCELLED,
     }
-    assert otel_step_hook.demo._judge(console, AgentRun("0" * 32, outcomes), hooked.spans) == 1
+    assert otel_step_hook.cli.demo._judge(console, AgentRun("0" * 32, outcomes), hooked.spans) == 1
     assert _output(console).splitlines() == [
         "Not as it should be:",
         "  step-1: expected failed, and success was delivered",
@@ -151,7 +151,7 @@ def test_export_to_nobody(
     console: Console, closed_port: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a collector the demo says so, and succeeds all the same."""
-    monkeypatch.setattr(otel_step_hook.demo, "_EXPORT_TIME", 0.2)
+    monkeypatch.setattr(otel_step_hook.cli.demo, "_EXPORT_TIME", 0.2)
     assert run(console, otlp=f"http://user:pw@127.0.0.1:{closed_port}") == 0
     output = _output(console)
     assert re.search(
@@ -166,10 +166,10 @@ def _say_nothing(_: socket.socket, closing: threading.Event) -> None:
 
 def test_export_to_a_collector_that_hangs(spans: Sequence[ReadableSpan], monkeypatch: pytest.MonkeyPatch) -> None:
     """A collector that never answers holds nobody up for long."""
-    monkeypatch.setattr(otel_step_hook.demo, "_EXPORT_TIME", 0.2)
+    monkeypatch.setattr(otel_step_hook.cli.demo, "_EXPORT_TIME", 0.2)
     began = time.monotonic()
     with HostileReceiver(_say_nothing) as collector:
-        told = otel_step_hook.demo._export(collector.url, spans, "0" * 32)
+        told = otel_step_hook.cli.demo._export(collector.url, spans, "0" * 32)
     assert told.startswith("The trace was not exported: nothing at http://127.0.0.1:")
     assert time.monotonic() - began < 5
 
@@ -179,7 +179,7 @@ def test_export_to_a_collector_that_hangs(spans: Sequence[ReadableSpan], monkeyp
 )
 def test_export_to_no_url(spans: Sequence[ReadableSpan], endpoint: str) -> None:
     """Where the endpoint is no URL of HTTP, the demo says what one looks like."""
-    assert otel_step_hook.demo._export(endpoint, spans, "0" * 32) == (
+    assert otel_step_hook.cli.demo._export(endpoint, spans, "0" * 32) == (
         "The trace was not exported: OTEL_EXPORTER_OTLP_ENDPOINT or --otlp is not a URL; "
         "expected one such as http://127.0.0.1:4318"
     )
@@ -187,12 +187,12 @@ def test_export_to_no_url(spans: Sequence[ReadableSpan], endpoint: str) -> None:
 
 def test_the_host_to_look_at() -> None:
     """An IPv6 address has its brackets in the URL to look at, and nobody's password is there."""
-    assert otel_step_hook.demo._host("http://user:pw@[::1]:4318/base") == "[::1]"
-    assert otel_step_hook.demo._host("https://collector.example") == "collector.example"
+    assert otel_step_hook.cli.demo._host("http://user:pw@[::1]:4318/base") == "[::1]"
+    assert otel_step_hook.cli.demo._host("https://collector.example") == "collector.example"
 
 
 def test_export_without_the_extra(spans: Sequence[ReadableSpan], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the exporter the demo names the extra."""
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    told = otel_step_hook.demo._export("http://127.0.0.1:9", spans, "0" * 32)
+    told = otel_step_hook.cli.demo._export("http://127.0.0.1:9", spans, "0" * 32)
     assert told == "The trace was not exported: that needs an extra: pip install 'otel-step-hook[otlp]'"

@@ -16,17 +16,17 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from otel_step_hook.cli.demo import run
+from otel_step_hook.cli.display import ARRIVAL_HEADING, arrival_line, harmless, settings_table, status_words
+from otel_step_hook.cli.listener import Arrival, Listener, Plan
+from otel_step_hook.cli.probe import Finding, Trial, probe, send_one
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.model import Endpoint
-from otel_step_hook.delivery.probe import Finding, Trial, probe, send_one
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.signing import new_secret
 from otel_step_hook.delivery.telemetry import shown_url
-from otel_step_hook.demo import run
-from otel_step_hook.display import ARRIVAL_HEADING, arrival_line, harmless, settings_table, status_words
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.listener import Arrival, Listener, Plan
 from otel_step_hook.settings import StepHookSettings, endpoints_of, unknown_variables
 from otel_step_hook.steps.event import text_of
 from otel_step_hook.version import __version__

@@ -21,10 +21,10 @@ from opentelemetry.trace import Tracer, format_trace_id
 from rich.console import Console
 from rich.text import Text
 
+from otel_step_hook.cli.display import ARRIVAL_HEADING, MAX_WIDTH, arrival_line, trace_picture, write_svg
+from otel_step_hook.cli.listener import Arrival, Listener, Plan
 from otel_step_hook.delivery.signing import new_secret
 from otel_step_hook.delivery.telemetry import shown_url
-from otel_step_hook.display import ARRIVAL_HEADING, MAX_WIDTH, arrival_line, trace_picture, write_svg
-from otel_step_hook.listener import Arrival, Listener, Plan
 from otel_step_hook.processor import StepHookProcessor
 from otel_step_hook.settings import StepHookSettings
 from otel_step_hook.steps.event import Outcome

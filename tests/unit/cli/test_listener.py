@@ -9,10 +9,10 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-import otel_step_hook.listener
+import otel_step_hook.cli.listener
 from otel_step_hook import ConfigurationError
+from otel_step_hook.cli.listener import BODY_LIMIT, Arrival, Listener, Plan
 from otel_step_hook.delivery.signing import new_secret, parse_secrets, sign
-from otel_step_hook.listener import BODY_LIMIT, Arrival, Listener, Plan
 
 _BODY = b'{"step_id": "step-1"}'
 
@@ -296,7 +296,7 @@ def test_secrets_that_can_never_work() -> None:
 
 def test_forgets_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many webhooks are remembered; the one unseen for longest is counted anew."""
-    monkeypatch.setattr(otel_step_hook.listener, "_WEBHOOKS", 2)
+    monkeypatch.setattr(otel_step_hook.cli.listener, "_WEBHOOKS", 2)
     arrivals: list[Arrival] = []
     with Listener(on_arrival=arrivals.append) as listener:
         for webhook_id in ("a", "b", "a", "c", "a", "b"):

@@ -15,9 +15,9 @@ import pytest
 
 import otel_step_hook.__main__
 from otel_step_hook import StepHookSettings, __version__
-from otel_step_hook.cli import main
+from otel_step_hook.cli.app import main
+from otel_step_hook.cli.listener import Listener, Plan
 from otel_step_hook.delivery.signing import new_secret, parse_secrets
-from otel_step_hook.listener import Listener, Plan
 from otel_step_hook.testing import Answer, ScriptedReceiver
 
 _KEY = "sesame-open"
@@ -125,7 +125,7 @@ def test_demo_without_a_place_for_its_picture(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("short_demo")
 def test_demo_exports_where_the_environment_says(cli: Cli, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """OTEL_EXPORTER_OTLP_ENDPOINT, as every program with OpenTelemetry knows it, is the collector."""
-    monkeypatch.setattr("otel_step_hook.demo._EXPORT_TIME", 0.2)
+    monkeypatch.setattr("otel_step_hook.cli.demo._EXPORT_TIME", 0.2)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{closed_port}")
     status, output, _ = cli("demo")
     assert status == 0
@@ -399,7 +399,7 @@ def test_listen_on_a_port_that_is_taken(cli: Cli) -> None:
 @pytest.fixture
 def imported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line is imported again, as at the start of a process."""
-    monkeypatch.delitem(sys.modules, "otel_step_hook.cli")
+    monkeypatch.delitem(sys.modules, "otel_step_hook.cli.app")
 
 
 @pytest.mark.usefixtures("imported_anew")
@@ -417,8 +417,8 @@ def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.usefixtures("imported_anew")
 def test_without_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any other missing module is an error that names it."""
-    monkeypatch.setitem(sys.modules, "otel_step_hook.listener", None)
-    with pytest.raises(ModuleNotFoundError, match=r"import of otel_step_hook\.listener halted; None in sys\.modules"):
+    monkeypatch.setitem(sys.modules, "otel_step_hook.cli.listener", None)
+    with pytest.raises(ModuleNotFoundError, match=r"import of otel_step_hook\.cli\.listener halted"):
         otel_step_hook.__main__.main()
 
 

@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from otel_step_hook.cli.listener import Arrival
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.telemetry import shown_url
-from otel_step_hook.listener import Arrival
 from otel_step_hook.settings import StepHookSettings, in_force, setting_rows
 from otel_step_hook.steps.event import SCOPE
 

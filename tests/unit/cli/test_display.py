@@ -7,8 +7,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from rich.console import Console, RenderableType
 from support import NewPipeline, Pipeline
 
-from otel_step_hook.display import ARRIVAL_HEADING, arrival_line, harmless, status_words, trace_picture, write_svg
-from otel_step_hook.listener import Arrival
+from otel_step_hook.cli.display import ARRIVAL_HEADING, arrival_line, harmless, status_words, trace_picture, write_svg
+from otel_step_hook.cli.listener import Arrival
 from otel_step_hook.testing import ScriptedReceiver
 
 

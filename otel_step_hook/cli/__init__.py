@@ -1,0 +1,1 @@
+"""The command line, `otel-step-hook`: needs the extra ``cli``, and nothing else of the package imports it."""
