@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+from otel_step_hook import _sdk
 from otel_step_hook.delivery.model import Endpoint, Pipeline
 from otel_step_hook.delivery.retry import RetryPolicy
 from otel_step_hook.errors import ConfigurationError
@@ -88,9 +89,9 @@ class StepHookProcessor(SpanProcessor):
         if not self._workers:
             return
         try:
-            processors = getattr(span, "_span_processor", None)
-            if processors is not None and getattr(processors, "_span_processors", None) is not self._placed:
-                self._meet(processors)  # again, if somebody has registered more since, or this one twice
+            processors, registered = _sdk.registered(span)
+            if processors is not None and registered is not self._placed:
+                self._meet(span, processors, registered)  # again, if more are registered since, or this one twice
             self._reader.on_start(span, sys.exception())
         except Exception as error:  # noqa: BLE001 -- runs in the application's start_span(): nothing may escape
             self._workers[0].add_fault(error)
@@ -127,11 +128,11 @@ class StepHookProcessor(SpanProcessor):
         key = (worker.endpoint.name, worker.endpoint.url, worker.is_closed, event.context.span_id)
         return submitted.setdefault(key, token) is token
 
-    def _meet(self, processors: SpanProcessor) -> None:
+    def _meet(self, span: Span, processors: SpanProcessor, registered: _sdk.Processors | None) -> None:
         """Put this one before the others of a provider; its spans' deliveries go the way of its spans."""
         self._processors = processors
-        if _move_to_front(self, processors):
-            self._placed = getattr(processors, "_span_processors", None)
+        if registered is None or _is_first(self, registered) or _sdk.register_first(self, processors):
+            self._placed = _sdk.registered(span)[1]
 
     def shutdown(self) -> None:
         """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""
@@ -218,27 +219,13 @@ def _shut_down_at_exit(workers: "list[weakref.ref[Worker]]", timeout: float) -> 
     _shut_down(tuple(alive for worker in workers if (alive := worker()) is not None), timeout)
 
 
-def _move_to_front(processor: SpanProcessor, processors: SpanProcessor) -> bool:
-    """Put *processor* before all others of its provider, and there once; False where that has to be tried again.
+def _is_first(processor: SpanProcessor, registered: _sdk.Processors) -> bool:
+    """Whether *processor* comes before all *registered* processors of its provider, and is registered once.
 
     Processors are shut down in their order: an exporter's that comes first would never see the
     spans of the deliveries that our own shutdown waits for.
     """
-    registered = getattr(processors, "_span_processors", None)
-    lock = getattr(processors, "_lock", None)
-    if not isinstance(registered, tuple) or lock is None:  # not the SDK's own
-        return True
     # Not among the others: it comes first, or is part of another one, which passes on what it is told.
     # Behind nothing but other hooks it stays: two would change places for ever.
     others = tuple(itertools.dropwhile(lambda one: isinstance(one, StepHookProcessor), registered))
-    if processor not in others and registered.count(processor) < 2:  # noqa: PLR2004 -- registered twice
-        return True
-    # Only tried: a signal handler may have interrupted its own thread in add_span_processor().
-    if not lock.acquire(blocking=False):
-        return False
-    try:
-        others = tuple(other for other in processors._span_processors if other is not processor)  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
-        processors._span_processors = (processor, *others)  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
-    finally:
-        lock.release()
-    return True
+    return processor not in others and registered.count(processor) < 2  # noqa: PLR2004 -- registered twice

@@ -104,7 +104,7 @@ class StepRecorder(SpanProcessor):
 
 def started(span: ReadableSpan, attributes: Mapping[str, Any] | None = None) -> StartedSpan:
     """What the rules read of a span that was made by hand; with other *attributes*, if they are given."""
-    made = StartedSpan.of(span, lambda _: None)
+    made = StartedSpan.of(span, lambda _: None, {})
     made.ended = span
     made.attributes = made.attributes if attributes is None else attributes
     return made

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 SCOPE = "otel_step_hook"  # instrumentation scope of every span that this library makes; such a span is never a step
@@ -39,18 +38,6 @@ class StepEvent:
     start_time: int
     end_time: int
     details: Mapping[str, str] = field(default_factory=dict)
-
-
-def attributes_of(span: ReadableSpan) -> Mapping[str, object]:
-    """The attributes of *span* without a copy; read-only by agreement.
-
-    The SDK keeps them in a private dict below two wrappers that make a look-up six times slower
-    (measured); a span made by hand has a plain mapping.
-    """
-    try:
-        return span._attributes._dict  # type: ignore[union-attr,no-any-return]  # noqa: SLF001 -- see above
-    except AttributeError:
-        return span.attributes or {}
 
 
 def generated_step_id(context: SpanContext) -> str:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome, StepEvent, attributes_of, generated_step_id, text_of
+from otel_step_hook import _sdk
+from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome, StepEvent, generated_step_id, text_of
 from otel_step_hook.steps.outcome import outcome_of, users_outcome
 from otel_step_hook.steps.profile import FrameworkProfile, Profile, first
 from otel_step_hook.steps.rows import Fault, Rows, rows_of
@@ -56,20 +57,18 @@ class StepReader:
     def on_start(self, span: Span, exception: BaseException | None) -> None:
         """Note what cannot be seen any more when *span* ends; *exception* is the one in flight."""
         self.seen += 1
-        # Every span pays for these lines: private names, since each property is one more call.
-        context, parent, scope = span._context, span._parent, span._instrumentation_scope  # noqa: SLF001 -- see above
-        span_id, name = context[1], "" if scope is None else scope._name  # type: ignore[index]  # noqa: SLF001
-        rows = self._rows.get(name) or self._first_sight(name)
-        above = None if parent is None else self._started.get(parent[1])
-        started = self._started[span_id] = StartedSpan.of(span, self._forget, span_id, name, above)
+        # Every span pays for these lines.
+        started = StartedSpan.of(span, self._forget, self._started)
+        self._started[started.span_id] = started
+        rows = self._rows.get(started.scope) or self._first_sight(started.scope)
         if exception is not None:
             started.see(exception)
         if rows.at_start or _WORKFLOW in sys.modules:
             self._ask_running_code(started, rows)
         if rows.required is None or not started.attributes.keys().isdisjoint(rows.required):
             started.began_as = self._beginning(started, rows)
-        if rows.ends_children and above is not None and above.scope == name:
-            self._list_child(span, started, above, rows)
+        if rows.ends_children and started.parent is not None and started.parent.scope == started.scope:
+            self._list_child(span, started, started.parent, rows)
 
     def _beginning(self, started: StartedSpan, rows: Rows) -> Beginning | None:
         profile = rows.found(started, self._on_fault)
@@ -119,14 +118,12 @@ class StepReader:
 
         *exception* says which one is in flight.
         """
-        # Most spans are no steps, and pay for these lines alone: private names, since each property is one more call.
-        try:
-            started = self._started.pop(span._context[1])  # type: ignore[index]  # noqa: SLF001
-        except (AttributeError, KeyError, TypeError):  # began before there was a hook, was collected, or made by hand
-            started = self._unstarted(span)
-        if dropped := getattr(span._attributes, "dropped", 0):  # noqa: SLF001 -- as above
+        # Most spans are no steps, and pay for these lines alone.
+        span_id, dropped = _sdk.span_end(span)
+        started = self._started.pop(span_id, None) or self._unstarted(span)
+        if dropped:
             # Some releases have put another mapping in the place of the one that the span began with.
-            started.attributes = attributes_of(started() or span)
+            started.attributes = _sdk.live_attributes(started() or span)
         rows = self._rows.get(started.scope, self._others)
         if (
             started.began_as is None
@@ -135,7 +132,8 @@ class StepReader:
             and started.children is None
             and not started.is_listed
         ):
-            self.truncated += bool(dropped)
+            if dropped:
+                self.truncated += 1
             started.ended, started.attributes = OVER, NOTHING  # spans below it may outlive it, and hold it
             return ()
         events = self._ended(span, started, rows, exception())
@@ -143,8 +141,9 @@ class StepReader:
         return events
 
     def _unstarted(self, span: ReadableSpan) -> StartedSpan:
+        """What is known of a span that began before there was a hook, that was collected, or that was made by hand."""
         found = self._gone.pop(span.context.span_id) if span.context is not None else None
-        return StartedSpan.of(span, lambda _: None, scope=_scope_of(span)) if found is None else found
+        return StartedSpan.of(span, lambda _: None, {}) if found is None else found
 
     def _ended(
         self, span: ReadableSpan, started: StartedSpan, rows: Rows, exception: BaseException | None
@@ -160,7 +159,7 @@ class StepReader:
         events = self._ended_below(started, flying) if started.children is not None else []
         try:
             attributes, profile = started.attributes, self._profile_of(span, started, rows)
-            if profile is None and getattr(span._attributes, "dropped", False):  # noqa: SLF001 -- as in `on_end`
+            if profile is None and span.dropped_attributes:
                 self.truncated += 1
             if profile is not None and is_first and attributes.get("logfire.span_type") not in _COPIES:
                 event = self._event(original, started, profile, outcome_of(started, flying, profile))
@@ -207,7 +206,7 @@ class StepReader:
     ) -> StepEvent | None:
         if outcome is None or (_WORKFLOW in sys.modules and _is_past(started)):
             return None
-        context, start, end = span._context, span._start_time, span._end_time  # noqa: SLF001 -- as in `on_end`
+        context, name, start_time, end_time = _sdk.span_identity(span)
         if context is None or not context.is_valid:
             raise ValueError("a span without ids")  # made by hand; no delivery could be recorded below it
         step_id = _step_id(started, profile) or generated_step_id(context)
@@ -218,17 +217,12 @@ class StepReader:
         return StepEvent(
             step_id=step_id,
             outcome=outcome,
-            name=started.name,
+            name=name,
             context=context,
-            start_time=start or 0,
-            end_time=end or 0,
+            start_time=start_time,
+            end_time=end_time,
             details=self._details.get(step_id, {}),
         )
-
-
-def _scope_of(span: ReadableSpan) -> str:
-    scope = span._instrumentation_scope  # noqa: SLF001 -- as in `on_end`
-    return "" if scope is None else scope._name  # noqa: SLF001 -- as above
 
 
 def _is_past(span: StartedSpan) -> bool:

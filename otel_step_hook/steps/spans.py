@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.trace import Status
 
-from otel_step_hook.steps.event import attributes_of
+from otel_step_hook import _sdk
 
 if TYPE_CHECKING:
     from otel_step_hook.steps.profile import FrameworkProfile
@@ -64,29 +64,28 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     _depth: int  # how many ancestors it knows
 
     @classmethod
-    def of(
-        cls,
-        span: ReadableSpan,
-        forget: "Forget",
-        span_id: int = 0,
-        scope: str = "",
-        parent: "StartedSpan | None" = None,
-    ) -> Self:
-        """What is known of *span* when it begins; *forget* is called when it is gone without an end."""
+    def of(cls, span: ReadableSpan, forget: "Forget", spans: "Mapping[int, StartedSpan]") -> Self:
+        """What is known of *span* when it begins, with its parent if that is among *spans*, by span id.
+
+        *forget* is called when the span is gone without an end.
+        """
         started = cls(span, forget)  # no __init__: every span pays for this
-        started.name = span._name  # noqa: SLF001 -- a property would be one more call
-        started.attributes = attributes_of(span)
-        started.scope = scope
-        started.span_id = span_id
-        started.processor = getattr(span, "_span_processor", None)
-        started.parent = parent
+        (
+            started.span_id,
+            parent_id,
+            started.scope,
+            started.name,
+            started.attributes,
+            started.processor,
+        ) = _sdk.span_start(span)
+        parent = started.parent = spans.get(parent_id) if parent_id else None
         started.facts = NOTHING
         started.began_as = started.children = started._seen = None
         started.is_listed = False
         started.ended = _RUNNING
         started._depth = 0
         if parent is not None:
-            started._depth = parent._depth + 1  # noqa: SLF001 -- another of its kind
+            started._depth = parent._depth + 1  # noqa: SLF001 -- ours
             if started._depth > 2 * _CHAIN:
                 started._cut()
         return started
@@ -134,7 +133,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     def end(self, ended: ReadableSpan) -> ReadableSpan:
         """The span, now that it has ended: as it was, not the copy that others may have made, unless it is gone."""
         span = self() or ended
-        self.name = span._name  # noqa: SLF001 -- as above
+        self.name = span.name
         self.ended = span
         return span
 
@@ -147,13 +146,12 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     @property
     def status(self) -> Status:
         """As OpenTelemetry has it, at the end."""
-        return self.ended._status  # noqa: SLF001 -- as above
+        return self.ended.status
 
     @property
     def events(self) -> Sequence[Event]:
         """As OpenTelemetry has them, at the end."""
-        # Without the copy that the SDK makes, where there is nothing to copy, as on most spans.
-        return self.ended.events if self.ended._events else ()  # noqa: SLF001 -- see above
+        return _sdk.events(self.ended)
 
     @property
     def end_time(self) -> int:

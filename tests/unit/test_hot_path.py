@@ -50,7 +50,7 @@ def calls(
 
 @pytest.mark.parametrize("attributes", [0, 8, 20, 60])
 @pytest.mark.parametrize("steps_under_way", [0, 1000])
-def test_a_span_that_is_no_step_costs_two_calls(
+def test_a_span_that_is_no_step_costs_three_calls(
     attributes: int, steps_under_way: int, pipeline: NewPipeline, calls: Callable[..., Counter[str]]
 ) -> None:
     """However many attributes it has, and however many steps are under way."""
@@ -59,12 +59,12 @@ def test_a_span_that_is_no_step_costs_two_calls(
     span = span_under_way(hooked, {f"key.{number}": "value" for number in range(attributes)})
     counts = calls(hooked.hook.on_end, span._readable_span())
     assert len(steps) == steps_under_way
-    assert counts.total() == 2, counts
+    assert counts.total() == 3, counts
 
 
 @pytest.mark.parametrize("attributes", [0, 8, 20, 60])
 @pytest.mark.parametrize("has_parent", [False, True])
-def test_the_start_of_a_span_costs_four_calls(
+def test_the_start_of_a_span_costs_five_calls(
     attributes: int, *, has_parent: bool, pipeline: NewPipeline, calls: Callable[..., Counter[str]]
 ) -> None:
     """However many attributes it begins with, and whether there is a span around it."""
@@ -73,17 +73,17 @@ def test_the_start_of_a_span_costs_four_calls(
     given = {f"key.{number}": "value" for number in range(attributes)}
     span = hooked.tracer.start_span("span", parent, attributes=given)
     counts = calls(hooked.hook.on_start, span)
-    assert counts.total() == 4, counts
+    assert counts.total() == 5, counts
 
 
-def test_a_step_is_recognised_in_at_most_30_calls(calls: Callable[..., Counter[str]]) -> None:
+def test_a_step_is_recognised_in_at_most_33_calls(calls: Callable[..., Counter[str]]) -> None:
     """Without its submission."""
     reader = StepReader(PROFILES)
     step = TracerProvider(shutdown_on_exit=False).get_tracer("tests").start_span("step", attributes={"step_id": "1"})
     assert isinstance(step, Span)
     reader.on_start(step, None)
     counts = calls(lambda span: reader.on_end(span, lambda: None), step._readable_span())
-    assert counts.total() <= 30, counts
+    assert counts.total() <= 33, counts
 
 
 def test_a_step_costs_at_most_55_calls(pipeline: NewPipeline, calls: Callable[..., Counter[str]]) -> None:

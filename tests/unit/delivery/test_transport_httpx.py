@@ -1,5 +1,8 @@
 """One attempt: what is httpx's own, beside what every transport promises."""
 
+import asyncio
+
+import httpx
 import pytest
 from sending import OK, Attempts, answering, port_of
 
@@ -7,6 +10,20 @@ from otel_step_hook.delivery.transport import _has_excess, connector
 from otel_step_hook.testing import HostileReceiver
 
 attempts = Attempts(connector)
+
+
+@pytest.mark.parametrize(("more", "has_excess"), [(b"", False), (b"HTTP/1.1 200 OK\r\n\r\n", True)])
+def test_httpcore_shows_what_came_after_the_answer(more: bytes, *, has_excess: bool) -> None:
+    """Its private attribute is where it was, and holds what it held: else no connection would be kept."""
+
+    async def answered(url: str) -> bool:
+        async with httpx.AsyncHTTPTransport() as transport:
+            response = await transport.handle_async_request(httpx.Request("POST", url, content=b"{}"))
+            await response.aread()
+            return _has_excess(response.stream)
+
+    with HostileReceiver(answering(OK + more)) as receiver:
+        assert asyncio.run(answered(receiver.url)) is has_excess
 
 
 def test_where_httpcore_does_not_show_what_came_after_the_answer_we_take_it_that_something_did() -> None:

@@ -8,7 +8,7 @@ import pytest
 from emitting import started
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from otel_step_hook.delivery.request import body, webhook_id
@@ -16,7 +16,6 @@ from otel_step_hook.steps.event import (
     MAX_STEP_ID,
     Outcome,
     StepEvent,
-    attributes_of,
     generated_step_id,
     text_of,
 )
@@ -148,21 +147,7 @@ def test_a_generated_step_id_never_changes() -> None:
     assert generated_step_id(context) == "step-996d7431-5907-546c-913a-92dc08756376"
 
 
-# attributes_of, and the generic profile's rule
-
-
-def test_the_attributes_of_a_span_are_read_without_a_copy() -> None:
-    """A span that runs and the one that has ended show the same attributes, the latest included."""
-    span = TracerProvider(shutdown_on_exit=False).get_tracer("tests").start_span("step", attributes={"a": 1})
-    seen = attributes_of(span)  # type: ignore[arg-type]  # -- the SDK's spans are readable
-    span.set_attribute("b", 2)
-    assert dict(seen) == {"a": 1, "b": 2}
-
-
-def test_the_attributes_of_a_span_made_by_hand_are_read() -> None:
-    """A span that no tracer made has a plain mapping, or nothing."""
-    assert dict(attributes_of(ReadableSpan("span", attributes={"a": 1}))) == {"a": 1}
-    assert dict(attributes_of(ReadableSpan("span"))) == {}
+# The generic profile's rule
 
 
 @pytest.mark.parametrize(

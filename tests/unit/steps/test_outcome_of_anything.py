@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
-from otel_step_hook.steps.event import Outcome, attributes_of
+from otel_step_hook._sdk import live_attributes
+from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import GENERIC
 from otel_step_hook.steps.outcome import CANCELLATIONS, CONTROL_FLOW, PAUSES, outcome_of
 
@@ -60,7 +61,7 @@ def test_the_order_of_attributes_does_not_matter(
     span: ReadableSpan, flying: BaseException | None, rand: random.Random
 ) -> None:
     """Attributes are a set: whoever set them last has no more to say."""
-    items = list(attributes_of(span).items())
+    items = list(live_attributes(span).items())
     rand.shuffle(items)
     assert outcome_of(started(span, dict(items)), flying, GENERIC) is outcome_of(started(span), flying, GENERIC)
 
@@ -68,7 +69,7 @@ def test_the_order_of_attributes_does_not_matter(
 @given(_spans, _leaves)
 def test_a_cancellation_in_flight_is_never_a_success(span: ReadableSpan, flying: BaseException) -> None:
     """Without the user's word, a cancellation that passes through a step makes it cancelled, in every case."""
-    attributes = {key: value for key, value in attributes_of(span).items() if key != "step.status"}
+    attributes = {key: value for key, value in live_attributes(span).items() if key != "step.status"}
     is_cancellation = isinstance(flying, asyncio.CancelledError | SystemExit)
     assert not is_cancellation or outcome_of(started(span, attributes), flying, GENERIC) is Outcome.CANCELLED
 

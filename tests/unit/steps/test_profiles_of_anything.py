@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 from profile_examples import ELSEWHERE, EXAMPLES, Example
 
-from otel_step_hook.steps.event import MAX_STEP_ID, SCOPE, Outcome, StepEvent, attributes_of, text_of
+from otel_step_hook._sdk import live_attributes
+from otel_step_hook.steps.event import MAX_STEP_ID, SCOPE, Outcome, StepEvent, text_of
 from otel_step_hook.steps.frameworks import PROFILES
 from otel_step_hook.steps.profile import Attributes, FrameworkProfile, Verdict
 from otel_step_hook.steps.reader import StepReader
@@ -255,7 +256,7 @@ def test_the_outcome_of_every_profile_does_not_depend_on_the_order_of_attributes
     span: ReadableSpan, flying: BaseException | None, rand: random.Random
 ) -> None:
     """Attributes are a set: whoever set them last has no more to say."""
-    usual, shuffled = started(span), started(span, _shuffled(attributes_of(span), rand))
+    usual, shuffled = started(span), started(span, _shuffled(live_attributes(span), rand))
     for profile in PROFILES:
         assert profile.outcome(shuffled, flying) is profile.outcome(usual, flying)
         assert profile.is_step(shuffled) == profile.is_step(usual)

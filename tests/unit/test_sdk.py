@@ -1,0 +1,138 @@
+"""The private attributes of the SDK that `_sdk.py` uses, each compared with the public interface.
+
+A release that renames one, changes its meaning, or asks more of a span processor fails here. The one of httpcore is
+tried in `delivery/test_transport_httpx.py`.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace import (
+    ReadableSpan,
+    Span,
+    SpanLimits,
+    SpanProcessor,
+    SynchronousMultiSpanProcessor,
+    Tracer,
+    TracerProvider,
+)
+from opentelemetry.trace import set_span_in_context
+
+import otel_step_hook
+from otel_step_hook import _sdk
+
+PACKAGE = Path(otel_step_hook.__file__).parent
+
+
+@pytest.fixture
+def tracer() -> Tracer:
+    """A tracer of the SDK whose spans have at most three attributes."""
+    provider = TracerProvider(shutdown_on_exit=False, span_limits=SpanLimits(max_attributes=3))
+    tracer = provider.get_tracer("a scope")
+    assert isinstance(tracer, Tracer)
+    return tracer
+
+
+def _started(tracer: Tracer, name: str, parent: Span | None = None, **attributes: str) -> Span:
+    context = None if parent is None else set_span_in_context(parent)
+    span = tracer.start_span(name, context, attributes=attributes)
+    assert isinstance(span, Span)
+    return span
+
+
+def test_the_start_of_a_span_is_what_the_sdk_shows(tracer: Tracer) -> None:
+    """Ids, scope, name, attributes and the processor that `add_span_processor` fills."""
+    parent = _started(tracer, "parent")
+    span = _started(tracer, "span", parent, key="value")
+    span_id, parent_id, scope, name, attributes, processor = _sdk.span_start(span)
+    assert (span_id, parent_id) == (span.get_span_context().span_id, parent.get_span_context().span_id)
+    assert (scope, name, dict(attributes)) == ("a scope", "span", {"key": "value"})
+    assert isinstance(processor, SynchronousMultiSpanProcessor)
+    assert _sdk.span_start(parent)[1] == 0
+
+
+def test_a_span_made_by_hand_has_what_it_was_given() -> None:
+    """Such a span may have no ids, no scope, a plain mapping or nothing for attributes, and no processor."""
+    assert _sdk.span_start(ReadableSpan("span")) == (0, 0, "", "span", {}, None)
+    assert _sdk.span_start(ReadableSpan("span", attributes={"key": 1}))[4] == {"key": 1}
+    assert _sdk.span_end(ReadableSpan("span")) == (0, 0)
+    assert _sdk.span_identity(ReadableSpan("span")) == (None, "span", 0, 0)
+    assert dict(_sdk.live_attributes(ReadableSpan("span"))) == {}
+    assert _sdk.registered(ReadableSpan("span")) == (None, None)
+
+
+def test_a_span_made_by_hand_may_have_ids(tracer: Tracer) -> None:
+    """As the copy has that a processor makes to scrub a span."""
+    context = _started(tracer, "span").get_span_context()
+    assert _sdk.span_end(ReadableSpan("copy", context)) == (context.span_id, 0)
+
+
+def test_the_end_of_a_span_is_what_the_sdk_shows(tracer: Tracer) -> None:
+    """Its id, its name, its times, and how many attributes the limit has cost it."""
+    span = _started(tracer, "span", a="1", b="2", c="3", d="4")
+    span.update_name("another name")
+    span.end()
+    ended = span._readable_span()
+    assert ended.dropped_attributes == 1
+    assert _sdk.span_end(ended) == (span.get_span_context().span_id, ended.dropped_attributes)
+    assert _sdk.span_identity(ended) == (ended.context, "another name", ended.start_time, ended.end_time)
+    assert ended.start_time
+    assert ended.end_time
+
+
+def test_attributes_are_read_while_they_change(tracer: Tracer) -> None:
+    """A span that runs and the one that has ended show the same attributes, the latest included."""
+    span = _started(tracer, "span", a="1")
+    at_start, live = _sdk.span_start(span)[4], _sdk.live_attributes(span)
+    span.set_attribute("b", "2")
+    assert dict(at_start) == dict(live) == dict(span.attributes or {}) == {"a": "1", "b": "2"}
+
+
+def test_events_are_those_that_the_sdk_shows(tracer: Tracer) -> None:
+    """None without events, else the same."""
+    span = _started(tracer, "span")
+    assert list(_sdk.events(span)) == list(span.events) == []
+    span.add_event("paused")
+    assert [event.name for event in _sdk.events(span)] == [event.name for event in span.events] == ["paused"]
+
+
+def test_a_processor_is_put_before_those_that_are_registered() -> None:
+    """It is called first from then on, and once."""
+    calls: list[str] = []
+
+    class Named(SpanProcessor):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def on_end(self, span: ReadableSpan) -> None:
+            del span
+            calls.append(self.name)
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    first, second = Named("first"), Named("second")
+    provider.add_span_processor(first)
+    provider.add_span_processor(second)
+    span = provider.get_tracer("tests").start_span("span")
+    assert isinstance(span, Span)
+    holder, known = _sdk.registered(span)
+    assert (holder, known) == (provider._active_span_processor, (first, second))
+    assert holder is not None
+    assert _sdk.register_first(second, holder)
+    assert _sdk.registered(span)[1] == (second, first)
+    span.end()
+    assert calls == ["second", "first"]
+
+
+def test_the_sdk_asks_nothing_of_a_processor_that_is_not_known_here() -> None:
+    """A method that a newer SDK adds to its interface is noticed: it may need an answer."""
+    asked = {name for name, value in vars(SpanProcessor).items() if callable(value) and not name.startswith("__")}
+    assert asked <= {"on_start", "_on_ending", "on_end", "shutdown", "force_flush"}
+
+
+def test_no_other_module_touches_a_private_attribute_of_the_sdk() -> None:
+    """Ruff finds private attributes (SLF001): what other modules exempt from that is our own, or httpcore's."""
+    sources = {path.name: path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "_sdk.py"}
+    exempt = [line for text in sources.values() for line in text.splitlines() if "SLF001" in line]
+    assert all("-- ours" in line or "_httpcore_stream" in line for line in exempt)
+    assert [name for name, text in sources.items() if re.search(r"attr\(\w+, \"_[a-z]", text)] == []
