@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("otel_step_hook")
 # Pairs, not a dict: a provider may have no hash.
 _registered: "list[tuple[weakref.ref[object], StepHookProcessor]]" = []
-_told: set[str] = set()  # what has been logged of settings, which are read once by each of the two entry points
+_logged: set[str] = set()  # what has been logged of settings, which are read once by each of the two entry points
 
 
 def has_webhook() -> bool:
@@ -55,8 +55,8 @@ def register(**options: object) -> "StepHookProcessor | None":
 
 
 def _log_once(reason: str) -> None:
-    if reason not in _told:
-        _told.add(reason)
+    if reason not in _logged:
+        _logged.add(reason)
         _log.error("otel-step-hook is not registered: %s", reason)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("otel_step_hook")
 _SUBMITTED = "_otel_step_hook_submitted"  # attribute of what several hooks are handed: what was submitted where
-_FLUSH = 30_000  # milliseconds
+_FLUSH_MILLIS = 30_000  # milliseconds
 
 
 class StepHookProcessor(SpanProcessor):
@@ -58,7 +58,7 @@ class StepHookProcessor(SpanProcessor):
         self._settings = _settings(webhook, settings)
         own = _checked(extra_profiles)
         self._processors: SpanProcessor | None = None  # of the provider met last, as the SDK holds them together
-        self._placed: object = ()  # those processors, one by one, when this one was put before the others
+        self._first_among: object = ()  # those processors, one by one, when this one was put before the others
         for sentence in unknown_variables():
             _log.warning("%s", sentence)
         endpoints = endpoints_of(self._settings)
@@ -90,8 +90,10 @@ class StepHookProcessor(SpanProcessor):
             return
         try:
             processors, registered = _sdk.registered(span)
-            if processors is not None and registered is not self._placed:
-                self._meet(span, processors, registered)  # again, if more are registered since, or this one twice
+            if processors is not None and registered is not self._first_among:
+                self._register_first(
+                    span, processors, registered
+                )  # again, if more are registered since, or this one twice
             self._reader.on_start(span, sys.exception())
         except Exception as error:  # noqa: BLE001 -- runs in the application's start_span(): nothing may escape
             self._workers[0].add_fault(error)
@@ -128,11 +130,11 @@ class StepHookProcessor(SpanProcessor):
         key = (worker.endpoint.name, worker.endpoint.url, worker.is_closed, event.context.span_id)
         return submitted.setdefault(key, token) is token
 
-    def _meet(self, span: Span, processors: SpanProcessor, registered: _sdk.Processors | None) -> None:
+    def _register_first(self, span: Span, processors: SpanProcessor, registered: _sdk.Processors | None) -> None:
         """Put this one before the others of a provider; its spans' deliveries go the way of its spans."""
         self._processors = processors
         if registered is None or _is_first(self, registered) or _sdk.register_first(self, processors):
-            self._placed = _sdk.registered(span)[1]
+            self._first_among = _sdk.registered(span)[1]
 
     def shutdown(self) -> None:
         """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""
@@ -140,7 +142,7 @@ class StepHookProcessor(SpanProcessor):
         if self._workers:
             _shut_down(self._workers, self._settings.shutdown_timeout)
 
-    def force_flush(self, timeout_millis: int | None = _FLUSH) -> bool:
+    def force_flush(self, timeout_millis: int | None = _FLUSH_MILLIS) -> bool:
         """Whether everything submitted before is delivered or discarded now, at every endpoint; the log says where not.
 
         Waits for at most half of *timeout_millis*: the SDK skips the next processor, which exports
@@ -150,7 +152,7 @@ class StepHookProcessor(SpanProcessor):
             return True
         from otel_step_hook.delivery.worker import flush_all  # noqa: PLC0415 -- see `_worker`
 
-        late = flush_all(self._workers, (_FLUSH if timeout_millis is None else timeout_millis) / 2000)
+        late = flush_all(self._workers, (_FLUSH_MILLIS if timeout_millis is None else timeout_millis) / 2000)
         if late:
             _log.debug("force_flush: deliveries to %s go on", ", ".join(worker.endpoint.name for worker in late))
         return not late

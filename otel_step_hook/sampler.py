@@ -13,13 +13,13 @@ from opentelemetry.util.types import Attributes
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.steps.frameworks import PROFILES
 from otel_step_hook.steps.plugins import AUTO, selected_profiles
-from otel_step_hook.steps.profile import Profile, named
+from otel_step_hook.steps.profile import Profile, name_matches
 
 _log = logging.getLogger("otel_step_hook")
 _EXPECTED = "OTEL_TRACES_SAMPLER_ARG must be a ratio from 0 to 1, such as 0.1, or one and the word all: 0.1,all"
 
 
-class _Beginning(NamedTuple):
+class _SpanAtStart(NamedTuple):
     """What a sampler sees of a span, as rules read it."""
 
     name: str
@@ -53,7 +53,7 @@ class StepSampler(Sampler):
         # Those of the table as one, which is quicker. Those of others might not go together: flags, names of groups.
         whole = "|".join(f"(?:{profile.sampled_names})" for profile in starting if profile in PROFILES)
         others = (one.sampled_names for one in starting if one not in PROFILES)
-        self._names = [named(names) for names in (whole, *others)]
+        self._names = [name_matches(names) for names in (whole, *others)]
         self._is_cheap = may_be_step is None and all(profile.required_attributes for profile in self._profiles)
 
     def should_sample(  # noqa: PLR0917 -- the SDK's signature
@@ -81,7 +81,7 @@ class StepSampler(Sampler):
             return True
 
     def _may_become_step(self, name: str, attributes: Mapping[str, object]) -> bool:
-        span = _Beginning(name, attributes)
+        span = _SpanAtStart(name, attributes)
         if any(is_sampled(span) for is_sampled in self._names):
             return True
         if self._is_cheap and attributes.keys().isdisjoint(self._required):

@@ -17,9 +17,9 @@ from rich.padding import Padding
 from rich.text import Text
 
 from otel_step_hook.cli.demo import run
-from otel_step_hook.cli.display import ARRIVAL_HEADING, arrival_line, harmless, settings_table, status_words
+from otel_step_hook.cli.display import ARRIVAL_HEADING, arrival_line, escaped, settings_table, status_text
 from otel_step_hook.cli.listener import Arrival, Listener, Plan
-from otel_step_hook.cli.probe import Finding, Trial, probe, send_one
+from otel_step_hook.cli.probe import CheckResult, SentWebhook, probe, send_one
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.model import Endpoint
@@ -28,12 +28,12 @@ from otel_step_hook.delivery.signing import new_secret
 from otel_step_hook.delivery.telemetry import shown_url
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings import StepHookSettings, endpoints_of, unknown_variables
-from otel_step_hook.steps.event import text_of
+from otel_step_hook.steps.event import step_id_text
 from otel_step_hook.version import __version__
 
-_FAILED, _MISUSED = 1, 2  # exit statuses: the endpoint did not do its part; the settings or the call are wrong
+_FAILED, _USAGE_ERROR = 1, 2  # exit statuses: the endpoint did not do its part; the settings or the call are wrong
 _EXCERPT = 600  # characters of an answer that are shown
-_VERDICTS = {  # by whether only a proxy was tried, and whether that went well
+_SUMMARIES = {  # by whether only a proxy was tried, and whether that went well
     (False, True): "The endpoint answers. To see what it says to a webhook: otel-step-hook send",
     (False, False): "The endpoint does not answer.",
     (True, True): "The proxy can be reached. To see what lies behind it: otel-step-hook send",
@@ -58,15 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, prog_name="otel-step-hook")
     except ConfigurationError as error:
-        _complain(str(error), _MISUSED)
+        _exit_with(str(error), _USAGE_ERROR)
 
 
-def _complain(sentence: str, exit_status: int) -> NoReturn:
-    _say(Console(stderr=True), sentence)
+def _exit_with(sentence: str, exit_status: int) -> NoReturn:
+    _print(Console(stderr=True), sentence)
     sys.exit(exit_status)
 
 
-def _say(console: Console, sentence: str, style: str = "") -> None:
+def _print(console: Console, sentence: str, style: str = "") -> None:
     console.print(Text(sentence, style=style), soft_wrap=True)
 
 
@@ -115,7 +115,7 @@ def demo(
     try:
         exit_status = run(Console(highlight=False), svg=svg, otlp=otlp)
     except OSError as error:
-        _complain(f"the demo cannot go on: {error}", _FAILED)
+        _exit_with(f"the demo cannot go on: {error}", _FAILED)
     raise typer.Exit(exit_status)
 
 
@@ -128,23 +128,23 @@ def check() -> None:
     """
     console = Console(highlight=False)
     for sentence in unknown_variables():
-        _say(console, f"! {sentence}", "yellow")
+        _print(console, f"! {sentence}", "yellow")
     settings = StepHookSettings()
     console.print(settings_table(settings))
     raise typer.Exit(max([_check(console, endpoint) for endpoint in _endpoints(settings)]))
 
 
 def _check(console: Console, endpoint: Endpoint) -> int:
-    _say(console, f"\nTrying {_shown(endpoint)}, without sending a webhook:")
-    return _tell_findings(console, _run(probe(endpoint)))
+    _print(console, f"\nTrying {_shown(endpoint)}, without sending a webhook:")
+    return _print_results(console, _run(probe(endpoint)))
 
 
-def _tell_findings(console: Console, findings: Sequence[Finding]) -> int:
+def _print_results(console: Console, findings: Sequence[CheckResult]) -> int:
     for finding in findings:
         mark, style = ("ok", "green") if finding.is_ok else ("failed", "red")
-        line = Text(f"  {mark:<7}", style=style).append(f"{finding.tried:<8} {finding.told}", style="default")
+        line = Text(f"  {mark:<7}", style=style).append(f"{finding.check:<8} {finding.message}", style="default")
         console.print(line, soft_wrap=True)
-    _say(console, _VERDICTS[findings[-1].tried == "proxy", findings[-1].is_ok])
+    _print(console, _SUMMARIES[findings[-1].check == "proxy", findings[-1].is_ok])
     return 0 if findings[-1].is_ok else _FAILED
 
 
@@ -163,42 +163,42 @@ def send(
     console = Console(highlight=False)
     settings = StepHookSettings()
     try:
-        step_id = text_of(step_id) or None
+        step_id = step_id_text(step_id) or None
     except ValueError as error:
-        _complain(f"--step-id: {error}", _MISUSED)
+        _exit_with(f"--step-id: {error}", _USAGE_ERROR)
     raise typer.Exit(
         max([_send(console, endpoint, step_id, shows_body=show_body) for endpoint in _endpoints(settings)])
     )
 
 
 def _send(console: Console, endpoint: Endpoint, step_id: str | None, *, shows_body: bool) -> int:
-    _say(console, f"POST {_shown(endpoint)}")
-    return _tell_trial(console, _run(send_one(endpoint, step_id)), shows_body=shows_body)
+    _print(console, f"POST {_shown(endpoint)}")
+    return _print_sent(console, _run(send_one(endpoint, step_id)), shows_body=shows_body)
 
 
-def _tell_trial(console: Console, trial: Trial, *, shows_body: bool) -> int:
-    _say(console, f"  step     {printable(trial.step_id)}\n  webhook  {trial.webhook_id}\n")
+def _print_sent(console: Console, trial: SentWebhook, *, shows_body: bool) -> int:
+    _print(console, f"  step     {printable(trial.step_id)}\n  webhook  {trial.webhook_id}\n")
     result = trial.result
-    what = status_words(result.status_code) if result.status_code else f"No answer: {result.error_type}"
+    what = status_text(result.status_code) if result.status_code else f"No answer: {result.error_type}"
     peer = f" from {result.peer[0]} port {result.peer[1]}" if result.peer else ""
     line = Text(what, style="green" if result.is_success else "red")
     console.print(line.append(f"{peer}, after {trial.took * 1000:.0f} ms", style="default"))
     if result.retry_after is not None:
-        _say(console, f"  It asks to wait {result.retry_after:g} s before the next attempt.")
+        _print(console, f"  It asks to wait {result.retry_after:g} s before the next attempt.")
     if result.directive:
-        _say(console, f"  It says webhook-delivery: {result.directive}")
+        _print(console, f"  It says webhook-delivery: {result.directive}")
     if result.status_code is None:
-        _say(console, "  To find out why, run: otel-step-hook check")
-    _tell_body(console, result, is_shown=shows_body)
+        _print(console, "  To find out why, run: otel-step-hook check")
+    _print_body(console, result, is_shown=shows_body)
     return 0 if result.is_success else _FAILED
 
 
-def _tell_body(console: Console, result: AttemptResult, *, is_shown: bool) -> None:
+def _print_body(console: Console, result: AttemptResult, *, is_shown: bool) -> None:
     if is_shown:
         text = result.excerpt.decode("utf-8", "replace")[:_EXCERPT]
-        console.print(Padding(Text(harmless(text)), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(escaped(text)), (0, 0, 0, 2), expand=False))
     elif result.excerpt and not result.is_success:
-        _say(console, "  To see what it says, which may repeat a secret: otel-step-hook send --show-body")
+        _print(console, "  To see what it says, which may repeat a secret: otel-step-hook send --show-body")
 
 
 @app.command()
@@ -229,17 +229,17 @@ def listen(
             on_arrival=arrivals.put,
         )
     except OSError as error:
-        _complain(f"cannot listen on port {port}: {error.strerror}; choose another with --port", _MISUSED)
+        _exit_with(f"cannot listen on port {port}: {error.strerror}; choose another with --port", _USAGE_ERROR)
     console = Console(highlight=False)
     # Not as KeyboardInterrupt, which could come between an arrival and its line.
     with _on_interrupt(lambda: arrivals.put(None)), listener:
-        _tell_listening(console, listener.url, settings)
+        _print_listening(console, listener.url, settings)
         if fail:
             which = "first webhook" if fail == 1 else f"first {fail} webhooks"
-            _say(console, f"Refuses the {which} with {status_words(status)}.")
-        _say(console, "Ctrl-C ends it.\n")
+            _print(console, f"Refuses the {which} with {status_text(status)}.")
+        _print(console, "Ctrl-C ends it.\n")
         count = _show(console, iter(arrivals.get, None))
-    _say(console, f"\n{count} webhook{'' if count == 1 else 's'} arrived.")
+    _print(console, f"\n{count} webhook{'' if count == 1 else 's'} arrived.")
 
 
 @contextlib.contextmanager
@@ -261,15 +261,17 @@ def _show(console: Console, arrivals: Iterator[Arrival]) -> int:
     return count
 
 
-def _tell_listening(console: Console, url: str, settings: StepHookSettings) -> None:
-    _say(console, "Listening. In the terminal where your application starts, say:\n")
-    _say(console, f"  export STEP_COMPLETE_WEBHOOK={url}\n", "bold")
+def _print_listening(console: Console, url: str, settings: StepHookSettings) -> None:
+    _print(console, "Listening. In the terminal where your application starts, say:\n")
+    _print(console, f"  export STEP_COMPLETE_WEBHOOK={url}\n", "bold")
     proofs = [
         words
         for words, secret in (("the key", settings.key), ("the signature", settings.signing_secret))
         if secret is not None
     ]
-    _say(console, f"Checks {' and '.join(proofs)} of each webhook." if proofs else "Checks neither key nor signature.")
+    _print(
+        console, f"Checks {' and '.join(proofs)} of each webhook." if proofs else "Checks neither key nor signature."
+    )
 
 
 @app.command()

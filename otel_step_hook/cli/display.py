@@ -17,7 +17,7 @@ from rich.text import Text
 from otel_step_hook.cli.listener import Arrival
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.telemetry import shown_url
-from otel_step_hook.settings import StepHookSettings, in_force, setting_rows
+from otel_step_hook.settings import StepHookSettings, effective_settings, setting_rows
 from otel_step_hook.steps.event import SCOPE
 
 MAX_WIDTH = 100  # columns; a wider picture tears its lines apart
@@ -34,20 +34,20 @@ ARRIVAL_HEADING = Text(f"{'time':<8}  attempt  {'answer':<23}  step", style="dim
 def arrival_line(arrival: Arrival, when: str) -> Group:
     """What arrived *when*, under `ARRIVAL_HEADING`; what was wrong with it below."""
     line = Text(f"{when:<8}  {arrival.attempt:>7}  ")
-    line.append(f"{status_words(arrival.status):<23}", style=_status_style(arrival.status))
+    line.append(f"{status_text(arrival.status):<23}", style=_status_style(arrival.status))
     line.append(f"  {'?' if arrival.step_id is None else printable(arrival.step_id)}")
-    if arrival.is_genuine:
+    if arrival.is_verified:
         return Group(line)
     return Group(line, Padding(Text(arrival.verdict, style="yellow"), (0, 0, 0, 19)))
 
 
-def harmless(text: str) -> str:
+def escaped(text: str) -> str:
     """The *text* of a stranger, of any length, without what could take over a terminal."""
     lines = ("".join(char if char.isprintable() else ascii(char)[1:-1] for char in line) for line in text.splitlines())
     return "\n".join(lines)
 
 
-def status_words(status: int) -> str:
+def status_text(status: int) -> str:
     """A status and its phrase, if it has one."""
     return f"{status} {responses.get(status, '')}".rstrip()
 
@@ -64,7 +64,7 @@ def settings_table(settings: StepHookSettings) -> Table:
     table.add_column("from", no_wrap=True)
     urls = {"webhook": settings.webhook, "proxy": settings.proxy}
     shown = {name: " ".join(map(shown_url, url.split())) for name, url in urls.items() if url}
-    values = in_force(settings)
+    values = effective_settings(settings)
     for row in setting_rows():
         value, source = values[row.name]
         style = "dim" if source == "default" else "bold"
@@ -155,7 +155,7 @@ def _ended(span: ReadableSpan, outcomes: Mapping[int, str]) -> Text:
         attempts = attributes.get("step_hook.attempts")
         return Text(f"{result}, {attempts} attempt{'' if attempts == 1 else 's'}", style=_STYLES[str(result)])
     if status := attributes.get("http.response.status_code"):
-        return Text(status_words(int(str(status))), style=_status_style(int(str(status))))
+        return Text(status_text(int(str(status))), style=_status_style(int(str(status))))
     if error_type := attributes.get("error.type"):
         return Text(str(error_type), style="red")
     outcome = outcomes.get(span.context.span_id, "")

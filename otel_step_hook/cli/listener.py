@@ -17,8 +17,8 @@ from otel_step_hook.errors import VerificationError
 from otel_step_hook.receiver import ReceivedStep, verify
 
 BODY_LIMIT = 1_048_576  # bytes; 413 beyond it. The longest step id makes a body of about 100 kB
-_WEBHOOKS = 10_000  # webhooks whose attempts are counted; the one unseen for longest is forgotten
-_PATIENCE = 60.0  # seconds a client may stay silent on its connection
+_MAX_COUNTED = 10_000  # webhooks whose attempts are counted; the one unseen for longest is forgotten
+_IDLE_TIMEOUT = 60.0  # seconds a client may stay silent on its connection
 _CLOSE_TIME = 2.0  # seconds to wait for the threads of connections that are being closed
 _SHOWN = ("webhook-id", "webhook-timestamp", "webhook-signature", "traceparent", "user-agent", "content-type")
 
@@ -48,12 +48,12 @@ class Plan:
     step_id: str | None = None
 
     @property
-    def refusal(self) -> Answer:
+    def refused(self) -> Answer:
         """What a refused webhook is answered."""
         return Answer(self.status, "refused, as this receiver was told to", self.retry_after, self.delay)
 
     @property
-    def welcome(self) -> Answer:
+    def accepted(self) -> Answer:
         """What any other genuine webhook is answered."""
         return Answer(HTTPStatus.NO_CONTENT, delay=0.0 if self.refusals else self.delay)
 
@@ -63,7 +63,7 @@ class Arrival:
     """One webhook as it arrived, and the *status* it is answered with.
 
     *at* is unix seconds. *attempt* counts, from 1, what came under this webhook id, genuine or not. *step_id* is
-    None unless *is_genuine*; then *verdict* says why. *headers* are those worth a look, in lower case, and
+    None unless *is_verified*; then *verdict* says why. *headers* are those worth a look, in lower case, and
     never the key.
     """
 
@@ -72,7 +72,7 @@ class Arrival:
     step_id: str | None
     headers: Mapping[str, str]
     body: bytes
-    is_genuine: bool
+    is_verified: bool
     verdict: str
     status: int
 
@@ -130,20 +130,20 @@ class Listener:
             answer = Answer(error.status_code, verdict)
         else:
             step_id, verdict = step.step_id, "genuine"
-            answer = self._plan.refusal if self._is_to_be_refused(step) else self._plan.welcome
+            answer = self._plan.refused if self._is_refused(step) else self._plan.accepted
         shown = {name: headers[name] for name in _SHOWN if name in headers}
-        is_genuine = step_id is not None
-        self._on_arrival(Arrival(time.time(), attempt, step_id, shown, body, is_genuine, verdict, answer.status))
+        is_verified = step_id is not None
+        self._on_arrival(Arrival(time.time(), attempt, step_id, shown, body, is_verified, verdict, answer.status))
         return answer
 
     def _count(self, webhook_id: str) -> int:
         with self._lock:
             attempt = self._attempts[webhook_id] = self._attempts.pop(webhook_id, 0) + 1
-            if len(self._attempts) > _WEBHOOKS:
+            if len(self._attempts) > _MAX_COUNTED:
                 self._attempts.popitem(last=False)
         return attempt
 
-    def _is_to_be_refused(self, step: ReceivedStep) -> bool:
+    def _is_refused(self, step: ReceivedStep) -> bool:
         with self._lock:
             if not self._refusals_left or self._plan.step_id not in {None, step.step_id}:
                 return False
@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "otel-step-hook"
     sys_version = ""
-    timeout = _PATIENCE
+    timeout = _IDLE_TIMEOUT
     disable_nagle_algorithm = True  # head and body are two writes: the second would wait for an ACK, 40 ms
 
     def do_POST(self) -> None:

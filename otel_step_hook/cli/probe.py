@@ -20,70 +20,70 @@ from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.transport import MetadataAddressRefused, Origin, connector
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 
-_PATIENCE = 5.0  # seconds for each thing that is tried: somebody sits and waits
+_TIMEOUT = 5.0  # seconds for each thing that is tried: somebody sits and waits
 _CLOSE_TIME = 1.0  # seconds for the other side to agree that the connection is over
 _LINE_LIMIT = 4096  # bytes that may come before the first line of an answer ends
 _STATUS_LINE = re.compile(rb"HTTP/1\.\d ([1-9]\d\d)( [^\n]*)?\r?\n")  # RFC 9112, section 4
-_HUNG_UP = "closes the connection without an answer"
-_MEANINGS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+_CLOSED = "closes the connection without an answer"
+_MESSAGES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (MetadataAddressRefused, "leads to a cloud metadata service, which is refused"),
     ((socket.gaierror, UnicodeError), "cannot be resolved: no such name, or no name server that knows it"),
     (ConnectionRefusedError, "refuses connections: nothing listens there"),
-    ((ConnectionResetError, BrokenPipeError), _HUNG_UP),
+    ((ConnectionResetError, BrokenPipeError), _CLOSED),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One thing that was tried, and in words what came of it."""
 
-    tried: str
+    check: str
     is_ok: bool
-    told: str
+    message: str
 
 
-async def probe(endpoint: Endpoint, *, patience: float = _PATIENCE) -> list[Finding]:
+async def probe(endpoint: Endpoint, *, timeout: float = _TIMEOUT) -> list[CheckResult]:
     """Look up *endpoint*, connect, agree on TLS where it is https, and ask with HEAD: the last finding decides.
 
     Sends neither webhook nor key nor signature, and behind a proxy goes no further than the proxy. Each thing
-    may take *patience* seconds, and no longer than an attempt may. Raises `ConfigurationError` for a URL, a
+    may take *timeout* seconds, and no longer than an attempt may. Raises `ConfigurationError` for a URL, a
     certificate or a key file that cannot be used.
     """
     origin = Origin(endpoint)
-    patience = min(patience, endpoint.timeout)
+    timeout = min(timeout, endpoint.timeout)
     if endpoint.proxy is not None:
         parts = urlsplit(endpoint.proxy)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        return await _connect("proxy", parts.hostname or "", port, patience)
+        return await _connect("proxy", parts.hostname or "", port, timeout)
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             addresses = list(await origin.addresses())
     except (OSError, UnicodeError, MetadataAddressRefused) as error:
-        return [Finding("name", is_ok=False, told=f"{origin.host} {_told(error, patience)}")]
+        return [CheckResult("name", is_ok=False, message=f"{origin.host} {_describe(error, timeout)}")]
     findings = []
     if addresses != [origin.host]:
-        findings.append(Finding("name", is_ok=True, told=f"{origin.host} is {', '.join(addresses)}"))
+        findings.append(CheckResult("name", is_ok=True, message=f"{origin.host} is {', '.join(addresses)}"))
     for address in addresses:
-        findings += await _connect("connect", address, origin.port, patience, origin)
-        if findings[-1].tried != "connect":  # which comes last only when it has failed
+        findings += await _connect("connect", address, origin.port, timeout, origin)
+        if findings[-1].check != "connect":  # which comes last only when it has failed
             break
     return findings
 
 
-async def _connect(tried: str, host: str, port: int, patience: float, origin: Origin | None = None) -> list[Finding]:
+async def _connect(check: str, host: str, port: int, timeout: float, origin: Origin | None = None) -> list[CheckResult]:
     """Connect, and with an *origin* go on from there."""
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     began = monotonic()
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_connection(host, port)
     except (OSError, UnicodeError) as error:
-        return [Finding(tried, is_ok=False, told=f"{where} {_told(error, patience)}")]
-    findings = [Finding(tried, is_ok=True, told=f"{where} accepts connections ({_since(began)})")]
+        return [CheckResult(check, is_ok=False, message=f"{where} {_describe(error, timeout)}")]
+    findings = [CheckResult(check, is_ok=True, message=f"{where} accepts connections ({_elapsed(began)})")]
     if origin is not None and origin.url.scheme == "https":
-        findings.append(await _secure(writer, origin, patience))
+        findings.append(await _start_tls(writer, origin, timeout))
     if origin is not None and findings[-1].is_ok:
-        findings.append(await _ask(reader, writer, origin, patience))
+        findings.append(await _request_head(reader, writer, origin, timeout))
     writer.close()
     with contextlib.suppress(OSError):
         async with asyncio.timeout(_CLOSE_TIME):
@@ -91,32 +91,38 @@ async def _connect(tried: str, host: str, port: int, patience: float, origin: Or
     return findings
 
 
-async def _secure(writer: asyncio.StreamWriter, origin: Origin, patience: float) -> Finding:
+async def _start_tls(writer: asyncio.StreamWriter, origin: Origin, timeout: float) -> CheckResult:
     began = monotonic()
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             await writer.start_tls(origin.tls, server_hostname=origin.tls_name)
     except OSError as error:
-        return Finding("TLS", is_ok=False, told=_told(error, patience))
+        return CheckResult("TLS", is_ok=False, message=_describe(error, timeout))
     session = writer.get_extra_info("ssl_object")
     until = session.getpeercert().get("notAfter")
-    return Finding("TLS", is_ok=True, told=f"{session.version()}, certificate valid until {until} ({_since(began)})")
+    return CheckResult(
+        "TLS", is_ok=True, message=f"{session.version()}, certificate valid until {until} ({_elapsed(began)})"
+    )
 
 
-async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, origin: Origin, patience: float) -> Finding:
+async def _request_head(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, origin: Origin, timeout: float
+) -> CheckResult:
     """Send a HEAD request, which changes nothing at the receiver: whatever its status, it is an answer."""
     began = monotonic()
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             writer.write(_head(origin))
             line = await _first_line(reader)
     except OSError as error:
-        return Finding("HTTP", is_ok=False, told=_told(error, patience))
+        return CheckResult("HTTP", is_ok=False, message=_describe(error, timeout))
     if status := _STATUS_LINE.match(line):
-        told = f"answers HEAD with {status[1].decode()}, so it speaks HTTP ({_since(began)})"
-        return Finding("HTTP", is_ok=True, told=told)
+        message = f"answers HEAD with {status[1].decode()}, so it speaks HTTP ({_elapsed(began)})"
+        return CheckResult("HTTP", is_ok=True, message=message)
     guess = "; does the endpoint speak http, not https?" if origin.url.scheme == "http" else ""
-    return Finding("HTTP", is_ok=False, told=f"answers with something that is no HTTP{guess}" if line else _HUNG_UP)
+    return CheckResult(
+        "HTTP", is_ok=False, message=f"answers with something that is no HTTP{guess}" if line else _CLOSED
+    )
 
 
 def _head(origin: Origin) -> bytes:
@@ -135,28 +141,28 @@ async def _first_line(reader: asyncio.StreamReader) -> bytes:
     return seen
 
 
-def _since(began: float) -> str:
+def _elapsed(began: float) -> str:
     return f"{(monotonic() - began) * 1000:.0f} ms"
 
 
-def _told(error: Exception, patience: float) -> str:
+def _describe(error: Exception, timeout: float) -> str:
     """What *error* means, as the rest of a sentence."""
     if isinstance(error, TimeoutError):
-        return f"gives no answer within {patience:g} s"
+        return f"gives no answer within {timeout:g} s"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not trusted, {error.verify_message}; see STEP_COMPLETE_CERTIFICATE"
     if isinstance(error, ssl.SSLError) and "CERTIFICATE" in (error.reason or ""):
         return f"refuses our certificate, or that we have none, {error.reason}; see STEP_COMPLETE_CLIENT_CERTIFICATE"
     if isinstance(error, ssl.SSLError):
         return f"fails, {error.reason}; does the endpoint speak https, not http?"
-    for kinds, words in _MEANINGS:
+    for kinds, words in _MESSAGES:
         if isinstance(error, kinds):
             return words
     return f"cannot be reached: {getattr(error, 'strerror', None) or type(error).__name__}"
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class SentWebhook:
     """One attempt made by hand: what was sent, what came back, and after how many seconds."""
 
     step_id: str
@@ -165,7 +171,7 @@ class Trial:
     took: float
 
 
-async def send_one(endpoint: Endpoint, step_id: str | None = None) -> Trial:
+async def send_one(endpoint: Endpoint, step_id: str | None = None) -> SentWebhook:
     """Make one attempt to report a step that has succeeded, under *step_id* or a new one; no retries, no spans.
 
     Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
@@ -183,4 +189,4 @@ async def send_one(endpoint: Endpoint, step_id: str | None = None) -> Trial:
         result = await transport.post(content, headers, timeout=endpoint.timeout)
     finally:
         await transport.aclose()
-    return Trial(event.step_id, message_id, result, monotonic() - began)
+    return SentWebhook(event.step_id, message_id, result, monotonic() - began)

@@ -27,7 +27,7 @@ class Circuit:
         """Whether nothing but probes is sent."""
         return self._failures >= _FAILURES
 
-    def room(self, in_flight: int, *, concurrency: int, now: float) -> int:
+    def attempts_allowed(self, in_flight: int, *, concurrency: int, now: float) -> int:
         """How many attempts may begin at the monotonic time *now*, beside those *in_flight*."""
         if not self.is_open:
             return concurrency - in_flight

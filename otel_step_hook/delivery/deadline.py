@@ -3,7 +3,7 @@
 import asyncio
 from types import TracebackType
 
-LAST_LOOKS = 20  # rounds of the loop before an attempt times out; a process that was stopped has its answer in 2
+LAST_POLLS = 20  # rounds of the loop before an attempt times out; a process that was stopped has its answer in 2
 
 
 class Deadline:
@@ -16,7 +16,7 @@ class Deadline:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._looks = LAST_LOOKS
+        self._polls_left = LAST_POLLS
         self._scope = asyncio.timeout(None)
         self._loop = asyncio.get_running_loop()
 
@@ -25,8 +25,8 @@ class Deadline:
         self._next: asyncio.Handle = self._loop.call_later(self._timeout, self._expire)
 
     def _expire(self) -> None:
-        if self._looks:
-            self._looks -= 1
+        if self._polls_left:
+            self._polls_left -= 1
             self._next = self._loop.call_soon(self._expire)  # the loop looks at its sockets before it runs this
         else:
             self._scope.reschedule(self._loop.time())

@@ -49,7 +49,7 @@ class Flushes:
         """Have *flushed* set when everything below *mark* is flushed."""
         self._waiting.append((mark, weakref.ref(flushed)))
 
-    def answer(self, is_flushed: Callable[[int], bool]) -> None:
+    def set_flushed(self, is_flushed: Callable[[int], bool]) -> None:
         """Set the latches of those marks for which *is_flushed* says so."""
         for _ in range(len(self._waiting)):
             mark, waiting = self._waiting.popleft()

@@ -65,19 +65,19 @@ class EventLoop(asyncio.SelectorEventLoop):
         """Monotonic seconds, by a clock that no test tool stops."""
         return monotonic()
 
-    def wake(self, look: Callable[[], None], context: contextvars.Context) -> None:
-        """Have *look* called soon, once after any number of calls. From any thread, signal handler or finaliser."""
+    def wake(self, callback: Callable[[], None], context: contextvars.Context) -> None:
+        """Have *callback* called soon, once after any number of calls. From any thread, signal handler or finaliser."""
         now = self.time()
         # Ctrl-C may come between the next two lines, once: so after a while it is repeated.
         if now - self._woken_at > _WAKE_AGAIN:
             self._woken_at = now
             with contextlib.suppress(RuntimeError):  # closed
-                self.call_soon_threadsafe(self._hear, look, context=context)
+                self.call_soon_threadsafe(self._on_wake, callback, context=context)
 
-    def _hear(self, look: Callable[[], None]) -> None:
+    def _on_wake(self, callback: Callable[[], None]) -> None:
         # In this order: who has something new after the first line wakes again.
         self._woken_at = -math.inf
-        look()
+        callback()
 
     async def getaddrinfo(
         self,

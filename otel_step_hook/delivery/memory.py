@@ -14,8 +14,8 @@ from otel_step_hook.delivery.store import Stored
 from otel_step_hook.steps.event import StepEvent
 
 _Put = tuple[int, StepEvent, Pipeline, float]
-_BEHIND = 1.0  # seconds that the oldest has waited, from which on the store is late
-_FEW = 64  # entries of the heap that are not worth being swept
+_LATE_AFTER = 1.0  # seconds that the oldest has waited, from which on the store is late
+_MIN_SWEEP = 64  # entries of the heap that are not worth being swept
 
 
 class MemoryStore:
@@ -36,7 +36,7 @@ class MemoryStore:
         # takes deliveries and leaves their entries, which are passed over.
         self._waiting: dict[Delivery, int] = {}
         self._never_tried: deque[Delivery] = deque()  # oldest first
-        self._again: list[tuple[float, int, Delivery]] = []  # a heap, by due time
+        self._retries: list[tuple[float, int, Delivery]] = []  # a heap, by due time
         self._takes_newest = False
 
     def put(self, event: StepEvent, pipeline: Pipeline) -> Stored:
@@ -54,7 +54,7 @@ class MemoryStore:
 
     def is_flushed(self, mark: int) -> bool:
         """Whether every event below *mark* is finished."""
-        self._receive()
+        self._take_incoming()
         # The queue keeps the order of puts that did not overlap, so that the first tells of all before the mark.
         return next(iter(self._unfinished.values()), mark) >= mark
 
@@ -63,7 +63,7 @@ class MemoryStore:
 
         So an endpoint that was down hears of what happens now while it catches up, and else everything in its order.
         """
-        self._receive()
+        self._take_incoming()
         claimed: list[Delivery] = []
         while len(claimed) < limit and (delivery := self._next()) is not None:
             del self._waiting[delivery]
@@ -74,48 +74,48 @@ class MemoryStore:
         self._sweep()
         now = self._monotonic()
         first_new = self._never_tried[0].submitted_at if self._never_tried else math.inf
-        first_again = self._again[0][0] if self._again else math.inf
-        self._takes_newest = now - min(first_new, first_again) > _BEHIND and not self._takes_newest
+        first_again = self._retries[0][0] if self._retries else math.inf
+        self._takes_newest = now - min(first_new, first_again) > _LATE_AFTER and not self._takes_newest
         if self._takes_newest and self._never_tried:
             return self._never_tried.pop()
         if self._never_tried and first_new <= first_again:
             return self._never_tried.popleft()
-        return heapq.heappop(self._again)[2] if first_again <= now else None
+        return heapq.heappop(self._retries)[2] if first_again <= now else None
 
     def _sweep(self) -> None:
         """Drop the first entries that do not count any more."""
         while self._never_tried and self._never_tried[0] not in self._waiting:
             self._never_tried.popleft()
-        while self._again and not self._counts(self._again[0]):
-            heapq.heappop(self._again)
+        while self._retries and not self._counts(self._retries[0]):
+            heapq.heappop(self._retries)
 
     def _counts(self, entry: tuple[float, int, Delivery]) -> bool:
         return self._waiting.get(entry[2]) == entry[1]
 
     def claim_older(self, age: float) -> list[Delivery]:
         """Lease all deliveries, due or not, whose steps ended at least *age* seconds ago."""
-        self._receive()
+        self._take_incoming()
         latest = self._monotonic() - age
         ended = itertools.takewhile(lambda delivery: delivery.submitted_at <= latest, self._unfinished)
         claimed = [delivery for delivery in ended if self._waiting.pop(delivery, None) is not None]
         self._sweep()
-        if len(self._again) > _FEW + 2 * len(self._waiting):
-            self._again = list(filter(self._counts, self._again))
-            heapq.heapify(self._again)
+        if len(self._retries) > _MIN_SWEEP + 2 * len(self._waiting):
+            self._retries = list(filter(self._counts, self._retries))
+            heapq.heapify(self._retries)
         return claimed
 
     def next_due(self) -> float | None:
         """Seconds until the first delivery is due, 0 when one is; None when nothing waits."""
-        self._receive()
+        self._take_incoming()
         self._sweep()
         if self._never_tried:
             return 0.0
-        return max(0.0, self._again[0][0] - self._monotonic()) if self._again else None
+        return max(0.0, self._retries[0][0] - self._monotonic()) if self._retries else None
 
     def retry(self, delivery: Delivery, *, delay: float) -> None:
         """Have *delivery* due again after *delay* seconds."""
         self._waiting[delivery] = number = next(self._numbers)
-        heapq.heappush(self._again, (self._monotonic() + delay, number, delivery))
+        heapq.heappush(self._retries, (self._monotonic() + delay, number, delivery))
 
     def unclaim(self, deliveries: Iterable[Delivery]) -> None:
         """Have *deliveries* due again at once, attempts kept."""
@@ -141,7 +141,7 @@ class MemoryStore:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _receive(self) -> None:
+    def _take_incoming(self) -> None:
         while self._incoming:
             number, event, pipeline, submitted_at = self._incoming[0]
             delivery = Delivery(webhook_id(event), event, pipeline, submitted_at)

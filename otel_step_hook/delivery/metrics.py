@@ -51,7 +51,7 @@ class Instruments(NamedTuple):
         )
 
 
-class Observed(NamedTuple):
+class EndpointState(NamedTuple):
     """What the observable instruments show of one endpoint."""
 
     queue_size: int
@@ -59,23 +59,23 @@ class Observed(NamedTuple):
     is_circuit_open: bool
 
 
-class Observable:
+class ObservedEndpoint:
     """An endpoint that the observable instruments look at, for as long as this lives. *observe*: from any thread."""
 
-    def __init__(self, endpoint: str, observe: Callable[[], Observed]) -> None:
+    def __init__(self, endpoint: str, observe: Callable[[], EndpointState]) -> None:
         self.endpoint = endpoint
         self.observe = observe
-        _observables[id(self)] = self
+        _observed_endpoints[id(self)] = self
 
 
 # Not a WeakSet, which cannot be walked while another thread makes a hook.
-_observables: "weakref.WeakValueDictionary[int, Observable]" = weakref.WeakValueDictionary()
+_observed_endpoints: "weakref.WeakValueDictionary[int, ObservedEndpoint]" = weakref.WeakValueDictionary()
 
 
-def _observed(value: Callable[[Observed], float], combine: Callable[[float, float], float]) -> list[Observation]:
+def _observed(value: Callable[[EndpointState], float], combine: Callable[[float, float], float]) -> list[Observation]:
     """One observation per endpoint: two hooks may have endpoints of one name."""
     found: dict[str, float] = {}
-    for one in filter(None, (ref() for ref in _observables.valuerefs())):
+    for one in filter(None, (ref() for ref in _observed_endpoints.valuerefs())):
         new = value(one.observe())
         found[one.endpoint] = combine(found[one.endpoint], new) if one.endpoint in found else new
     return [Observation(number, {"endpoint": name}) for name, number in found.items()]

@@ -14,7 +14,7 @@ from otel_step_hook.steps.event import StepEvent
 from otel_step_hook.version import __version__
 
 USER_AGENT = f"otel-step-hook/{__version__}"
-_LAST_MOMENT = 253_402_300_799_999_999_999  # unix nanoseconds: the end of the year 9999, where ISO 8601 ends
+_MAX_TIME = 253_402_300_799_999_999_999  # unix nanoseconds: the end of the year 9999, where ISO 8601 ends
 
 
 def webhook_id(event: StepEvent) -> str:
@@ -49,7 +49,7 @@ def body(event: StepEvent, payload: str) -> bytes:
 def _iso(nanoseconds: int) -> str:
     # Floats have too few digits for nanoseconds since 1970, so seconds and micros are taken apart.
     # The SDK takes whatever end() is given: a float, seconds for nanoseconds, the year 30000.
-    seconds, rest = divmod(min(max(int(nanoseconds), 0), _LAST_MOMENT), 1_000_000_000)
+    seconds, rest = divmod(min(max(int(nanoseconds), 0), _MAX_TIME), 1_000_000_000)
     moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 

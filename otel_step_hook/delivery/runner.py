@@ -18,8 +18,8 @@ from otel_step_hook.delivery.loop import EventLoop, run_in, uninstrumented
 from otel_step_hook.delivery.store import Store
 
 _PAUSE_AFTER_FAULT = 1.0  # seconds; a loop that cannot run must not spin
-_LOOK_AGAIN = 0.5  # seconds after which those who wait make sure that there is a thread to wait for
-_START_AGAIN = 0.02  # seconds after which a thread that has not begun is started again
+_POLL_INTERVAL = 0.5  # seconds after which those who wait make sure that there is a thread to wait for
+_RESTART_AFTER = 0.02  # seconds after which a thread that has not begun is started again
 
 
 class Runner:
@@ -65,7 +65,7 @@ class Runner:
         """Whether there is anything to do for a loop."""
         dispatch = self.dispatch
         has_counts = self.is_draining and dispatch.log.has_counts()
-        return bool(len(self.store) or dispatch.flushes or dispatch.losses.has_new() or has_counts)
+        return bool(len(self.store) or dispatch.flushes or dispatch.drops.has_new() or has_counts)
 
     def wake(self) -> bool:
         """Have the loop look; start the thread when there is none. False when none can be started."""
@@ -74,7 +74,7 @@ class Runner:
         # The thread looks after this: when it hears of it, when its loop begins, or when it has given the lock back.
         loop = self._loop
         if loop is not None:
-            loop.wake(self.dispatch.look, self._context)
+            loop.wake(self.dispatch.run_once, self._context)
         return True
 
     def wait(self, latch: Latch, is_done: Callable[[], bool], deadline: float) -> bool:
@@ -83,7 +83,7 @@ class Runner:
             is_awake, left = self.wake(), deadline - monotonic()
             if left <= 0 or not is_awake or self._is_parents():
                 break
-            latch.wait(min(left, _LOOK_AGAIN))
+            latch.wait(min(left, _POLL_INTERVAL))
         return is_done()
 
     def wait_for_end(self, deadline: float) -> None:
@@ -100,7 +100,7 @@ class Runner:
 
     def _start_thread(self) -> bool:
         now = monotonic()
-        if now - self._starting_at <= _START_AGAIN:
+        if now - self._starting_at <= _RESTART_AFTER:
             return True
         self._starting_at, is_started = now, False
         try:
@@ -167,14 +167,14 @@ class Runner:
         return True
 
     async def _run_dispatch(self, loop: EventLoop) -> None:
-        # Not before: what wakes the loop calls `look`, which needs what `run` begins with.
+        # Not before: what wakes the loop calls `run_once`, which needs what `run` begins with.
         self._loop = loop
         await self.dispatch.run()
 
     def _pause(self, error: BaseException) -> bool:
         """Log *error* and wait: a loop that cannot run must not spin. False when the time to stop has come."""
         self.dispatch.log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {where(error)}")
-        self.dispatch.look_without_loop()
+        self.dispatch.run_without_loop()
         left = self.dispatch.stop_at - monotonic()
         time.sleep(max(0.0, min(left, _PAUSE_AFTER_FAULT)))
         return left > 0

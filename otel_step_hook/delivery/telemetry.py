@@ -43,7 +43,7 @@ from otel_step_hook.delivery.retry import AttemptResult, Finish
 from otel_step_hook.steps.event import SCOPE
 from otel_step_hook.version import __version__
 
-_PIPELINES = 16  # tracers kept, one per pipeline and resource; a process has one or two
+_MAX_TRACERS = 16  # tracers kept, one per pipeline and resource; a process has one or two
 
 
 def shown_url(url: str) -> str:
@@ -123,7 +123,7 @@ class Telemetry:
             attributes = self._attributes
             if delivery.attempts > 1:
                 attributes = {**attributes, HTTP_REQUEST_RESEND_COUNT: delivery.attempts - 1}
-            return self._of(delivery.pipeline).tracer.start_span(
+            return self._tracer(delivery.pipeline).tracer.start_span(
                 "POST",
                 context=set_span_in_context(self._delivery_span(delivery), Context()),
                 kind=SpanKind.CLIENT,
@@ -170,7 +170,7 @@ class Telemetry:
 
     def _delivery_span(self, delivery: Delivery) -> Span:
         if delivery.span is None:
-            event, known = delivery.event, self._of(delivery.pipeline)
+            event, known = delivery.event, self._tracer(delivery.pipeline)
             if known.ids is not None:
                 known.ids.next_span_id = span_id_of(delivery.id, self._endpoint)
             delivery.span = known.tracer.start_span(
@@ -192,12 +192,12 @@ class Telemetry:
         """Hold no pipeline any more: a hook that is dropped is collected only when nothing holds its provider."""
         self._tracers.clear()
 
-    def _of(self, pipeline: Pipeline) -> _PipelineTracer:
+    def _tracer(self, pipeline: Pipeline) -> _PipelineTracer:
         key = (id(pipeline.processor), id(pipeline.resource))
         known = self._tracers.get(key)
         if known is None:
             known = self._tracers[key] = _tracer_of(pipeline)
-            if len(self._tracers) > _PIPELINES:
+            if len(self._tracers) > _MAX_TRACERS:
                 self._tracers.popitem(last=False)
         return known
 

@@ -31,7 +31,7 @@ _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProto
 # and makes a context for every connection, when they are first needed, even for plain HTTP.
 for _late in ("httpcore", "anyio._backends._asyncio"):
     importlib.import_module(_late)
-_UNUSED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class MetadataAddressRefused(Exception):  # noqa: N818 -- its name is an `error.type`, and reads as one
@@ -144,7 +144,7 @@ class HttpxTransport:
         self._origin = origin
         proxy = origin.proxy
         self._transport = httpx.AsyncHTTPTransport(
-            verify=origin.tls if origin.url.scheme == "https" else _UNUSED,
+            verify=origin.tls if origin.url.scheme == "https" else _NO_TLS,
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=5.0),
             proxy=proxy and httpx.Proxy(proxy, ssl_context=origin.tls if proxy.scheme == "https" else None),
         )
@@ -176,17 +176,17 @@ class HttpxTransport:
             self._origin.forget(self._peer[0])
         # httpcore takes a tunnel whose TLS has failed for a connection in use, and would wait for it
         # in every attempt to come.
-        await self._hang_up()
+        await self._disconnect()
         return AttemptResult(error_type=_error_type(error), peer=self._peer, is_stale=is_stale)
 
-    async def _hang_up(self) -> None:
+    async def _disconnect(self) -> None:
         """Close what is open; the next attempt connects again."""
         half_open, self._half_open = self._half_open, None
         if half_open is not None:
             await half_open.aclose()
         await self._transport.aclose()
 
-    async def _note_half_open(self, event: str, info: dict[str, Any]) -> None:
+    async def _track_handshake(self, event: str, info: dict[str, Any]) -> None:
         """Note a connection whose handshake is under way: httpcore leaves it open when that is cut off."""
         if event == "connection.connect_tcp.complete":
             self._half_open = info["return_value"]
@@ -208,7 +208,7 @@ class HttpxTransport:
         self._peer = (address, origin.port)
         extensions: dict[str, object] = {"timeout": {"connect": connect}}
         if origin.url.scheme == "https":
-            extensions["trace"] = self._note_half_open
+            extensions["trace"] = self._track_handshake
         if address == origin.host:
             return await self._send(origin.url, content, headers, extensions)
         # The request goes to the address that was looked up and checked, so that a name cannot lead
@@ -240,12 +240,12 @@ class HttpxTransport:
                 finally:
                     await stream.aclose()
                 if not self._has_answered:
-                    await self._hang_up()
+                    await self._disconnect()
         return bytes(excerpt[:ANSWER_LIMIT])
 
     async def aclose(self) -> None:
         """Close the connection."""
-        await self._hang_up()
+        await self._disconnect()
 
 
 def _stream(response: httpx.Response) -> httpx.AsyncByteStream:

@@ -19,8 +19,8 @@ from otel_step_hook.delivery.runner import Runner
 from otel_step_hook.delivery.store import Store, Stored
 from otel_step_hook.steps.event import StepEvent
 
-_LATE = 1.0  # seconds; once shut down, a thread is started at most this often to report late steps
-_FLUSHES = 100  # calls of flush() that wait at a time; further ones return at once
+_LATE_REPORT_INTERVAL = 1.0  # seconds; once shut down, a thread is started at most this often to report late steps
+_MAX_FLUSHES = 100  # calls of flush() that wait at a time; further ones return at once
 
 
 class Worker:
@@ -59,7 +59,7 @@ class Worker:
         self._runners = {os.getpid(): self._make()}
         _workers.add(self)
 
-    def _here(self) -> Runner:
+    def _runner(self) -> Runner:
         pid = os.getpid()
         here = self._runners.get(pid)
         if here is None:
@@ -82,7 +82,7 @@ class Worker:
 
     def submit(self, event: StepEvent, pipeline: Pipeline) -> None:
         """Take *event* for delivery, or drop it, counted and logged, when shut down or full."""
-        here = self._here()
+        here = self._runner()
         if self.is_closed:
             self.drop("shutdown")
         elif here.store.put(event, pipeline) is Stored.FULL:
@@ -92,21 +92,21 @@ class Worker:
 
     def drop(self, reason: str, error: Exception | None = None) -> None:
         """Have the worker's thread count and log that a step is lost, perhaps because of *error*."""
-        here = self._here()
-        here.dispatch.losses.drop(reason, error)
+        here = self._runner()
+        here.dispatch.drops.drop(reason, error)
         self._wake_to_report(here)
 
     def add_fault(self, error: Exception) -> None:
         """Have the worker's thread log *error*, which lost nothing."""
-        here = self._here()
-        here.dispatch.losses.add_fault(error)
+        here = self._runner()
+        here.dispatch.drops.add_fault(error)
         self._wake_to_report(here)
 
     def _wake_to_report(self, here: Runner) -> None:
         now = monotonic()
         if not self.is_closed:
             here.wake()
-        elif now - here.late_at >= _LATE:
+        elif now - here.late_at >= _LATE_REPORT_INTERVAL:
             here.late_at = now
             here.wake()
 
@@ -115,16 +115,16 @@ class Worker:
 
         For the end of those who submit: nothing comes in any more.
         """
-        here = self._here()
+        here = self._runner()
         here.dispatch.is_abandoned = True
         if here.is_busy():
             _workers.add(self)  # again: what is collected together with its hook has lost its weak references
             if not here.wake():
-                _left_over.append(self)
+                _unstarted.append(self)
 
     def is_abandoned(self) -> bool:
         """Whether `abandon` was called in this process."""
-        return self._here().dispatch.is_abandoned
+        return self._runner().dispatch.is_abandoned
 
     # Waiting
 
@@ -141,10 +141,10 @@ class Worker:
 
         That is so on the worker's own thread, and while a hundred others wait for a loop that is stuck.
         """
-        here, flushed = self._here(), Latch()
+        here, flushed = self._runner(), Latch()
         if not len(here.store):
             flushed.set()
-        elif here.is_own_thread() or len(here.dispatch.flushes) >= _FLUSHES:
+        elif here.is_own_thread() or len(here.dispatch.flushes) >= _MAX_FLUSHES:
             return None
         else:
             here.dispatch.flushes.add(here.store.mark(), flushed)
@@ -153,7 +153,7 @@ class Worker:
 
     def end_flush(self, flushed: Latch, deadline: float) -> bool:
         """Wait for what `begin_flush` has returned, until *deadline* (monotonic seconds)."""
-        here = self._here()
+        here = self._runner()
         # Where a loop has died meanwhile nobody sets it.
         return here.wait(flushed, lambda: flushed.is_set() or not len(here.store), deadline)
 
@@ -163,7 +163,7 @@ class Worker:
         Calls share the limit of the first until nothing is left: a process whose exit handlers all shut down waits
         once.
         """
-        here = self._here()
+        here = self._runner()
         if not self.is_closed or not len(here.store):
             here.dispatch.stop_at = deadline
         self.is_closed = True
@@ -173,7 +173,7 @@ class Worker:
 
     def end_shutdown(self, timeout: float) -> None:
         """Wait until nothing is left and the connections are closed, or until the limit; *timeout* is for the log."""
-        here = self._here()
+        here = self._runner()
         if not here.is_busy() or here.is_own_thread():
             return
         here.wait_for_end(here.dispatch.stop_at)
@@ -224,7 +224,7 @@ def _shut_down_abandoned() -> None:
 
 _workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
 # Abandoned with deliveries that no thread could be started for, and which nothing else keeps to the exit.
-_left_over: "list[Worker]" = []
+_unstarted: "list[Worker]" = []
 # Once: an entry for each that was ever abandoned would be kept as long as the process.
 atexit.register(_shut_down_abandoned)
 # In a forked child, what belongs to its parents, to its own exit: collected, their connections and tasks would complain

@@ -1,15 +1,21 @@
 """All settings: what they are called, what they may hold, and every sentence about a wrong one."""
 
 from otel_step_hook.settings.endpoints import endpoints_of
-from otel_step_hook.settings.hook import SettingRow, StepHookSettings, in_force, setting_rows, unknown_variables
+from otel_step_hook.settings.hook import (
+    SettingRow,
+    StepHookSettings,
+    effective_settings,
+    setting_rows,
+    unknown_variables,
+)
 from otel_step_hook.settings.receiver import EndpointSettings
 
 __all__ = [
     "EndpointSettings",
     "SettingRow",
     "StepHookSettings",
+    "effective_settings",
     "endpoints_of",
-    "in_force",
     "setting_rows",
     "unknown_variables",
 ]

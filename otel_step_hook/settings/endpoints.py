@@ -5,11 +5,11 @@ from urllib.parse import unquote, urlsplit
 
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
 from otel_step_hook.settings.hook import StepHookSettings
-from otel_step_hook.settings.parsing import name_from, without_user
+from otel_step_hook.settings.parsing import name_from_url, without_user_info
 from otel_step_hook.settings.receiver import EndpointSettings, ReceiverSettings
 
 _SHARED = ("payload", "outcomes", "timeout", "certificate", "proxy")  # what is set for all, where one says nothing
-_IDENTITY = ("client_certificate", "client_key")  # of one receiver or of all, and never one from each
+_CLIENT_TLS = ("client_certificate", "client_key")  # of one receiver or of all, and never one from each
 
 
 def endpoints_of(settings: StepHookSettings) -> tuple[Endpoint, ...]:
@@ -18,15 +18,17 @@ def endpoints_of(settings: StepHookSettings) -> tuple[Endpoint, ...]:
     The only URL of ``STEP_COMPLETE_WEBHOOK`` is "default"; of several each is its host and a short hash.
     """
     if settings.endpoints:
-        return tuple(_endpoint(one.called, one.webhook, _completed(one, settings)) for one in settings.endpoints)
+        return tuple(
+            _endpoint(one.display_name, one.webhook, _with_shared(one, settings)) for one in settings.endpoints
+        )
     urls = (settings.webhook or "").split()
-    return tuple(_endpoint("default" if len(urls) == 1 else name_from(url), url, settings) for url in urls)
+    return tuple(_endpoint("default" if len(urls) == 1 else name_from_url(url), url, settings) for url in urls)
 
 
-def _completed(endpoint: EndpointSettings, settings: StepHookSettings) -> EndpointSettings:
+def _with_shared(endpoint: EndpointSettings, settings: StepHookSettings) -> EndpointSettings:
     """*endpoint*, with what *settings* have for all where it says nothing; secrets are never shared."""
     own = endpoint.model_fields_set
-    names = _SHARED if own.intersection(_IDENTITY) else (*_SHARED, *_IDENTITY)
+    names = _SHARED if own.intersection(_CLIENT_TLS) else (*_SHARED, *_CLIENT_TLS)
     return endpoint.model_copy(update={name: getattr(settings, name) for name in names if name not in own})
 
 
@@ -34,7 +36,7 @@ def _endpoint(name: str, url: str, receiver: ReceiverSettings) -> Endpoint:
     authorization = _basic(url) if receiver.key is None else f"Bearer {receiver.key.get_secret_value()}"
     return Endpoint(
         name=name,
-        url=without_user(url),
+        url=without_user_info(url),
         headers=(*([("authorization", authorization)] if authorization else []), *receiver.headers),
         signing_keys=receiver.signing_keys,
         payload=receiver.payload,

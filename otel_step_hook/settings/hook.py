@@ -14,16 +14,16 @@ from otel_step_hook.settings.parsing import (
     PREFIX,
     check_profiles,
     did_you_mean,
-    name_from,
+    name_from_url,
+    read_list,
     read_number,
     read_urls,
-    read_words,
 )
-from otel_step_hook.settings.receiver import SECONDS, URL, EndpointSettings, ReceiverSettings, Seconds, about
+from otel_step_hook.settings.receiver import SECONDS, URL, EndpointSettings, ReceiverSettings, Seconds, setting
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import PROFILES
 
-_OF_ONE = ("key", "signing_secret", "headers")  # secrets that one receiver shares with us: no other gets them
+_NOT_SHARED = ("key", "signing_secret", "headers")  # secrets that one receiver shares with us: no other gets them
 
 
 class StepHookSettings(ReceiverSettings, BaseSettings):
@@ -36,39 +36,39 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, enable_decoding=False)
 
-    webhook: Annotated[str | None, BeforeValidator(read_urls)] = about(
+    webhook: Annotated[str | None, BeforeValidator(read_urls)] = setting(
         None,
         "Endpoint that receives a POST when a step ends; several, separated by spaces, share the other settings. "
         "Unset or empty: nothing is sent.",
         URL,
         secret=True,
     )
-    endpoints: Annotated[tuple[EndpointSettings, ...], BeforeValidator(read_endpoints)] = about(
+    endpoints: Annotated[tuple[EndpointSettings, ...], BeforeValidator(read_endpoints)] = setting(
         (),
         "Path of a TOML file with an `[[endpoint]]` for each of [several receivers](#several-receivers), instead of "
         "`STEP_COMPLETE_WEBHOOK`.",
         ENDPOINTS,
     )
-    profiles: Annotated[tuple[str, ...], AfterValidator(check_profiles), BeforeValidator(read_words)] = about(
+    profiles: Annotated[tuple[str, ...], AfterValidator(check_profiles), BeforeValidator(read_list)] = setting(
         ("auto",),
         "Which frameworks' step rules apply: `auto` for all of them, or their names.",
         f"auto, or some of {', '.join(sorted({profile.name for profile in PROFILES}))}, separated by commas",
     )
-    give_up_after: Seconds = about(30.0, "Seconds from the step's end until a delivery is discarded.", SECONDS)
-    initial_backoff: Seconds = about(1.0, "Seconds to wait after the first failed attempt, with jitter.", SECONDS)
-    max_backoff: Seconds = about(3600.0, "The longest wait between two attempts, in seconds.", SECONDS)
+    give_up_after: Seconds = setting(30.0, "Seconds from the step's end until a delivery is discarded.", SECONDS)
+    initial_backoff: Seconds = setting(1.0, "Seconds to wait after the first failed attempt, with jitter.", SECONDS)
+    max_backoff: Seconds = setting(3600.0, "The longest wait between two attempts, in seconds.", SECONDS)
     backoff_multiplier: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False), BeforeValidator(read_number)] = (
-        about(2.0, "How much longer each wait is than the one before it.", "a number from 1 to 1000, such as 2")
+        setting(2.0, "How much longer each wait is than the one before it.", "a number from 1 to 1000, such as 2")
     )
-    concurrency: Annotated[int, Field(ge=1, le=1000), BeforeValidator(read_number)] = about(
+    concurrency: Annotated[int, Field(ge=1, le=1000), BeforeValidator(read_number)] = setting(
         8, "Attempts in flight, per endpoint.", "a whole number from 1 to 1000, such as 8"
     )
-    max_queue_size: Annotated[int, Field(ge=1, le=10_000_000), BeforeValidator(read_number)] = about(
+    max_queue_size: Annotated[int, Field(ge=1, le=10_000_000), BeforeValidator(read_number)] = setting(
         2048,
         "Events in memory; beyond it the newest is dropped and counted.",
         "a whole number from 1 to 10000000, such as 2048",
     )
-    shutdown_timeout: Seconds = about(10.0, "Seconds `shutdown()` and process exit may spend on draining.", SECONDS)
+    shutdown_timeout: Seconds = setting(10.0, "Seconds `shutdown()` and process exit may spend on draining.", SECONDS)
 
     _arguments: frozenset[str] = PrivateAttr(frozenset())
 
@@ -90,7 +90,7 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
                 "STEP_COMPLETE_WEBHOOK and STEP_COMPLETE_ENDPOINTS are both set: remove one of them, "
                 "or make the webhook an endpoint"
             )
-        for name in _OF_ONE:
+        for name in _NOT_SHARED:
             if getattr(self, name):
                 raise ConfigurationError(
                     f"{self.shown_name(name)} is set beside STEP_COMPLETE_ENDPOINTS: what is a secret of one receiver "
@@ -100,8 +100,8 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
 
     @model_validator(mode="after")
     def _agree_on_names(self) -> Self:
-        names = [one.called for one in self.endpoints]
-        urls = [name_from(url) for url in (self.webhook or "").split()]
+        names = [one.display_name for one in self.endpoints]
+        urls = [name_from_url(url) for url in (self.webhook or "").split()]
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ConfigurationError(
                 f"STEP_COMPLETE_ENDPOINTS has several endpoints that are called {twice[0]!r}; "
@@ -150,11 +150,11 @@ def _shown(value: object) -> str:
     if isinstance(value, frozenset):
         return ",".join(word for word in Outcome if word in value)
     if isinstance(value, tuple):
-        return ",".join(one.called if isinstance(one, EndpointSettings) else str(one) for one in value)
+        return ",".join(one.display_name if isinstance(one, EndpointSettings) else str(one) for one in value)
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def in_force(settings: StepHookSettings) -> dict[str, tuple[str, str]]:
+def effective_settings(settings: StepHookSettings) -> dict[str, tuple[str, str]]:
     """For each setting its value, ``***`` for a secret, and its source: environment, argument or default."""
     result = {}
     for row in setting_rows():

@@ -97,17 +97,17 @@ def _check_comma(word: str, *, is_last: bool) -> None:
         raise ValueError("holds a comma between URLs: separate them by spaces; a comma inside of one is %2C")
 
 
-def without_user(url: str) -> str:
+def without_user_info(url: str) -> str:
     """*url* without user information, which is sent as a header, and without fragment, which is not sent at all."""
     scheme, _, rest = url.partition("#")[0].partition("://")
     authority = re.match("[^/?]*", rest)[0]  # type: ignore[index]  # -- fits anything
     return f"{scheme}://{rest.removeprefix(authority[: authority.rfind('@') + 1])}"
 
 
-def name_from(url: str) -> str:
+def name_from_url(url: str) -> str:
     """A name for the receiver behind *url* that shows no secret: the host and a short hash."""
     host = re.sub("[^A-Za-z0-9_.-]", "-", urlsplit(url).hostname or "")[:_HOST]
-    return f"{host}-{hashlib.sha256(without_user(url).encode()).hexdigest()[:_HASH]}"
+    return f"{host}-{hashlib.sha256(without_user_info(url).encode()).hexdigest()[:_HASH]}"
 
 
 def read_key(value: object) -> str | None:
@@ -154,7 +154,7 @@ def read_number(value: object) -> object:
     return value
 
 
-def read_words(value: object) -> object:
+def read_list(value: object) -> object:
     """The words of a text, in lower case; ValueError when there are none."""
     if isinstance(value, str):
         value = tuple(word for word in re.split(r"[,\s]+", value.lower()) if word)

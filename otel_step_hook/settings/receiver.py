@@ -26,15 +26,15 @@ from otel_step_hook.settings.parsing import (
     check_file,
     check_headers,
     did_you_mean,
-    name_from,
+    name_from_url,
     read_headers,
     read_key,
+    read_list,
     read_number,
     read_one_url,
     read_path,
     read_signing_secret,
     read_url,
-    read_words,
 )
 from otel_step_hook.steps.event import Outcome
 
@@ -47,7 +47,7 @@ _NAME = r"^[A-Za-z0-9_.-]{1,64}$"  # it becomes a metric's label and part of a r
 _VARIABLES = {"key_env": "key", "signing_secret_env": "signing_secret"}  # settings that name a variable, and for what
 
 
-def about(default: object, meaning: str, expected: str, *, secret: bool = False) -> Any:
+def setting(default: object, meaning: str, expected: str, *, secret: bool = False) -> Any:
     """The default of a setting, with what README and the sentences about wrong values say of it."""
     return Field(default, description=meaning, json_schema_extra={"expected": expected}, repr=not secret)
 
@@ -58,43 +58,43 @@ class ReceiverSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     webhook: str | None = None  # first in the table; each class below says what it may hold
-    key: Annotated[SecretStr | None, BeforeValidator(read_key)] = about(
+    key: Annotated[SecretStr | None, BeforeValidator(read_key)] = setting(
         None,
         "Secret, sent as `Authorization: Bearer …`.",
         "printable ASCII without line breaks, and without a space at either end",
         secret=True,
     )
-    signing_secret: Annotated[SecretStr | None, BeforeValidator(read_signing_secret)] = about(
+    signing_secret: Annotated[SecretStr | None, BeforeValidator(read_signing_secret)] = setting(
         None,
         "One or more `whsec_…`, separated by spaces: Standard Webhooks signature, by each of them.",
         "'whsec_' followed by base64; make one with: otel-step-hook secret",
         secret=True,
     )
-    payload: Literal["step_id", "full"] = about(
+    payload: Literal["step_id", "full"] = setting(
         "step_id",
         '`step_id`: exactly `{"step_id": "…"}`. `full`: the same key, and `type`, `timestamp`, `data`.',
         "step_id or full",
     )
-    outcomes: Annotated[frozenset[Outcome], BeforeValidator(read_words)] = about(
+    outcomes: Annotated[frozenset[Outcome], BeforeValidator(read_list)] = setting(
         frozenset(Outcome),
         "Which outcomes are sent.",
         "some of success, failed, cancelled, separated by commas",
     )
     headers: Annotated[tuple[tuple[str, str], ...], AfterValidator(check_headers), BeforeValidator(read_headers)] = (
-        about(
+        setting(
             (),
             "Extra headers, in the format of `OTEL_EXPORTER_OTLP_HEADERS`.",
             "name=value,name=value, percent-encoded, of printable ASCII",
             secret=True,
         )
     )
-    timeout: Seconds = about(15.0, "Seconds one attempt may take in all: DNS, connect, TLS, headers.", SECONDS)
-    certificate: _Path = about(
+    timeout: Seconds = setting(15.0, "Seconds one attempt may take in all: DNS, connect, TLS, headers.", SECONDS)
+    certificate: _Path = setting(
         None, "PEM file of the certificate authorities to trust instead of the usual ones.", _FILE
     )
-    client_certificate: _Path = about(None, "PEM file of the client certificate, for mutual TLS.", _FILE)
-    client_key: _Path = about(None, "PEM file of the client certificate's private key.", _FILE)
-    proxy: Annotated[str | None, BeforeValidator(read_url)] = about(
+    client_certificate: _Path = setting(None, "PEM file of the client certificate, for mutual TLS.", _FILE)
+    client_key: _Path = setting(None, "PEM file of the client certificate's private key.", _FILE)
+    proxy: Annotated[str | None, BeforeValidator(read_url)] = setting(
         None,
         "HTTP proxy to send through. The proxy variables of the environment are ignored.",
         "an absolute URL such as http://proxy.example.com:3128",
@@ -105,7 +105,7 @@ class ReceiverSettings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            wrong = "; ".join(self._sentence(item) for item in error.errors())
+            wrong = "; ".join(self._error_message(item) for item in error.errors())
         else:
             return
         # Outside of `except`: pydantic's error holds the input, and with it the secrets; `from None`
@@ -123,7 +123,7 @@ class ReceiverSettings(BaseModel):
         return tuple(cls.model_fields)
 
     @classmethod
-    def _sentence(cls, item: ErrorDetails) -> str:
+    def _error_message(cls, item: ErrorDetails) -> str:
         """What is wrong with one setting: the name, what happened, what was expected; a secret never."""
         name, *inside = item["loc"] or ("",)
         error = item.get("ctx", {}).get("error")
@@ -174,12 +174,12 @@ class EndpointSettings(ReceiverSettings):
     Raises `ConfigurationError`, which names the endpoint and the setting, and never shows the value of a secret.
     """
 
-    name: Annotated[str, Field(pattern=_NAME)] | None = about(
+    name: Annotated[str, Field(pattern=_NAME)] | None = setting(
         None,
         "What spans, metrics and logs call this receiver; by default the host and a short hash of the URL.",
         "1 to 64 letters of ASCII, digits, '-', '_' and '.'",
     )
-    webhook: Annotated[str, BeforeValidator(read_one_url)] = about(
+    webhook: Annotated[str, BeforeValidator(read_one_url)] = setting(
         ..., "Endpoint that receives a POST when a step ends.", URL, secret=True
     )
 
@@ -195,9 +195,9 @@ class EndpointSettings(ReceiverSettings):
         return (*cls.model_fields, *_VARIABLES)
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         """Its name, or the one that is made from its URL."""
-        return self.name or name_from(self.webhook)
+        return self.name or name_from_url(self.webhook)
 
 
 def endpoint_label(values: Mapping[str, object]) -> str:

@@ -45,7 +45,7 @@ def generated_step_id(context: SpanContext) -> str:
     return f"step-{uuid.uuid5(_NAMESPACE, f'{context.trace_id:032x}{context.span_id:016x}')}"
 
 
-def text_of(value: object) -> str:
+def step_id_text(value: object) -> str:
     """*value* as the text of a step id; empty when it says nothing (None, blank).
 
     Takes any attribute value: text and bytes as they are, all else as JSON, which is how

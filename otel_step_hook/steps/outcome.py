@@ -5,7 +5,7 @@ import re
 from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.profile import Attributes, Profile, Verdict, plain
+from otel_step_hook.steps.profile import Attributes, Profile, Verdict, as_text
 from otel_step_hook.steps.spans import StartedSpan
 
 # Compared by the last dotted part: asyncio.exceptions.CancelledError, trio.Cancelled, a bare CancelledError, …
@@ -23,11 +23,11 @@ PAUSES = frozenset(
     }
 )
 # Whose they are: an exception of the same name from elsewhere is one like any other.
-_PAUSING = frozenset({"langgraph", "pydantic_ai", "temporalio", "haystack", "crewai"})
+_PAUSING_PACKAGES = frozenset({"langgraph", "pydantic_ai", "temporalio", "haystack", "crewai"})
 # In flight without meaning a failure: how generators end.
 CONTROL_FLOW = frozenset({"GeneratorExit", "StopIteration", "StopAsyncIteration"})
 
-_USERS_WORDS = {
+_STEP_STATUS = {
     "success": Outcome.SUCCESS,
     "succeeded": Outcome.SUCCESS,
     "ok": Outcome.SUCCESS,
@@ -43,11 +43,11 @@ _USERS_WORDS = {
 _LEADING_NAME = re.compile(r"[A-Za-z_][\w.]*(?=\s*(?:[:(]|$))")  # not a sentence that begins so
 
 
-def users_outcome(attributes: Attributes) -> Outcome | None:
+def step_status_outcome(attributes: Attributes) -> Outcome | None:
     """What the attribute ``step.status`` says, if anything."""
     if "step.status" not in attributes:
         return None
-    return _USERS_WORDS.get(plain(attributes["step.status"]).strip().lower())
+    return _STEP_STATUS.get(as_text(attributes["step.status"]).strip().lower())
 
 
 def outcome_of(span: StartedSpan, exception: BaseException | None, profile: Profile) -> Outcome | None:
@@ -57,7 +57,7 @@ def outcome_of(span: StartedSpan, exception: BaseException | None, profile: Prof
     began. *profile* is that of the framework. Never raises, whatever the span holds, unless a
     profile of the user's does.
     """
-    said = users_outcome(span.attributes) or profile.outcome(span, exception)
+    said = step_status_outcome(span.attributes) or profile.outcome(span, exception)
     if said is not None:
         return None if isinstance(said, Verdict) else Outcome(said)
     flying = _kind(exception) if exception is not None else ""
@@ -75,11 +75,11 @@ def outcome_of(span: StartedSpan, exception: BaseException | None, profile: Prof
 
 def _of_error(span: StartedSpan, exception: BaseException | None) -> Outcome | None:
     flying = _kind(exception)
-    given = (_last_exception(span), plain(span.attributes.get("error.type")), _leading_name(span.status.description))
-    names = tuple(map(last_part, given))
+    given = (_last_exception(span), as_text(span.attributes.get("error.type")), _leading_name(span.status.description))
+    names = tuple(map(bare_name, given))
     if flying == "cancellation" or not CANCELLATIONS.isdisjoint(names):
         return Outcome.CANCELLED
-    if flying == "pause" or (_is_pause(*given) and not _is_namesake(exception)):
+    if flying == "pause" or (_is_pause(*given) and not _is_not_a_pause(exception)):
         return None
     # A generator that its consumer closed early has done what was asked of it, unless something else is recorded.
     return Outcome.SUCCESS if {name for name in names if name} == {"GeneratorExit"} else Outcome.FAILED
@@ -87,9 +87,9 @@ def _of_error(span: StartedSpan, exception: BaseException | None) -> Outcome | N
 
 def _of_unset(span: StartedSpan, exception: BaseException | None) -> Outcome | None:
     last = _last_exception(span)
-    if last and last_part(last) in CANCELLATIONS:
+    if last and bare_name(last) in CANCELLATIONS:
         return Outcome.CANCELLED
-    if last and _is_pause(last) and not _is_namesake(exception):
+    if last and _is_pause(last) and not _is_not_a_pause(exception):
         return None
     return Outcome.FAILED if exception is not None and _kind(exception) == "exception" else Outcome.SUCCESS
 
@@ -118,7 +118,7 @@ def _kind(exception: BaseException | None) -> str:
     names = {base.__name__ for base in bases}
     if names & CANCELLATIONS:
         return "cancellation"
-    if names & PAUSES and any(base.__name__ in PAUSES and _is_pausing(base.__module__) for base in bases):
+    if names & PAUSES and any(base.__name__ in PAUSES and _is_pausing_package(base.__module__) for base in bases):
         return "pause"
     return "" if names & CONTROL_FLOW else "exception"
 
@@ -128,29 +128,29 @@ def _is_pause(*names: str) -> bool:
     for name in names:
         module, _, last = name.rpartition(".")
         if last in PAUSES:
-            return not module or _is_pausing(module)
+            return not module or _is_pausing_package(module)
     return False
 
 
-def _is_namesake(exception: BaseException | None) -> bool:
+def _is_not_a_pause(exception: BaseException | None) -> bool:
     """Whether *exception* has the name of a pause and is none: the object knows better than a name on its span."""
     has_name = any(base.__name__ in PAUSES for base in type(exception).__mro__)
     return has_name and _kind(exception) != "pause"
 
 
-def _is_pausing(module: object) -> bool:
-    return plain(module).partition(".")[0] in _PAUSING
+def _is_pausing_package(module: object) -> bool:
+    return as_text(module).partition(".")[0] in _PAUSING_PACKAGES
 
 
 def _last_exception(span: StartedSpan) -> str:
     """The type of the last exception event; empty without one."""
     for event in reversed(span.events):
         if event.name == "exception":
-            return plain((event.attributes or {}).get("exception.type"))
+            return as_text((event.attributes or {}).get("exception.type"))
     return ""
 
 
-def last_part(name: str) -> str:
+def bare_name(name: str) -> str:
     """``CancelledError`` of ``asyncio.exceptions.CancelledError``."""
     return name.rpartition(".")[2]
 

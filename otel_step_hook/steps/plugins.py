@@ -38,15 +38,15 @@ def _loaded(point: EntryPoint) -> list[Profile]:
         found = point.load()
         profiles = [found] if isinstance(found, Profile) else list(found)
     except (Exception, SystemExit) as error:  # noqa: BLE001 -- somebody else's module, in the application's start-up
-        _tell(point, f"{type(error).__name__}: {error}")
+        _log_unusable(point, f"{type(error).__name__}: {error}")
         return []
     if not all(isinstance(profile, Profile) for profile in profiles):
-        _tell(point, "what is there is none")
+        _log_unusable(point, "what is there is none")
         return []
     return profiles
 
 
-def _tell(point: EntryPoint, problem: str) -> None:
+def _log_unusable(point: EntryPoint, problem: str) -> None:
     _log.error(
         "the profile %r cannot be loaded from %s (%s), and its steps are not reported; "
         "expected an otel_step_hook.Profile, or several, under that name",

@@ -11,13 +11,13 @@ from enum import Enum
 from typing import Protocol, TypeVar
 
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.steps.event import Outcome, text_of
+from otel_step_hook.steps.event import Outcome, step_id_text
 from otel_step_hook.steps.spans import StartedSpan
 
 Attributes = Mapping[str, object]
 
 
-class Named(Protocol):
+class SpanView(Protocol):
     """A span, or what a sampler sees of one: its name, and the attributes that it has by now."""
 
     @property
@@ -36,14 +36,14 @@ class Verdict(Enum):
 
 
 NOT_TERMINAL = Verdict.NOT_TERMINAL
-Rule = Callable[[Named], bool]
+Rule = Callable[[SpanView], bool]
 PartRule = Callable[[StartedSpan], bool]
-Source = Callable[[StartedSpan], object]  # a step id, of any type; None or blank where there is none
+StepIdRule = Callable[[StartedSpan], object]  # a step id, of any type; None or blank where there is none
 # Of a span that has ended, and the exception in flight that was not when it began; None: it says nothing.
 OutcomeRule = Callable[[StartedSpan, BaseException | None], Outcome | Verdict | None]
 
 
-def never(_span: Named) -> bool:
+def never(_span: SpanView) -> bool:
     """No span."""
     return False
 
@@ -82,7 +82,7 @@ class Profile:
     required_attributes: tuple[str, ...] = ()
     sampled_names: str = ""
     is_step: Rule = never
-    step_id: Source = no_id
+    step_id: StepIdRule = no_id
     outcome: OutcomeRule = no_outcome
 
     def __post_init__(self) -> None:
@@ -102,9 +102,9 @@ class Profile:
                 "expected a regular expression for names"
             ) from None
 
-    def may_be_step(self, span: Named) -> bool:
+    def may_be_step(self, span: SpanView) -> bool:
         """Whether a span that begins so may become a step, or is needed to know one."""
-        return bool(self.sampled_names and named(self.sampled_names)(span)) or self.is_step(span)
+        return bool(self.sampled_names and name_matches(self.sampled_names)(span)) or self.is_step(span)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,24 +133,24 @@ class FrameworkProfile(Profile):
         return cls(**{field.name: getattr(profile, field.name) for field in fields(Profile)})
 
 
-def has(key: str) -> Rule:
+def has_attribute(key: str) -> Rule:
     """Spans with this attribute."""
     return lambda span: key in span.attributes
 
 
-def says(key: str, *values: str) -> Rule:
+def attribute_is(key: str, *values: str) -> Rule:
     """Spans with this attribute, of one of these values."""
     # In a tuple, not a set: a value may have no hash. An enum member that is text equals its value.
     return lambda span: key in span.attributes and span.attributes[key] in values
 
 
-def named(pattern: str) -> Rule:
+def name_matches(pattern: str) -> Rule:
     """Spans whose whole name this regular expression fits."""
     fits = re.compile(pattern, re.DOTALL).fullmatch
     return lambda span: isinstance(span.name, str) and fits(span.name) is not None  # the SDK takes anything for a name
 
 
-_S = TypeVar("_S", bound=Named)
+_S = TypeVar("_S", bound=SpanView)
 
 
 def both(one: Callable[[_S], bool], other: Callable[[_S], bool]) -> Callable[[_S], bool]:
@@ -178,43 +178,43 @@ def not_below(rule: Rule) -> PartRule:
     return lambda span: span.parent is None or span.parent.scope != span.scope or not rule(span.parent)
 
 
-def first(*keys: str, but_not: str = "") -> Callable[[StartedSpan], str | None]:
+def first_attribute(*keys: str, but_not: str = "") -> Callable[[StartedSpan], str | None]:
     """The first of these attributes that says anything, unless that is *but_not*, a framework's word for nothing."""
 
     def source(span: StartedSpan) -> str | None:
         for key in keys:
-            if text := text_of(span.attributes.get(key)):
+            if text := step_id_text(span.attributes.get(key)):
                 return None if text == but_not else text
         return None
 
     return source
 
 
-def joined(*keys: str) -> Source:
+def joined_attributes(*keys: str) -> StepIdRule:
     """All of these attributes, with a slash between them; none where one is missing."""
 
     def source(span: StartedSpan) -> object:
-        parts = [text_of(span.attributes.get(key)) for key in keys]
+        parts = [step_id_text(span.attributes.get(key)) for key in keys]
         return "/".join(parts) if all(parts) else None
 
     return source
 
 
-def not_terminal_with(key: str) -> OutcomeRule:
+def not_terminal_if(key: str) -> OutcomeRule:
     """A step whose span has this attribute is not terminal."""
     return lambda span, _: NOT_TERMINAL if key in span.attributes else None
 
 
-def outcome_in(key: str, outcomes: Mapping[str, Outcome | Verdict]) -> OutcomeRule:
+def outcome_from(key: str, outcomes: Mapping[str, Outcome | Verdict]) -> OutcomeRule:
     """The outcome by the word in this attribute, whatever its case; any other word says nothing."""
-    return lambda span, _: outcomes.get(plain(span.attributes.get(key)).strip().lower())
+    return lambda span, _: outcomes.get(as_text(span.attributes.get(key)).strip().lower())
 
 
-def outcome_of_event(name: str, outcome: Outcome) -> OutcomeRule:
+def outcome_if_event(name: str, outcome: Outcome) -> OutcomeRule:
     """This outcome for a span with an event of this name."""
     return lambda span, _: outcome if any(event.name == name for event in span.events) else None
 
 
-def plain(value: object) -> str:
+def as_text(value: object) -> str:
     """*value*, if it is text: of an enum member that is text its value. What is no text says nothing."""
     return str.__str__(value) if isinstance(value, str) else ""

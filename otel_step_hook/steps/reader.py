@@ -7,22 +7,22 @@ from dataclasses import replace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_step_hook import _sdk
-from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome, StepEvent, generated_step_id, text_of
-from otel_step_hook.steps.outcome import outcome_of, users_outcome
-from otel_step_hook.steps.profile import FrameworkProfile, Profile, first
-from otel_step_hook.steps.rows import Fault, Rows, rows_of
+from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome, StepEvent, generated_step_id, step_id_text
+from otel_step_hook.steps.outcome import outcome_of, step_status_outcome
+from otel_step_hook.steps.profile import FrameworkProfile, Profile, first_attribute
 from otel_step_hook.steps.runtime import is_in_workflow, is_replaying
-from otel_step_hook.steps.spans import NOTHING, OVER, Beginning, Child, Recent, StartedSpan
+from otel_step_hook.steps.scopes import Fault, ScopeProfiles, profiles_by_scope
+from otel_step_hook.steps.spans import NO_ATTRIBUTES, REPORTED, Child, Recent, StartedSpan, StepAtStart
 
-_REMEMBERED = 10_000  # steps, of those that are reported once, and of those with details; 5 MB with UUIDs
-_GONE = 100  # spans that have gone without an end, of which what is known is kept for a while
-_SCOPES = 1000  # instrumentation scopes that are known by name
+_MAX_REMEMBERED = 10_000  # steps, of those that are reported once, and of those with details; 5 MB with UUIDs
+_MAX_COLLECTED = 100  # spans that have gone without an end, of which what is known is kept for a while
+_MAX_SCOPES = 1000  # instrumentation scopes that are known by name
 _IN_WORKFLOW = "is_in_workflow"  # a fact of the running code
 _WORKFLOW = "temporalio.workflow"  # the module without which no workflow runs
-_COPIES = ("pending_span", "log")  # types of the spans that Logfire ends beside the real ones
-_users_id = first(*STEP_ID_KEYS)
+_LOGFIRE_COPIES = ("pending_span", "log")  # types of the spans that Logfire ends beside the real ones
+_user_step_id = first_attribute(*STEP_ID_KEYS)
 
-Ended = tuple[StepEvent, SpanProcessor | None]  # a step, and the processors of its own provider
+EndedStep = tuple[StepEvent, SpanProcessor | None]  # a step, and the processors of its own provider
 
 
 class StepReader:
@@ -44,11 +44,11 @@ class StepReader:
         self._is_step = is_step
         self._on_fault = on_fault
         self._on_loss = on_loss
-        self._rows, self._others = rows_of(tuple(profiles), is_asked=is_step is not None)
+        self._rows, self._other_scopes = profiles_by_scope(tuple(profiles), has_user_rule=is_step is not None)
         self._started: dict[int, StartedSpan] = {}  # by span id
-        self._gone: Recent[int, StartedSpan] = Recent(_GONE)
-        self._reported: Recent[tuple[str, Outcome], object] = Recent(_REMEMBERED)
-        self._details: Recent[str, Mapping[str, str]] = Recent(_REMEMBERED)
+        self._collected: Recent[int, StartedSpan] = Recent(_MAX_COLLECTED)
+        self._reported: Recent[tuple[str, Outcome], object] = Recent(_MAX_REMEMBERED)
+        self._details: Recent[str, Mapping[str, str]] = Recent(_MAX_REMEMBERED)
         # Counts, of which two threads at once may lose one.
         self.seen = 0  # spans that have begun
         self.recognised = 0  # steps that have ended
@@ -60,32 +60,32 @@ class StepReader:
         # Every span pays for these lines.
         started = StartedSpan.of(span, self._forget, self._started)
         self._started[started.span_id] = started
-        rows = self._rows.get(started.scope) or self._first_sight(started.scope)
+        rows = self._rows.get(started.scope) or self._add_scope(started.scope)
         if exception is not None:
             started.see(exception)
         if rows.at_start or _WORKFLOW in sys.modules:
-            self._ask_running_code(started, rows)
+            self._read_runtime(started, rows)
         if rows.required is None or not started.attributes.keys().isdisjoint(rows.required):
-            started.began_as = self._beginning(started, rows)
+            started.step_at_start = self._step_at_start(started, rows)
         if rows.ends_children and started.parent is not None and started.parent.scope == started.scope:
             self._list_child(span, started, started.parent, rows)
 
-    def _beginning(self, started: StartedSpan, rows: Rows) -> Beginning | None:
-        profile = rows.found(started, self._on_fault)
+    def _step_at_start(self, started: StartedSpan, rows: ScopeProfiles) -> StepAtStart | None:
+        profile = rows.matching(started, self._on_fault)
         if profile is None:
             return None
         try:
-            return Beginning(profile, _users_id(started) or "", text_of(profile.step_id(started)))
+            return StepAtStart(profile, _user_step_id(started) or "", step_id_text(profile.step_id(started)))
         except Exception:  # noqa: BLE001 -- an id is too long, or its source raises: reported when the span ends
-            return Beginning(profile)
+            return StepAtStart(profile)
 
-    def _first_sight(self, scope: str) -> Rows:
+    def _add_scope(self, scope: str) -> ScopeProfiles:
         """The rows of a scope that no profile names, which is known from now on."""
-        if len(self._rows) < _SCOPES:
-            self._rows[scope] = self._others
-        return self._others
+        if len(self._rows) < _MAX_SCOPES:
+            self._rows[scope] = self._other_scopes
+        return self._other_scopes
 
-    def _ask_running_code(self, started: StartedSpan, rows: Rows) -> None:
+    def _read_runtime(self, started: StartedSpan, rows: ScopeProfiles) -> None:
         facts: dict[str, object] = {_IN_WORKFLOW: is_in_workflow()}
         for at_start in rows.at_start:
             try:
@@ -94,7 +94,7 @@ class StepReader:
                 self._on_fault(error)
         started.facts = facts
 
-    def _list_child(self, span: Span, started: StartedSpan, above: StartedSpan, rows: Rows) -> None:
+    def _list_child(self, span: Span, started: StartedSpan, above: StartedSpan, rows: ScopeProfiles) -> None:
         try:
             for profile in rows.ends_children:
                 if profile.ends_children is not None and profile.ends_children(above) and profile.may_be_step(started):
@@ -111,43 +111,43 @@ class StepReader:
             del self._started[started.span_id]
             started.release(None)
             started.forget_children()
-            self._gone.replace(started.span_id, started)
+            self._collected.replace(started.span_id, started)
 
-    def on_end(self, span: ReadableSpan, exception: Callable[[], BaseException | None]) -> Iterable[Ended]:
+    def on_end(self, span: ReadableSpan, exception: Callable[[], BaseException | None]) -> Iterable[EndedStep]:
         """The steps that have ended with *span*: none, its own, and those below it that have no end of their own.
 
         *exception* says which one is in flight.
         """
         # Most spans are no steps, and pay for these lines alone.
         span_id, dropped = _sdk.span_end(span)
-        started = self._started.pop(span_id, None) or self._unstarted(span)
+        started = self._started.pop(span_id, None) or self._not_started_here(span)
         if dropped:
             # Some releases have put another mapping in the place of the one that the span began with.
             started.attributes = _sdk.live_attributes(started() or span)
-        rows = self._rows.get(started.scope, self._others)
+        rows = self._rows.get(started.scope, self._other_scopes)
         if (
-            started.began_as is None
-            and rows.skipped is not None
-            and started.attributes.keys().isdisjoint(rows.skipped)
+            started.step_at_start is None
+            and rows.skip_without is not None
+            and started.attributes.keys().isdisjoint(rows.skip_without)
             and started.children is None
             and not started.is_listed
         ):
             if dropped:
                 self.truncated += 1
-            started.ended, started.attributes = OVER, NOTHING  # spans below it may outlive it, and hold it
+            started.ended, started.attributes = REPORTED, NO_ATTRIBUTES  # spans below it may outlive it, and hold it
             return ()
         events = self._ended(span, started, rows, exception())
         started.release(rows.required)
         return events
 
-    def _unstarted(self, span: ReadableSpan) -> StartedSpan:
+    def _not_started_here(self, span: ReadableSpan) -> StartedSpan:
         """What is known of a span that began before there was a hook, that was collected, or that was made by hand."""
-        found = self._gone.pop(span.context.span_id) if span.context is not None else None
+        found = self._collected.pop(span.context.span_id) if span.context is not None else None
         return StartedSpan.of(span, lambda _: None, {}) if found is None else found
 
     def _ended(
-        self, span: ReadableSpan, started: StartedSpan, rows: Rows, exception: BaseException | None
-    ) -> list[Ended]:
+        self, span: ReadableSpan, started: StartedSpan, rows: ScopeProfiles, exception: BaseException | None
+    ) -> list[EndedStep]:
         original, is_first = started.end(span), not started.is_listed or started.claim()
         for details in rows.details:
             try:
@@ -161,31 +161,35 @@ class StepReader:
             attributes, profile = started.attributes, self._profile_of(span, started, rows)
             if profile is None and span.dropped_attributes:
                 self.truncated += 1
-            if profile is not None and is_first and attributes.get("logfire.span_type") not in _COPIES:
+            if profile is not None and is_first and attributes.get("logfire.span_type") not in _LOGFIRE_COPIES:
                 event = self._event(original, started, profile, outcome_of(started, flying, profile))
                 events += [] if event is None else [(event, started.processor)]
         except Exception as error:  # noqa: BLE001 -- it costs this step, and not those of other spans
             self._on_loss(error)
         return events
 
-    def _profile_of(self, span: ReadableSpan, started: StartedSpan, rows: Rows) -> FrameworkProfile | None:
+    def _profile_of(self, span: ReadableSpan, started: StartedSpan, rows: ScopeProfiles) -> FrameworkProfile | None:
         profile: FrameworkProfile | None = None
         faults: list[Exception] = []
         if rows.required is None or not started.attributes.keys().isdisjoint(rows.required):
-            profile = rows.found(started, faults.append)
-        if profile is None and started.began_as is not None and not rows.is_part(started.began_as.profile, started):
-            profile = started.began_as.profile  # it has another name by now, or has lost an attribute
+            profile = rows.matching(started, faults.append)
+        if (
+            profile is None
+            and started.step_at_start is not None
+            and not rows.is_part(started.step_at_start.profile, started)
+        ):
+            profile = started.step_at_start.profile  # it has another name by now, or has lost an attribute
         if self._is_step is not None:
-            profile = (profile or rows.own) if rows.is_asked and self._is_step(span) else None
+            profile = (profile or rows.framework) if rows.has_user_rule and self._is_step(span) else None
         elif profile is None and faults:
             raise faults[-1]  # it may have been a step, which is lost
         for fault in faults:
             self._on_fault(fault)
         return profile
 
-    def _ended_below(self, started: StartedSpan, exception: BaseException | None) -> list[Ended]:
+    def _ended_below(self, started: StartedSpan, exception: BaseException | None) -> list[EndedStep]:
         """The steps directly below a span that have no end of their own, and have ended with it."""
-        events: list[Ended] = []
+        events: list[EndedStep] = []
         for child in started.take_children():
             try:
                 event = self._ended_child(child, started, exception)
@@ -198,13 +202,13 @@ class StepReader:
     def _ended_child(self, child: Child, parent: StartedSpan, exception: BaseException | None) -> StepEvent | None:
         if not child.profile.is_step(child.started):
             return None
-        outcome = users_outcome(child.started.attributes) or outcome_of(parent, exception, child.profile)
+        outcome = step_status_outcome(child.started.attributes) or outcome_of(parent, exception, child.profile)
         return self._event(child.span, child.started, child.profile, outcome)
 
     def _event(
         self, span: ReadableSpan, started: StartedSpan, profile: FrameworkProfile, outcome: Outcome | None
     ) -> StepEvent | None:
-        if outcome is None or (_WORKFLOW in sys.modules and _is_past(started)):
+        if outcome is None or (_WORKFLOW in sys.modules and _is_replay(started)):
             return None
         context, name, start_time, end_time = _sdk.span_identity(span)
         if context is None or not context.is_valid:
@@ -225,12 +229,12 @@ class StepReader:
         )
 
 
-def _is_past(span: StartedSpan) -> bool:
+def _is_replay(span: StartedSpan) -> bool:
     """Whether a workflow only runs again what has happened before, or was put away in the middle of a span."""
     return is_replaying() or (bool(span.facts.get(_IN_WORKFLOW)) and not is_in_workflow())
 
 
 def _step_id(span: StartedSpan, profile: FrameworkProfile) -> str:
-    began_as = span.began_as or Beginning(profile)
-    users_id = "" if profile.exclusive else _users_id(span) or began_as.users_id
-    return users_id or text_of(profile.step_id(span)) or began_as.own_id
+    step_at_start = span.step_at_start or StepAtStart(profile)
+    users_id = "" if profile.exclusive else _user_step_id(span) or step_at_start.user_step_id
+    return users_id or step_id_text(profile.step_id(span)) or step_at_start.framework_step_id

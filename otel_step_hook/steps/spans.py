@@ -17,11 +17,11 @@ from otel_step_hook import _sdk
 if TYPE_CHECKING:
     from otel_step_hook.steps.profile import FrameworkProfile
 
-_CHAIN = 100  # ancestors, of those that have ended, that a span knows at least; at most twice as many
-_MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
-NOTHING: Mapping[str, object] = {}
-_RUNNING = ReadableSpan("", resource=Resource.get_empty())  # in place of a span that has not ended
-OVER = ReadableSpan("", resource=Resource.get_empty())  # in place of one whose end has been reported
+_MAX_ANCESTORS = 100  # ancestors, of those that have ended, that a span knows at least; at most twice as many
+_SEEN_MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
+NO_ATTRIBUTES: Mapping[str, object] = {}
+_NOT_ENDED = ReadableSpan("", resource=Resource.get_empty())  # in place of a span that has not ended
+REPORTED = ReadableSpan("", resource=Resource.get_empty())  # in place of one whose end has been reported
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -37,7 +37,6 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         "_depth",
         "_seen",
         "attributes",
-        "began_as",
         "children",
         "ended",
         "facts",
@@ -47,6 +46,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         "processor",
         "scope",
         "span_id",
+        "step_at_start",
     )
 
     name: str  # when it began, and from its end on when it ended
@@ -56,7 +56,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     processor: SpanProcessor | None  # of its own provider, as the SDK holds them together
     parent: "StartedSpan | None"
     facts: Mapping[str, object]
-    began_as: "Beginning | None"  # the step that it was when it began
+    step_at_start: "StepAtStart | None"  # the step that it was when it began
     children: "dict[int, Child] | None"  # that may end with it, by span id
     ended: ReadableSpan  # the span while its end is reported; before that `_RUNNING`, after it `OVER`
     is_listed: bool  # among the children of its parent
@@ -64,7 +64,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     _depth: int  # how many ancestors it knows
 
     @classmethod
-    def of(cls, span: ReadableSpan, forget: "Forget", spans: "Mapping[int, StartedSpan]") -> Self:
+    def of(cls, span: ReadableSpan, forget: "OnCollected", spans: "Mapping[int, StartedSpan]") -> Self:
         """What is known of *span* when it begins, with its parent if that is among *spans*, by span id.
 
         *forget* is called when the span is gone without an end.
@@ -79,26 +79,26 @@ class StartedSpan(weakref.ref[ReadableSpan]):
             started.processor,
         ) = _sdk.span_start(span)
         parent = started.parent = spans.get(parent_id) if parent_id else None
-        started.facts = NOTHING
-        started.began_as = started.children = started._seen = None
+        started.facts = NO_ATTRIBUTES
+        started.step_at_start = started.children = started._seen = None
         started.is_listed = False
-        started.ended = _RUNNING
+        started.ended = _NOT_ENDED
         started._depth = 0
         if parent is not None:
             started._depth = parent._depth + 1  # noqa: SLF001 -- ours
-            if started._depth > 2 * _CHAIN:
-                started._cut()
+            if started._depth > 2 * _MAX_ANCESTORS:
+                started._drop_ended_ancestors()
         return started
 
-    def _cut(self) -> None:
+    def _drop_ended_ancestors(self) -> None:
         """Forget, beyond the nearest ancestors, those that have ended: spans handed on would make an endless line."""
-        above = next(itertools.islice(self.ancestors(), _CHAIN - 1, None))
+        above = next(itertools.islice(self.ancestors(), _MAX_ANCESTORS - 1, None))
         while above.parent is not None:
             if above.parent.has_ended:
                 above.parent = above.parent.parent
             else:
                 above = above.parent
-        self._depth = _CHAIN
+        self._depth = _MAX_ANCESTORS
 
     def see(self, exception: BaseException) -> None:
         """Remember that *exception* was in flight already when the span began."""
@@ -108,14 +108,14 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         try:
             self._seen = weakref.ref(exception)
         except TypeError:
-            self._seen = vars(exception).setdefault(_MARK, uuid.uuid4().hex)
+            self._seen = vars(exception).setdefault(_SEEN_MARK, uuid.uuid4().hex)
 
     def has_seen(self, exception: BaseException | None) -> bool:
         """Whether *exception* was in flight already when the span began: then it says nothing about the span."""
         if exception is None or self._seen is None:
             return False
         if isinstance(self._seen, str):
-            return bool(vars(exception).get(_MARK) == self._seen)
+            return bool(vars(exception).get(_SEEN_MARK) == self._seen)
         return self._seen() is exception
 
     def ancestors(self) -> "Iterator[StartedSpan]":
@@ -128,7 +128,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     @property
     def has_ended(self) -> bool:
         """Whether it has ended, or is gone without an end."""
-        return self.ended is not _RUNNING
+        return self.ended is not _NOT_ENDED
 
     def end(self, ended: ReadableSpan) -> ReadableSpan:
         """The span, now that it has ended: as it was, not the copy that others may have made, unless it is gone."""
@@ -139,7 +139,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
 
     def release(self, required: frozenset[str] | None) -> None:
         """Hold no more than the spans below it, which may outlive it, could ask for: its *required* attributes."""
-        self.ended = OVER
+        self.ended = REPORTED
         if required is not None:
             self.attributes = {key: self.attributes[key] for key in required if key in self.attributes}
 
@@ -188,12 +188,12 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         self.children = None
 
 
-class Beginning(NamedTuple):
+class StepAtStart(NamedTuple):
     """A step as it was when its span began: the SDK evicts the oldest attributes first."""
 
     profile: "FrameworkProfile"
-    users_id: str = ""
-    own_id: str = ""  # the framework's
+    user_step_id: str = ""
+    framework_step_id: str = ""  # the framework's
 
 
 class Child(NamedTuple):
@@ -236,4 +236,4 @@ class Recent(Generic[_K, _V]):
         return self._memory.pop(key, None)
 
 
-Forget = Callable[[StartedSpan], None]
+OnCollected = Callable[[StartedSpan], None]

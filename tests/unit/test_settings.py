@@ -12,7 +12,7 @@ from pydantic import SecretStr, ValidationError
 
 from otel_step_hook import ConfigurationError, EndpointSettings, StepHookProcessor, StepHookSettings
 from otel_step_hook.delivery.model import Endpoint
-from otel_step_hook.settings import endpoints_of, in_force, setting_rows, unknown_variables
+from otel_step_hook.settings import effective_settings, endpoints_of, setting_rows, unknown_variables
 from otel_step_hook.steps.event import Outcome
 
 _SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
@@ -189,7 +189,7 @@ def test_no_representation_shows_a_secret() -> None:
         headers="x-api-key=SEKRET",
         proxy="http://user:SEKRET@proxy",
     )
-    for shown in (repr(settings), str(settings), f"{in_force(settings)}"):
+    for shown in (repr(settings), str(settings), f"{effective_settings(settings)}"):
         assert "SEKRET" not in shown
         assert _SECRET not in shown
 
@@ -258,7 +258,7 @@ def test_settings_in_force_are_shown_with_their_source(monkeypatch: pytest.Monke
     monkeypatch.setenv("STEP_COMPLETE_TIMEOUT", "3")
     monkeypatch.setenv("STEP_COMPLETE_CERTIFICATE", "ca.0")
     monkeypatch.setenv("STEP_COMPLETE_PAYLOAD", "")
-    shown = in_force(StepHookSettings(timeout=1234567.5, webhook=None, max_backoff=10_000_000))
+    shown = effective_settings(StepHookSettings(timeout=1234567.5, webhook=None, max_backoff=10_000_000))
     assert shown["key"] == ("***", "environment")
     assert shown["outcomes"] == ("failed,cancelled", "environment")
     assert shown["certificate"] == ("ca.0", "environment")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from otel_step_hook import EndpointSettings, StepHookSettings
 from otel_step_hook.cli.display import settings_table
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
-from otel_step_hook.settings import endpoints_of, in_force
+from otel_step_hook.settings import effective_settings, endpoints_of
 from otel_step_hook.steps.event import Outcome
 
 _SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
@@ -116,7 +116,7 @@ def test_a_made_name_is_one_that_could_have_been_given(url: str) -> None:
     """Whatever the host is, it fits a metric's label, and the same URL has the same name."""
     url = re.sub(r"[\s\\]", "", url)
     one, other = EndpointSettings(webhook=url), EndpointSettings(webhook=f"{url}#fragment")
-    assert EndpointSettings(webhook=url, name=one.called).name == other.called
+    assert EndpointSettings(webhook=url, name=one.display_name).name == other.display_name
 
 
 # A file
@@ -270,7 +270,13 @@ def test_no_representation_of_an_endpoint_shows_a_secret(monkeypatch: pytest.Mon
         proxy="http://user:SEKRET@proxy",
     )
     settings = StepHookSettings(endpoints=[endpoint])
-    for shown in (repr(endpoint), repr(settings), str(settings), f"{in_force(settings)}", f"{endpoints_of(settings)}"):
+    for shown in (
+        repr(endpoint),
+        repr(settings),
+        str(settings),
+        f"{effective_settings(settings)}",
+        f"{endpoints_of(settings)}",
+    ):
         assert "SEKRET" not in shown
         assert _SECRET not in shown
 
@@ -279,8 +285,8 @@ def test_the_endpoints_in_force_are_shown_by_name() -> None:
     """With where they came from."""
     endpoints = [EndpointSettings(webhook="http://a/SEKRET"), EndpointSettings(name="audit", webhook="http://b/")]
     names = f"a-{hashlib.sha256(b'http://a/SEKRET').hexdigest()[:6]},audit"
-    assert in_force(StepHookSettings(endpoints=endpoints))["endpoints"] == (names, "argument")
-    assert in_force(StepHookSettings())["endpoints"] == ("unset", "default")
+    assert effective_settings(StepHookSettings(endpoints=endpoints))["endpoints"] == (names, "argument")
+    assert effective_settings(StepHookSettings())["endpoints"] == ("unset", "default")
 
 
 def test_the_table_of_settings_shows_each_of_several_webhooks() -> None:

@@ -167,9 +167,9 @@ def test_endpoints_of_one_name_are_refused() -> None:
     assert _refused(f"{_A}{_A}") == sentence.format("'a'")
     unnamed = EndpointSettings(webhook="http://a/SEKRET")
     as_user = EndpointSettings(webhook="http://u:SEKRET@a/SEKRET", payload="full", headers="x-a=SEKRET")
-    named = EndpointSettings(webhook="http://b/", name=unnamed.called)
+    named = EndpointSettings(webhook="http://b/", name=unnamed.display_name)
     for other in (unnamed, as_user, named):
-        assert refusal(endpoints=[unnamed, other]) == sentence.format(repr(unnamed.called))
+        assert refusal(endpoints=[unnamed, other]) == sentence.format(repr(unnamed.display_name))
 
 
 # Secrets by the name of their variable

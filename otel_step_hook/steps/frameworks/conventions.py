@@ -8,33 +8,33 @@ from otel_step_hook.steps.profile import (
     NOT_TERMINAL,
     FrameworkProfile,
     Profile,
+    attribute_is,
     both,
     either,
-    first,
-    has,
+    first_attribute,
+    has_attribute,
     inside,
-    named,
+    name_matches,
     not_below,
-    not_terminal_with,
-    outcome_in,
-    outcome_of_event,
-    says,
+    not_terminal_if,
+    outcome_from,
+    outcome_if_event,
 )
 
 _SUCCESS, _FAILED, _CANCELLED = Outcome
-_TOOL_CALL = says("gen_ai.operation.name", "execute_tool")
-_TOOL_CALL_ID = first("gen_ai.tool.call.id")
+_TOOL_CALL = attribute_is("gen_ai.operation.name", "execute_tool")
+_TOOL_CALL_ID = first_attribute("gen_ai.tool.call.id")
 _HAYSTACK = r"haystack\.(agent\.step|component\.run)"
-_ADK_NODE = says("gen_ai.operation.name", "invoke_node")
-_EXECUTOR = has("executor.id")
-_DECORATED_TASK = says("traceloop.span.kind", "task")
-_DECORATED_TOOL = says("traceloop.span.kind", "tool")
+_ADK_NODE = attribute_is("gen_ai.operation.name", "invoke_node")
+_EXECUTOR = has_attribute("executor.id")
+_DECORATED_TASK = attribute_is("traceloop.span.kind", "task")
+_DECORATED_TOOL = attribute_is("traceloop.span.kind", "tool")
 
 GENERIC = FrameworkProfile(
     name="generic",
     required_attributes=STEP_ID_KEYS,
     is_step=lambda span: "step_id" in span.attributes or "step.id" in span.attributes,
-    step_id=first(*STEP_ID_KEYS),
+    step_id=first_attribute(*STEP_ID_KEYS),
 )
 
 PYDANTIC_AI = Profile(
@@ -43,13 +43,13 @@ PYDANTIC_AI = Profile(
     required_attributes=("gen_ai.operation.name",),
     is_step=_TOOL_CALL,
     step_id=_TOOL_CALL_ID,
-    outcome=not_terminal_with("pydantic_ai.tool.deferral.name"),
+    outcome=not_terminal_if("pydantic_ai.tool.deferral.name"),
 )
 SMOLAGENTS = Profile(
     name="smolagents",
     scopes=("openinference.instrumentation.smolagents",),
     required_attributes=("openinference.span.kind",),
-    is_step=named(r"Step \d+"),
+    is_step=name_matches(r"Step \d+"),
 )
 GOOGLE_ADK = FrameworkProfile(
     name="google-adk",
@@ -57,9 +57,11 @@ GOOGLE_ADK = FrameworkProfile(
     required_attributes=("gen_ai.operation.name",),
     sampled_names="(invoke_node|invoke_agent|execute_tool|call_llm|generate_content).*",
     # A merged call stands for several of them.
-    is_step=either(_ADK_NODE, both(_TOOL_CALL, named(r"(?!execute_tool \(merged\)).*"))),
-    is_part=both(_TOOL_CALL, inside(either(_ADK_NODE, named("invoke_node .*")))),  # by name: attributes are evicted
-    step_id=first("gen_ai.tool.call.id", but_not="<not specified>"),
+    is_step=either(_ADK_NODE, both(_TOOL_CALL, name_matches(r"(?!execute_tool \(merged\)).*"))),
+    is_part=both(
+        _TOOL_CALL, inside(either(_ADK_NODE, name_matches("invoke_node .*")))
+    ),  # by name: attributes are evicted
+    step_id=first_attribute("gen_ai.tool.call.id", but_not="<not specified>"),
 )
 AGENT_FRAMEWORK = FrameworkProfile(
     name="agent-framework",
@@ -67,8 +69,8 @@ AGENT_FRAMEWORK = FrameworkProfile(
     required_attributes=("executor.id", "gen_ai.operation.name"),
     sampled_names=r"(executor\.process|invoke_agent|execute_tool|chat) .*",
     is_step=either(_EXECUTOR, _TOOL_CALL),
-    is_part=both(_TOOL_CALL, inside(either(_EXECUTOR, named(r"executor\.process .*")))),
-    step_id=first("gen_ai.tool.call.id", but_not="unknown"),
+    is_part=both(_TOOL_CALL, inside(either(_EXECUTOR, name_matches(r"executor\.process .*")))),
+    step_id=first_attribute("gen_ai.tool.call.id", but_not="unknown"),
 )
 LLAMA_INDEX = (
     FrameworkProfile(
@@ -76,17 +78,17 @@ LLAMA_INDEX = (
         scopes=("openinference.instrumentation.llama_index",),
         required_attributes=("openinference.span.kind",),
         # A function may be a step; the parts of a pipeline are called.
-        is_step=both(has("openinference.span.kind"), named(r"(?!.*\.(run|__call__)$).+")),
-        is_part=not_below(named(r".*\.run")),
-        outcome=outcome_of_event("span.cancelled", _CANCELLED),
+        is_step=both(has_attribute("openinference.span.kind"), name_matches(r"(?!.*\.(run|__call__)$).+")),
+        is_part=not_below(name_matches(r".*\.run")),
+        outcome=outcome_if_event("span.cancelled", _CANCELLED),
     ),
     FrameworkProfile(
         name="llama-index",
         scopes=("llamaindex.opentelemetry.tracer",),
         required_attributes=("llamaindex.step.input_event",),
-        is_step=both(has("llamaindex.step.input_event"), named(r"(?!.*\.run$).+")),
-        is_part=not_below(named(r".*\.run")),
-        outcome=outcome_of_event("SpanCancelledEvent", _CANCELLED),
+        is_step=both(has_attribute("llamaindex.step.input_event"), name_matches(r"(?!.*\.run$).+")),
+        is_part=not_below(name_matches(r".*\.run")),
+        outcome=outcome_if_event("SpanCancelledEvent", _CANCELLED),
     ),
 )
 AIRFLOW = Profile(
@@ -94,9 +96,9 @@ AIRFLOW = Profile(
     scopes=("airflow.api_fastapi.execution_api.routes.task_instances",),  # not the worker's span of the same task
     required_attributes=("airflow.task_instance.id",),
     sampled_names=r"task_run\..*",
-    is_step=both(named(r"task_run\..*"), has("airflow.task_instance.id")),
-    step_id=first("airflow.task_instance.id"),
-    outcome=outcome_in(
+    is_step=both(name_matches(r"task_run\..*"), has_attribute("airflow.task_instance.id")),
+    step_id=first_attribute("airflow.task_instance.id"),
+    outcome=outcome_from(
         "airflow.task_instance.state",
         {
             "success": _SUCCESS,
@@ -114,7 +116,7 @@ HAYSTACK = Profile(
     name="haystack",
     required_attributes=("haystack.agent.step", "haystack.component.name"),  # the tracer may be the application's own
     sampled_names=_HAYSTACK,
-    is_step=named(_HAYSTACK),
+    is_step=name_matches(_HAYSTACK),
 )
 TRACELOOP = FrameworkProfile(
     name="traceloop",
@@ -122,7 +124,7 @@ TRACELOOP = FrameworkProfile(
     required_attributes=("traceloop.span.kind",),
     sampled_names=r".*\.(task|tool|workflow|agent)",
     is_step=either(_DECORATED_TASK, _DECORATED_TOOL),
-    is_part=both(_DECORATED_TOOL, inside(named(r".*\.task"))),
+    is_part=both(_DECORATED_TOOL, inside(name_matches(r".*\.task"))),
 )
 UTIL_GENAI = Profile(
     name="util-genai",
@@ -143,9 +145,9 @@ UTIL_GENAI = Profile(
 CICD = Profile(
     name="cicd",
     required_attributes=("cicd.pipeline.task.run.id", "cicd.pipeline.task.run.result"),
-    is_step=either(has("cicd.pipeline.task.run.id"), has("cicd.pipeline.task.run.result")),
-    step_id=first("cicd.pipeline.task.run.id"),
-    outcome=outcome_in(
+    is_step=either(has_attribute("cicd.pipeline.task.run.id"), has_attribute("cicd.pipeline.task.run.result")),
+    step_id=first_attribute("cicd.pipeline.task.run.id"),
+    outcome=outcome_from(
         "cicd.pipeline.task.run.result",
         {
             "success": _SUCCESS,

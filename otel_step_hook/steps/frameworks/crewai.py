@@ -8,20 +8,20 @@ from otel_step_hook.steps.profile import (
     FrameworkProfile,
     Profile,
     Verdict,
+    as_text,
+    attribute_is,
     both,
     either,
-    first,
-    has,
+    first_attribute,
+    has_attribute,
     inside,
-    named,
-    plain,
-    says,
+    name_matches,
 )
 from otel_step_hook.steps.spans import StartedSpan
 
-_STEP = either(has("task_id"), has("flow.node.name"))
-_TASK = says("traceloop.span.kind", "task")
-_AGENT = says("traceloop.span.kind", "agent")
+_STEP = either(has_attribute("task_id"), has_attribute("flow.node.name"))
+_TASK = attribute_is("traceloop.span.kind", "task")
+_AGENT = attribute_is("traceloop.span.kind", "agent")
 _TRACELOOP = "opentelemetry.instrumentation.crewai.instrumentation"
 
 
@@ -29,7 +29,7 @@ def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict | 
     """Cancelled, where its session has to end a span when it closes: CrewAI says nothing of what is cancelled."""
     if span.attributes.get("crewai.event_name") == "method_execution_paused":
         return NOT_TERMINAL
-    return Outcome.CANCELLED if plain(span.status.description).startswith("Span orphaned") else None
+    return Outcome.CANCELLED if as_text(span.status.description).startswith("Span orphaned") else None
 
 
 def _listeners_outcome(span: StartedSpan, _: BaseException | None) -> Verdict | None:
@@ -44,8 +44,8 @@ PROFILES: tuple[Profile, ...] = (
         scopes=("crewai",),
         required_attributes=("gen_ai.operation.name",),
         sampled_names="execute task|call method",
-        is_step=says("gen_ai.operation.name", "execute_task", "execute_method"),
-        step_id=first("event_id", "crewai.task.id"),  # the second is the same for all runs of a task
+        is_step=attribute_is("gen_ai.operation.name", "execute_task", "execute_method"),
+        step_id=first_attribute("event_id", "crewai.task.id"),  # the second is the same for all runs of a task
         outcome=_outcome,
     ),
     Profile(
@@ -68,6 +68,6 @@ PROFILES: tuple[Profile, ...] = (
         scopes=(_TRACELOOP,),
         required_attributes=("traceloop.span.kind",),
         is_step=either(_TASK, _AGENT),  # an agent of a task in a thread of its own, which has no span
-        is_part=both(_AGENT, inside(either(either(_TASK, _AGENT), named(r".*\.(task|agent)")))),
+        is_part=both(_AGENT, inside(either(either(_TASK, _AGENT), name_matches(r".*\.(task|agent)")))),
     ),
 )

@@ -1,7 +1,7 @@
 """DBOS: a step of a workflow, by the workflow's id and the step's number, which only the running code knows."""
 
-from otel_step_hook.steps.event import Outcome, text_of
-from otel_step_hook.steps.profile import FrameworkProfile, either, says
+from otel_step_hook.steps.event import Outcome, step_id_text
+from otel_step_hook.steps.profile import FrameworkProfile, attribute_is, either
 from otel_step_hook.steps.runtime import dbos_step
 from otel_step_hook.steps.spans import StartedSpan
 
@@ -10,8 +10,8 @@ _WORKFLOW_IDS = ("operationUUID", "dbos.operation.workflow_id")  # of older and 
 
 def step_id(span: StartedSpan) -> object:
     """``workflow id/number``; nothing where one of the two is missing."""
-    number = text_of(span.facts.get("step_number"))
-    workflow = next(filter(None, (text_of(span.attributes.get(key)) for key in _WORKFLOW_IDS)), "")
+    number = step_id_text(span.facts.get("step_number"))
+    workflow = next(filter(None, (step_id_text(span.attributes.get(key)) for key in _WORKFLOW_IDS)), "")
     return f"{workflow}/{number}" if workflow and number else None
 
 
@@ -25,7 +25,7 @@ PROFILES = (
         name="dbos",
         scopes=("dbos-tracer",),
         required_attributes=("operationType", "dbos.operation.type"),
-        is_step=either(says("operationType", "step"), says("dbos.operation.type", "step")),
+        is_step=either(attribute_is("operationType", "step"), attribute_is("dbos.operation.type", "step")),
         step_id=step_id,
         at_start=dbos_step,
         outcome=outcome,

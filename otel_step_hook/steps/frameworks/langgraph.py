@@ -8,51 +8,51 @@ import json
 import re
 from contextlib import suppress
 
-from otel_step_hook.steps.event import STEP_ID_KEYS, text_of
-from otel_step_hook.steps.profile import FrameworkProfile, Named, Profile, first, plain, says
+from otel_step_hook.steps.event import STEP_ID_KEYS, step_id_text
+from otel_step_hook.steps.profile import FrameworkProfile, Profile, SpanView, as_text, attribute_is, first_attribute
 from otel_step_hook.steps.spans import StartedSpan
 
 _TRACELOOP = "traceloop.association.properties.langgraph_"
-_TASK = says("traceloop.span.kind", "task")
+_TASK = attribute_is("traceloop.span.kind", "task")
 # In JSON that the SDK may have cut short.
 _CHECKPOINT = re.compile(r'"langgraph_checkpoint_ns": ("(?:[^"\\]|\\.)*")')
 _NODE = re.compile(r'"langgraph_node": ("(?:[^"\\]|\\.)*")')
 
 
-def _in_metadata(pattern: re.Pattern[str], span: Named) -> str:
+def _in_metadata(pattern: re.Pattern[str], span: SpanView) -> str:
     """What *pattern* finds in the metadata that openinference adds, a text in JSON; empty where it finds none."""
-    found = pattern.search(plain(span.attributes.get("metadata")))
+    found = pattern.search(as_text(span.attributes.get("metadata")))
     with suppress(ValueError):  # an escape that JSON does not know
-        return plain(json.loads(found[1], strict=False)) if found else ""
+        return as_text(json.loads(found[1], strict=False)) if found else ""
     return ""
 
 
-def _is_node(span: Named) -> bool:
+def _is_node(span: SpanView) -> bool:
     """Not a conditional edge, a model or a piece of a chain: they say, too, in which node they are."""
     return (
         "metadata" in span.attributes and _in_metadata(_NODE, span) == span.name and not _is_langgraphs_own(span.name)
     )
 
 
-def _is_traceloop_node(span: Named) -> bool:
+def _is_traceloop_node(span: SpanView) -> bool:
     """The task that is named as the node that it belongs to."""
     node = span.attributes.get(f"{_TRACELOOP}node")
     is_node = node is not None and span.attributes.get("traceloop.entity.name") == node and _TASK(span)
-    return is_node and not _is_langgraphs_own(plain(node))
+    return is_node and not _is_langgraphs_own(as_text(node))
 
 
 def _is_langgraphs_own(node: str) -> bool:
     return node.startswith("__")  # such as __start__, where a conditional edge leads from there
 
 
-def _is_piece(span: StartedSpan, checkpoint: str, node: str) -> bool:
+def _is_part_of_node(span: StartedSpan, checkpoint: str, node: str) -> bool:
     """Whether *span* is a piece of a node around it, and not one of the nodes of its name that *checkpoint* lists.
 
     A node that is nested in others of its name has two running spans of that name above it for each, the other's and
     its graph's, or one where the graph has another name; a piece has its own node's besides. One that the user has
     given an id is a step.
     """
-    if any(_says_anything(span.attributes.get(key)) for key in STEP_ID_KEYS):
+    if any(_has_text(span.attributes.get(key)) for key in STEP_ID_KEYS):
         return False
     nested = sum(part.rpartition(":")[0] == node for part in checkpoint.split("|"))
     running = sum(
@@ -61,9 +61,9 @@ def _is_piece(span: StartedSpan, checkpoint: str, node: str) -> bool:
     return running > 2 * (max(nested, 1) - 1)
 
 
-def _says_anything(value: object) -> bool:
+def _has_text(value: object) -> bool:
     try:
-        return bool(text_of(value))
+        return bool(step_id_text(value))
     except ValueError:  # too long to be sent, which costs the step when it ends
         return True
 
@@ -74,7 +74,7 @@ PROFILES: tuple[Profile, ...] = (
         scopes=("openinference.instrumentation.langchain",),
         required_attributes=("metadata",),
         is_step=_is_node,
-        is_part=lambda span: _is_piece(span, _in_metadata(_CHECKPOINT, span), span.name),
+        is_part=lambda span: _is_part_of_node(span, _in_metadata(_CHECKPOINT, span), span.name),
         step_id=lambda span: _in_metadata(_CHECKPOINT, span),
     ),
     FrameworkProfile(
@@ -82,11 +82,11 @@ PROFILES: tuple[Profile, ...] = (
         scopes=("opentelemetry.instrumentation.langchain",),
         required_attributes=(f"{_TRACELOOP}node",),
         is_step=_is_traceloop_node,
-        is_part=lambda span: _is_piece(
+        is_part=lambda span: _is_part_of_node(
             span,
-            plain(span.attributes.get(f"{_TRACELOOP}checkpoint_ns")),
-            plain(span.attributes.get(f"{_TRACELOOP}node")),
+            as_text(span.attributes.get(f"{_TRACELOOP}checkpoint_ns")),
+            as_text(span.attributes.get(f"{_TRACELOOP}node")),
         ),
-        step_id=first(f"{_TRACELOOP}checkpoint_ns", "gen_ai.task.id"),
+        step_id=first_attribute(f"{_TRACELOOP}checkpoint_ns", "gen_ai.task.id"),
     ),
 )

@@ -4,7 +4,7 @@ from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.outcome import is_failure
-from otel_step_hook.steps.profile import Profile, both, first, named, says
+from otel_step_hook.steps.profile import Profile, attribute_is, both, first_attribute, name_matches
 from otel_step_hook.steps.spans import StartedSpan
 
 
@@ -18,15 +18,15 @@ PROFILES = (
         name="openai-agents",
         scopes=("openinference.instrumentation.openai_agents",),
         required_attributes=("openinference.span.kind",),
-        is_step=both(named("turn"), says("openinference.span.kind", "CHAIN")),
+        is_step=both(name_matches("turn"), attribute_is("openinference.span.kind", "CHAIN")),
         outcome=_outcome,
     ),
     Profile(
         name="openai-agents",  # the traces of traceloop and of opentelemetry-instrumentation-openai-agents-v2
         scopes=("opentelemetry.instrumentation.openai_agents",),
         required_attributes=("gen_ai.operation.name",),
-        is_step=says("gen_ai.operation.name", "execute_tool"),
-        step_id=first("gen_ai.tool.call.id"),
+        is_step=attribute_is("gen_ai.operation.name", "execute_tool"),
+        step_id=first_attribute("gen_ai.tool.call.id"),
         outcome=_outcome,
     ),
 )

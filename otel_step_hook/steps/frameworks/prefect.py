@@ -1,7 +1,7 @@
 """Prefect: a step is a run of a task, and its last state says how it ended."""
 
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.profile import NOT_TERMINAL, Profile, Verdict, first, plain, says
+from otel_step_hook.steps.profile import NOT_TERMINAL, Profile, Verdict, as_text, attribute_is, first_attribute
 from otel_step_hook.steps.spans import StartedSpan
 
 _STATES: dict[str, Outcome | Verdict] = {
@@ -16,7 +16,7 @@ _STATES: dict[str, Outcome | Verdict] = {
 def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict | None:
     """By Prefect's last state; CRASHED says nothing: a task that is cancelled crashes."""
     for event in reversed(span.events):
-        state = plain((event.attributes or {}).get("prefect.state.type"))
+        state = as_text((event.attributes or {}).get("prefect.state.type"))
         if state:
             return _STATES.get(state)
     return None
@@ -27,8 +27,8 @@ PROFILES = (
         name="prefect",
         scopes=("prefect",),
         required_attributes=("prefect.run.type",),
-        is_step=says("prefect.run.type", "task"),
-        step_id=first("prefect.run.id"),
+        is_step=attribute_is("prefect.run.type", "task"),
+        step_id=first_attribute("prefect.run.id"),
         outcome=_outcome,
     ),
 )

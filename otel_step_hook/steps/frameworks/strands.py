@@ -1,13 +1,13 @@
 """Strands: a step is a cycle of an agent's event loop. The span of a cycle that is cancelled never ends."""
 
 from otel_step_hook.steps.event import Outcome
-from otel_step_hook.steps.profile import FrameworkProfile, first, has, named, plain
+from otel_step_hook.steps.profile import FrameworkProfile, as_text, first_attribute, has_attribute, name_matches
 from otel_step_hook.steps.spans import StartedSpan
 
 
 def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | None:
     """By the type of what has stopped an agent; a generator's end means that its consumer has heard enough."""
-    stopped_by = plain(span.attributes.get("strands.cancellation.type"))
+    stopped_by = as_text(span.attributes.get("strands.cancellation.type"))
     if not stopped_by:
         return None
     return Outcome.SUCCESS if stopped_by == "GeneratorExit" else Outcome.CANCELLED
@@ -19,9 +19,9 @@ PROFILES = (
         scopes=("strands.telemetry.tracer",),
         required_attributes=("event_loop.cycle_id",),
         sampled_names="execute_event_loop_cycle|invoke_agent .*",
-        is_step=has("event_loop.cycle_id"),
-        step_id=first("event_loop.cycle_id"),
-        ends_children=named("invoke_agent .*"),
+        is_step=has_attribute("event_loop.cycle_id"),
+        step_id=first_attribute("event_loop.cycle_id"),
+        ends_children=name_matches("invoke_agent .*"),
         outcome=_outcome,
     ),
 )

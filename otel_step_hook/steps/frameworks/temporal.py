@@ -6,7 +6,15 @@ from typing import Any
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.outcome import is_cancellation
-from otel_step_hook.steps.profile import NOT_TERMINAL, FrameworkProfile, Verdict, both, has, joined, named
+from otel_step_hook.steps.profile import (
+    NOT_TERMINAL,
+    FrameworkProfile,
+    Verdict,
+    both,
+    has_attribute,
+    joined_attributes,
+    name_matches,
+)
 from otel_step_hook.steps.spans import StartedSpan
 
 _LONGEST = 100  # times the initial interval: Temporal's own limit where a policy names none
@@ -86,8 +94,8 @@ PROFILES = (
     FrameworkProfile(
         name="temporal",
         required_attributes=("temporalActivityID",),  # the tracer, and with it the scope, may be the application's own
-        is_step=both(has("temporalActivityID"), named("RunActivity:.*")),
-        step_id=joined("temporalRunID", "temporalActivityID"),
+        is_step=both(has_attribute("temporalActivityID"), name_matches("RunActivity:.*")),
+        step_id=joined_attributes("temporalRunID", "temporalActivityID"),
         outcome=outcome,
     ),
 )

@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from rich.console import Console, RenderableType
 from support import NewPipeline, Pipeline
 
-from otel_step_hook.cli.display import ARRIVAL_HEADING, arrival_line, harmless, status_words, trace_picture, write_svg
+from otel_step_hook.cli.display import ARRIVAL_HEADING, arrival_line, escaped, status_text, trace_picture, write_svg
 from otel_step_hook.cli.listener import Arrival
 from otel_step_hook.testing import ScriptedReceiver
 
@@ -25,7 +25,7 @@ def _arrival(**changes: object) -> Arrival:
         "step_id": "step-1",
         "headers": {},
         "body": b"{}",
-        "is_genuine": True,
+        "is_verified": True,
         "verdict": "genuine",
         "status": 204,
     }
@@ -42,7 +42,7 @@ def test_an_arrival() -> None:
 def test_an_arrival_that_is_not_genuine() -> None:
     """What was wrong with a request stands below it, whole."""
     verdict = "the authorization header is wrong; " * 5
-    lines = _shown(arrival_line(_arrival(step_id=None, is_genuine=False, verdict=verdict, status=401), "now"), 60)
+    lines = _shown(arrival_line(_arrival(step_id=None, is_verified=False, verdict=verdict, status=401), "now"), 60)
     assert lines[0] == "now             2  401 Unauthorized         ?"
     assert " ".join(" ".join(lines[1:]).split()) == verdict.strip()
 
@@ -51,13 +51,13 @@ def test_strangers_cannot_write_to_the_terminal() -> None:
     """Control characters of a step id and of an answer are shown, not obeyed."""
     (line,) = _shown(arrival_line(_arrival(step_id="a\x1b[31m\nb[bold]"), "now"))
     assert line.endswith(r"a\x1b[31m\nb[bold]")
-    assert harmless("one\x1b[2J\ntwo\r\nthree\x9b") == "one\\x1b[2J\ntwo\nthree\\x9b"
+    assert escaped("one\x1b[2J\ntwo\r\nthree\x9b") == "one\\x1b[2J\ntwo\nthree\\x9b"
 
 
 @pytest.mark.parametrize(("status", "words"), [(204, "204 No Content"), (599, "599")])
 def test_statuses(status: int, words: str) -> None:
     """A status has its phrase, if there is one."""
-    assert status_words(status) == words
+    assert status_text(status) == words
 
 
 @pytest.fixture

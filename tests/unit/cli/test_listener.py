@@ -53,7 +53,7 @@ def test_a_genuine_webhook() -> None:
     (arrival,) = arrivals
     assert before <= arrival.at <= time.time()
     assert (arrival.attempt, arrival.step_id, arrival.body, arrival.status) == (1, "step-1", _BODY, 204)
-    assert (arrival.is_genuine, arrival.verdict) == (True, "genuine")
+    assert (arrival.is_verified, arrival.verdict) == (True, "genuine")
     assert arrival.headers == {"webhook-id": "msg_1"}
 
 
@@ -78,7 +78,7 @@ def test_a_wrong_key() -> None:
         assert _post(listener, headers={"authorization": "Bearer sesame"})[0] == 204
     assert status == 401
     assert text.startswith("the authorization header is missing")
-    assert (arrivals[0].is_genuine, arrivals[0].step_id, arrivals[0].status) == (False, None, 401)
+    assert (arrivals[0].is_verified, arrivals[0].step_id, arrivals[0].status) == (False, None, 401)
     assert arrivals[0].verdict == text
 
 
@@ -296,7 +296,7 @@ def test_secrets_that_can_never_work() -> None:
 
 def test_forgets_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many webhooks are remembered; the one unseen for longest is counted anew."""
-    monkeypatch.setattr(otel_step_hook.cli.listener, "_WEBHOOKS", 2)
+    monkeypatch.setattr(otel_step_hook.cli.listener, "_MAX_COUNTED", 2)
     arrivals: list[Arrival] = []
     with Listener(on_arrival=arrivals.append) as listener:
         for webhook_id in ("a", "b", "a", "c", "a", "b"):

@@ -15,18 +15,18 @@ from sending import Names, answering, endpoint_to, secured, server_context, sile
 
 from otel_step_hook import ConfigurationError, __version__
 from otel_step_hook.cli.listener import Arrival, Listener
-from otel_step_hook.cli.probe import Finding, probe, send_one
+from otel_step_hook.cli.probe import CheckResult, probe, send_one
 from otel_step_hook.delivery.signing import new_secret
 from otel_step_hook.receiver import verify
 from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, read_request
 
 
-def _probe(url: str, *, patience: float = 5.0, **settings: str | None) -> list[Finding]:
-    return asyncio.run(probe(endpoint_to(url, **settings), patience=patience))
+def _probe(url: str, *, limit: float = 5.0, **settings: str | None) -> list[CheckResult]:
+    return asyncio.run(probe(endpoint_to(url, **settings), timeout=limit))
 
 
-def _tried(findings: list[Finding]) -> list[tuple[str, bool]]:
-    return [(finding.tried, finding.is_ok) for finding in findings]
+def _tried(findings: list[CheckResult]) -> list[tuple[str, bool]]:
+    return [(finding.check, finding.is_ok) for finding in findings]
 
 
 def test_a_receiver() -> None:
@@ -35,8 +35,8 @@ def test_a_receiver() -> None:
     with Listener(on_arrival=arrivals.append) as listener:
         findings = _probe(listener.url)
     assert _tried(findings) == [("connect", True), ("HTTP", True)]
-    assert re.fullmatch(r"127\.0\.0\.1:\d+ accepts connections \(\d+ ms\)", findings[0].told)
-    assert re.fullmatch(r"answers HEAD with \d{3}, so it speaks HTTP \(\d+ ms\)", findings[1].told)
+    assert re.fullmatch(r"127\.0\.0\.1:\d+ accepts connections \(\d+ ms\)", findings[0].message)
+    assert re.fullmatch(r"answers HEAD with \d{3}, so it speaks HTTP \(\d+ ms\)", findings[1].message)
     assert arrivals == []
 
 
@@ -75,8 +75,8 @@ def test_any_status_is_an_answer(line: bytes, status: str) -> None:
     """Whatever the status, whoever answers with one speaks HTTP; no more than its line is waited for."""
     with HostileReceiver(answering(line)) as receiver:
         finding = _probe(receiver.url)[-1]
-    assert (finding.tried, finding.is_ok) == ("HTTP", True)
-    assert finding.told.startswith(f"answers HEAD with {status}, so it speaks HTTP (")
+    assert (finding.check, finding.is_ok) == ("HTTP", True)
+    assert finding.message.startswith(f"answers HEAD with {status}, so it speaks HTTP (")
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def test_any_status_is_an_answer(line: bytes, status: str) -> None:
 def test_an_answer_that_is_no_http(answer: bytes) -> None:
     """What is no HTTP is told as such at once, and not shown."""
     with HostileReceiver(answering(answer)) as receiver:
-        assert _probe(receiver.url)[-1] == Finding(
+        assert _probe(receiver.url)[-1] == CheckResult(
             "HTTP",
             is_ok=False,
-            told="answers with something that is no HTTP; does the endpoint speak http, not https?",
+            message="answers with something that is no HTTP; does the endpoint speak http, not https?",
         )
 
 
@@ -114,7 +114,7 @@ def test_a_line_that_comes_in_pieces() -> None:
     with HostileReceiver(behave) as receiver:
         assert not _probe(receiver.url)[-1].is_ok
         whole.set()
-        assert _probe(receiver.url)[-1].told.startswith("answers HEAD with 200, ")
+        assert _probe(receiver.url)[-1].message.startswith("answers HEAD with 200, ")
 
 
 def _hang_up(connection: socket.socket, _: threading.Event) -> None:
@@ -131,13 +131,15 @@ def test_no_answer_at_all(behave: Callable[[socket.socket, threading.Event], Non
     """Whoever takes the request and closes the connection has not answered, politely or not."""
     with HostileReceiver(behave) as receiver:
         findings = _probe(receiver.url)
-    assert findings[-1] == Finding("HTTP", is_ok=False, told="closes the connection without an answer")
+    assert findings[-1] == CheckResult("HTTP", is_ok=False, message="closes the connection without an answer")
 
 
 def test_a_closed_port(closed_port: int) -> None:
     """A refused connection is told as what it is."""
     assert _probe(f"http://127.0.0.1:{closed_port}/") == [
-        Finding("connect", is_ok=False, told=f"127.0.0.1:{closed_port} refuses connections: nothing listens there")
+        CheckResult(
+            "connect", is_ok=False, message=f"127.0.0.1:{closed_port} refuses connections: nothing listens there"
+        )
     ]
 
 
@@ -145,20 +147,20 @@ def test_no_way_there() -> None:
     """Where the system knows no way to an address, it says why in its own words."""
     (finding,) = _probe("http://255.255.255.255:9/")
     assert not finding.is_ok
-    assert finding.told.startswith("255.255.255.255:9 cannot be reached: ")
+    assert finding.message.startswith("255.255.255.255:9 cannot be reached: ")
 
 
 def test_ipv6_is_written_with_brackets() -> None:
     """An IPv6 address and its port can be told apart."""
     (finding,) = _probe("http://[::1]:9/")
-    assert finding.told.startswith("[::1]:9 ")
+    assert finding.message.startswith("[::1]:9 ")
 
 
 def test_a_name(names: Names, step_receiver: ScriptedReceiver) -> None:
     """All addresses of a name are shown, and tried until one accepts."""
     names.lead_to("hook.example", ["127.0.0.2", "127.0.0.1", "127.0.0.3"])
     findings = _probe(step_receiver.url.replace("127.0.0.1", "hook.example"))
-    assert findings[0] == Finding("name", is_ok=True, told="hook.example is 127.0.0.2, 127.0.0.1, 127.0.0.3")
+    assert findings[0] == CheckResult("name", is_ok=True, message="hook.example is 127.0.0.2, 127.0.0.1, 127.0.0.3")
     assert _tried(findings[1:]) == [("connect", False), ("connect", True), ("HTTP", True)]
 
 
@@ -178,10 +180,10 @@ def test_an_unknown_name(names: Names, error: Exception) -> None:
 
     names.lead_to("hook.example", unknown)
     assert _probe("http://hook.example/") == [
-        Finding(
+        CheckResult(
             "name",
             is_ok=False,
-            told="hook.example cannot be resolved: no such name, or no name server that knows it",
+            message="hook.example cannot be resolved: no such name, or no name server that knows it",
         )
     ]
 
@@ -190,7 +192,7 @@ def test_a_name_that_leads_to_a_metadata_service(names: Names) -> None:
     """The address of a metadata service is not tried."""
     names.lead_to("hook.example", ["169.254.169.254"])
     (finding,) = _probe("http://hook.example/")
-    assert (finding.is_ok, finding.told) == (
+    assert (finding.is_ok, finding.message) == (
         False,
         "hook.example leads to a cloud metadata service, which is refused",
     )
@@ -208,8 +210,8 @@ def test_tls(tls_server: HTTPServer, trusted: str) -> None:
     tls_server.expect_request("/hook", method="HEAD", query_string="a=1").respond_with_data(status=405)
     findings = _probe(tls_server.url_for("/hook?a=1"), certificate=trusted)
     assert _tried(findings) == [("connect", True), ("TLS", True), ("HTTP", True)]
-    assert findings[1].told.startswith("TLSv1.3, certificate valid until ")
-    assert findings[2].told.startswith("answers HEAD with 405, ")
+    assert findings[1].message.startswith("TLSv1.3, certificate valid until ")
+    assert findings[2].message.startswith("answers HEAD with 405, ")
     assert len(tls_server.log) == 1
 
 
@@ -217,7 +219,7 @@ def test_no_http_inside_of_tls(trusted: str) -> None:
     """Where TLS has been agreed on, nobody is asked whether it was meant."""
     with HostileReceiver(secured(server_context("127.0.0.1"), answering(b"* OK IMAP4\r\n"))) as receiver:
         finding = _probe(receiver.url.replace("http://", "https://"), certificate=trusted)[-1]
-    assert finding == Finding("HTTP", is_ok=False, told="answers with something that is no HTTP")
+    assert finding == CheckResult("HTTP", is_ok=False, message="answers with something that is no HTTP")
 
 
 def test_a_client_certificate_that_is_missing(trusted: str) -> None:
@@ -233,41 +235,41 @@ def test_a_client_certificate_that_is_missing(trusted: str) -> None:
 
     with HostileReceiver(refuse) as receiver:
         finding = _probe(receiver.url.replace("http://", "https://"), certificate=trusted)[-1]
-    assert (finding.tried, finding.is_ok) == ("HTTP", False)
-    assert finding.told.startswith("refuses our certificate, or that we have none, ")
-    assert finding.told.endswith("; see STEP_COMPLETE_CLIENT_CERTIFICATE")
+    assert (finding.check, finding.is_ok) == ("HTTP", False)
+    assert finding.message.startswith("refuses our certificate, or that we have none, ")
+    assert finding.message.endswith("; see STEP_COMPLETE_CLIENT_CERTIFICATE")
 
 
 def test_an_untrusted_certificate(tls_server: HTTPServer) -> None:
     """A certificate of an unknown authority is refused, with a hint at the setting."""
     finding = _probe(tls_server.url_for("/"))[-1]
-    assert (finding.tried, finding.is_ok) == ("TLS", False)
-    assert finding.told.startswith("certificate not trusted, ")
-    assert finding.told.endswith("; see STEP_COMPLETE_CERTIFICATE")
+    assert (finding.check, finding.is_ok) == ("TLS", False)
+    assert finding.message.startswith("certificate not trusted, ")
+    assert finding.message.endswith("; see STEP_COMPLETE_CERTIFICATE")
 
 
 def test_https_to_a_port_that_speaks_http(step_receiver: ScriptedReceiver) -> None:
     """The common slip of https for http is guessed."""
     finding = _probe(step_receiver.url.replace("http://", "https://"))[-1]
-    assert (finding.tried, finding.is_ok) == ("TLS", False)
-    assert finding.told.endswith("does the endpoint speak https, not http?")
+    assert (finding.check, finding.is_ok) == ("TLS", False)
+    assert finding.message.endswith("does the endpoint speak https, not http?")
 
 
-@pytest.mark.parametrize(("scheme", "tried"), [("http", "HTTP"), ("https", "TLS")])
-def test_a_server_that_says_nothing(names: Names, scheme: str, tried: str) -> None:
-    """Nobody waits longer than the patience, and where a connection was made no other address is tried."""
+@pytest.mark.parametrize(("scheme", "check"), [("http", "HTTP"), ("https", "TLS")])
+def test_a_server_that_says_nothing(names: Names, scheme: str, check: str) -> None:
+    """Nobody waits longer than the timeout, and where a connection was made no other address is tried."""
     names.lead_to("hook.example", ["127.0.0.1", "127.0.0.2"])
     with HostileReceiver(silent) as receiver:
-        findings = _probe(receiver.url.replace("http://127.0.0.1", f"{scheme}://hook.example"), patience=0.2)
-    assert _tried(findings) == [("name", True), ("connect", True), (tried, False)]
-    assert findings[-1].told == "gives no answer within 0.2 s"
+        findings = _probe(receiver.url.replace("http://127.0.0.1", f"{scheme}://hook.example"), limit=0.2)
+    assert _tried(findings) == [("name", True), ("connect", True), (check, False)]
+    assert findings[-1].message == "gives no answer within 0.2 s"
 
 
-def test_a_timeout_shorter_than_the_patience() -> None:
+def test_a_timeout_of_an_attempt_that_is_shorter() -> None:
     """Nobody waits longer than an attempt would."""
     with HostileReceiver(silent) as receiver:
         findings = _probe(receiver.url, timeout="0.2")
-    assert findings[-1] == Finding("HTTP", is_ok=False, told="gives no answer within 0.2 s")
+    assert findings[-1] == CheckResult("HTTP", is_ok=False, message="gives no answer within 0.2 s")
 
 
 def test_a_proxy(closed_port: int) -> None:

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from otel_step_hook.delivery.deadline import LAST_LOOKS, Deadline
+from otel_step_hook.delivery.deadline import LAST_POLLS, Deadline
 
 pytestmark = pytest.mark.anyio
 
@@ -17,7 +17,7 @@ async def within(timeout: float, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-@pytest.mark.parametrize("rounds", range(0, LAST_LOOKS + 10, 3))
+@pytest.mark.parametrize("rounds", range(0, LAST_POLLS + 10, 3))
 async def test_a_cancellation_counts_at_any_moment(rounds: int) -> None:
     """Cancelled before or while the loop looks at its sockets for the last time, a task is cancelled, not late."""
     task = asyncio.create_task(within(0.0, 600.0))

@@ -96,7 +96,7 @@ def opened(now: float = 0.0) -> Circuit:
     """The circuit of an endpoint that has just gone down."""
     circuit = Circuit(POLICY, rand=lambda: 1.0)
     for _ in range(10):
-        assert circuit.room(0, concurrency=8, now=now) == 8
+        assert circuit.attempts_allowed(0, concurrency=8, now=now) == 8
         circuit.record(REFUSED, now=now)
     assert circuit.is_open
     return circuit
@@ -106,11 +106,11 @@ def test_probes_come_one_by_one_after_growing_waits() -> None:
     """1, 2, 4 seconds, and then 5, so that an endpoint that is up again is found soon."""
     circuit, now, waits = opened(), 0.0, []
     for _ in range(6):
-        assert circuit.room(0, concurrency=8, now=now) == 0
+        assert circuit.attempts_allowed(0, concurrency=8, now=now) == 0
         waits.append(circuit.wait(now))
         now += circuit.wait(now)
-        assert circuit.room(0, concurrency=8, now=now) == 1
-        assert circuit.room(1, concurrency=8, now=now) == 0
+        assert circuit.attempts_allowed(0, concurrency=8, now=now) == 1
+        assert circuit.attempts_allowed(1, concurrency=8, now=now) == 0
         circuit.record(TIMEOUT, now=now)
     assert waits == [1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
 
@@ -122,7 +122,7 @@ def test_one_answer_closes_it(answer: AttemptResult) -> None:
     circuit.record(answer, now=0.5)
     assert not circuit.is_open
     assert circuit.wait(0.5) == 0.0
-    assert circuit.room(3, concurrency=8, now=0.5) == 5
+    assert circuit.attempts_allowed(3, concurrency=8, now=0.5) == 5
 
 
 @pytest.mark.parametrize("failure", [failed(500), failed(503), failed(429), failed(408), TIMEOUT, REFUSED])

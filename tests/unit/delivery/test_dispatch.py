@@ -228,7 +228,7 @@ def test_a_disabled_endpoint_gets_nothing_more_from_a_busy_application(
     """A step that ends while the loop looks, after it has discarded what waits, is no exception."""
     script = Script(failed(410, directive="disable"), DELIVERED)
     rig = rigged(script)
-    store = rig.worker._here().store
+    store = rig.worker._runner().store
     usual, late = store.claim_older, iter(["late"])
 
     def claim_older(age: float) -> list[Delivery]:

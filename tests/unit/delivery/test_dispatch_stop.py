@@ -88,7 +88,7 @@ def test_a_step_that_comes_in_after_the_time_to_stop_is_discarded_visibly(rigged
     script.wait_for(1)
     rig.worker.shutdown(0)
     assert script.is_cancelled.wait(WAIT)
-    rig.worker._here().store.put(event("too late"), rig.pipeline)  # it was not closed, when submit() looked
+    rig.worker._runner().store.put(event("too late"), rig.pipeline)  # it was not closed, when submit() looked
     assert not rig.worker.flush(0)  # wakes it, as submit() does
     wait_until(lambda: rig.results)
     script.may_end.set()

@@ -101,9 +101,9 @@ def test_waiting_for_an_attempt_takes_no_work(rigged: NewRig, *, is_down: bool) 
     rig = rigged(script, concurrency=8, initial_backoff=0.01, max_backoff=0.01, give_up_after=600)
     rig.submit(*(event() for _ in range(100)))
     script.wait_for(11 if is_down else 8)
-    looks, dispatch = list[None](), rig.worker._here().dispatch
-    usual = dispatch.look
-    dispatch.look = lambda: (looks.append(None), usual())[1]  # type: ignore[method-assign,func-returns-value]  # -- counts
+    looks, dispatch = list[None](), rig.worker._runner().dispatch
+    usual = dispatch.run_once
+    dispatch.run_once = lambda: (looks.append(None), usual())[1]  # type: ignore[method-assign,func-returns-value]  # -- counts
     time.sleep(1.5)  # what must not happen sets no event
     assert len(looks) <= 10
     rig.worker.shutdown(0.1)

@@ -151,7 +151,7 @@ def test_steps_that_end_while_the_last_loop_ends_are_counted(
 ) -> None:
     """Those that come after its last look, and before it logs what it has counted, are in that line, too."""
     rig = rigged(Script())
-    dispatch = rig.worker._here().dispatch
+    dispatch = rig.worker._runner().dispatch
     usual = dispatch.run
 
     async def run() -> None:

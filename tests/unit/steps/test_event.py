@@ -17,7 +17,7 @@ from otel_step_hook.steps.event import (
     Outcome,
     StepEvent,
     generated_step_id,
-    text_of,
+    step_id_text,
 )
 from otel_step_hook.steps.frameworks import GENERIC
 
@@ -43,7 +43,7 @@ class _Number(int, enum.Enum):
     STEP = 7
 
 
-# text_of
+# step_id_text
 
 
 def test_a_step_id_of_any_type_has_a_text() -> None:
@@ -69,44 +69,44 @@ def test_a_step_id_of_any_type_has_a_text() -> None:
         ((), "[]"),
         ({"a": {1}}, '{"a": "{1}"}'),  # no attribute, but a span made by hand may hold it
     ]
-    assert {repr(value): text_of(value) for value, _ in texts} == {repr(value): text for value, text in texts}
-    assert {type(text_of(value)) for value, _ in texts} == {str}
+    assert {repr(value): step_id_text(value) for value, _ in texts} == {repr(value): text for value, text in texts}
+    assert {type(step_id_text(value)) for value, _ in texts} == {str}
 
 
 @pytest.mark.parametrize("value", [None, "", " \t\n", b"", b"  "])
 def test_a_blank_step_id_says_nothing(value: object) -> None:
     """A step whose id is blank gets one of our own, rather than none."""
-    assert text_of(value) == ""
+    assert step_id_text(value) == ""
 
 
 def test_a_mapping_has_one_text_whatever_its_order() -> None:
     """The same id, put together in another order, is the same id."""
-    assert text_of({"run": 1, "step": 2}) == text_of({"step": 2, "run": 1})
+    assert step_id_text({"run": 1, "step": 2}) == step_id_text({"step": 2, "run": 1})
 
 
 def test_a_mapping_that_is_no_dict_is_written_as_one() -> None:
     """A read-only view, as the SDK gives for a span's attributes, is a mapping as well."""
     view = ReadableSpan("span", attributes={"a": 1}).attributes
-    assert text_of((view,)) == '[{"a": 1}]'
+    assert step_id_text((view,)) == '[{"a": 1}]'
 
 
 def test_a_long_step_id_is_kept_whole() -> None:
     """10 kB are sent as they are, up to the limit."""
-    assert text_of("x" * 10_000) == "x" * 10_000
-    assert text_of("x" * MAX_STEP_ID) == "x" * MAX_STEP_ID
+    assert step_id_text("x" * 10_000) == "x" * 10_000
+    assert step_id_text("x" * MAX_STEP_ID) == "x" * MAX_STEP_ID
 
 
 @pytest.mark.parametrize("value", ["x" * (MAX_STEP_ID + 1), b"x" * (MAX_STEP_ID + 1), ("x" * MAX_STEP_ID,)])
 def test_a_step_id_beyond_the_limit_is_refused(value: object) -> None:
     """Cut short it would name another step: the caller has to drop it, visibly."""
     with pytest.raises(ValueError, match="a step id has 163"):
-        text_of(value)
+        step_id_text(value)
 
 
 def test_a_number_beyond_python_s_limit_is_refused() -> None:
     """Python itself writes numbers of 4300 digits at most; it is refused in the same way."""
     with pytest.raises(ValueError, match="limit"):
-        text_of(10**5000)
+        step_id_text(10**5000)
 
 
 @given(_values, _contexts, st.sampled_from(Outcome), st.sampled_from(["step_id", "full"]))
@@ -114,7 +114,7 @@ def test_any_attribute_value_can_be_sent_as_a_step_id(
     value: object, context: SpanContext, outcome: Outcome, payload: str
 ) -> None:
     """Whatever OpenTelemetry takes for an attribute becomes text, and that text arrives unchanged in the body."""
-    text = text_of(value)
+    text = step_id_text(value)
     event = StepEvent(text, outcome, "step", context, 0, 0)
     content = body(event, payload)
     assert content.isascii()

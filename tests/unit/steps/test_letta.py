@@ -15,7 +15,7 @@ from support import Pipeline, pipeline
 
 from otel_step_hook.steps import reader
 from otel_step_hook.steps.frameworks import PROFILES
-from otel_step_hook.steps.profile import Profile, first, named
+from otel_step_hook.steps.profile import Profile, first_attribute, name_matches
 from otel_step_hook.testing import ScriptedReceiver
 
 STEP = "step-1b4e28ba-2fa1-4d3b-8f7c-9d2e5a6b7c8d"
@@ -231,8 +231,8 @@ def test_a_profile_of_the_users_knows_whose_a_step_of_letta_is() -> None:
     mine = Profile(
         name="mine",
         scopes=(SCOPE,),
-        is_step=named(r"StepManager\.update_step_\w+_async"),
-        step_id=first("parameter.step_id"),
+        is_step=name_matches(r"StepManager\.update_step_\w+_async"),
+        step_id=first_attribute("parameter.step_id"),
     )
     framework = Framework(SCOPE, [mine, *PROFILES])
     about = {"parameter.step_id": "mine", "parameter.agent_id": "agent-1", "parameter.run_id": "run-1"}
@@ -246,7 +246,7 @@ def test_what_is_remembered_of_steps_is_bounded(
     server: Server, step_receiver: ScriptedReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps that begin and are never saved make room for those after them, and these have their ids."""
-    monkeypatch.setattr(reader, "_REMEMBERED", 10)  # instead of ten thousand
+    monkeypatch.setattr(reader, "_MAX_REMEMBERED", 10)  # instead of ten thousand
     for number in range(50):
         step_id = f"step-{number:08x}"
         server.begin(step_id)

@@ -13,7 +13,7 @@ from profile_examples import ELSEWHERE
 from otel_step_hook import ConfigurationError, Outcome, Profile
 from otel_step_hook.steps.event import MAX_STEP_ID
 from otel_step_hook.steps.frameworks import GENERIC, PROFILES
-from otel_step_hook.steps.profile import FrameworkProfile, has, inside, named, not_below
+from otel_step_hook.steps.profile import FrameworkProfile, has_attribute, inside, name_matches, not_below
 
 _STRANDS = "strands.telemetry.tracer"
 _CANCELLED_AGENT = Ending(attributes={"strands.cancellation.type": "CancelledError"})
@@ -21,7 +21,7 @@ _CANCELLED_AGENT = Ending(attributes={"strands.cancellation.type": "CancelledErr
 
 def _beside(scope: str) -> Framework:
     """A framework whose scope the user has a profile for as well."""
-    mine = Profile(name="mine", scopes=(scope,), is_step=has("my.id"))
+    mine = Profile(name="mine", scopes=(scope,), is_step=has_attribute("my.id"))
     return Framework(scope, (mine, *PROFILES))
 
 
@@ -92,7 +92,7 @@ def test_an_open_cycle_still_ends_with_its_agent() -> None:
 
 def test_a_profile_without_a_scope_knows_parents() -> None:
     """Each of its rules holds among the spans of all scopes that no profile names."""
-    mine = FrameworkProfile(name="mine", is_step=named("my .*"), is_part=not_below(named("run")))
+    mine = FrameworkProfile(name="mine", is_step=name_matches("my .*"), is_part=not_below(name_matches("run")))
     own = Framework("app", (mine, *PROFILES))
     run = own.start("run")
     own.emit("my step", below=run)
@@ -102,7 +102,9 @@ def test_a_profile_without_a_scope_knows_parents() -> None:
 
 def test_a_profile_without_a_scope_knows_tools_and_pieces() -> None:
     """A tool inside of a step, and a step below one of its name, are parts."""
-    mine = FrameworkProfile(name="mine", is_step=named("(step|tool) .*"), is_part=inside(named("step .*")))
+    mine = FrameworkProfile(
+        name="mine", is_step=name_matches("(step|tool) .*"), is_part=inside(name_matches("step .*"))
+    )
     own = Framework("app", (mine, *PROFILES))
     step = own.start("step 1", {"my.id": "1"})
     own.emit("tool 1", below=step)
@@ -327,7 +329,7 @@ def test_a_profile_that_could_never_fit_is_refused(fields: dict[str, object], sa
 def test_a_word_that_is_no_outcome_is_no_silence() -> None:
     """It is raised, so that the step is counted as dropped and the log says so; an outcome's own word is one."""
     for word, is_one in (("failed", True), ("done", False)):
-        mine = Profile(name="mine", is_step=named("unit"), outcome=lambda *_, word=word: word)
+        mine = Profile(name="mine", is_step=name_matches("unit"), outcome=lambda *_, word=word: word)
         own = Framework("app", (mine, *PROFILES))
         if is_one:
             own.emit("unit")

@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set
 from profile_examples import ELSEWHERE, EXAMPLES, Example
 
 from otel_step_hook._sdk import live_attributes
-from otel_step_hook.steps.event import MAX_STEP_ID, SCOPE, Outcome, StepEvent, text_of
+from otel_step_hook.steps.event import MAX_STEP_ID, SCOPE, Outcome, StepEvent, step_id_text
 from otel_step_hook.steps.frameworks import PROFILES
 from otel_step_hook.steps.profile import Attributes, FrameworkProfile, Verdict
 from otel_step_hook.steps.reader import StepReader
@@ -218,7 +218,7 @@ def test_the_source_of_every_id_answers_for_anything(attributes: Attributes) -> 
     for profile in PROFILES:
         refusal = ""
         try:
-            text_of(profile.step_id(span))
+            step_id_text(profile.step_id(span))
         except ValueError as error:
             refusal = str(error)
         assert not refusal or "at most" in refusal

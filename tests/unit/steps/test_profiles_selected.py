@@ -25,11 +25,11 @@ from otel_step_hook.steps.profile import (
     FrameworkProfile,
     Profile,
     Verdict,
-    first,
-    has,
-    named,
-    outcome_in,
-    says,
+    attribute_is,
+    first_attribute,
+    has_attribute,
+    name_matches,
+    outcome_from,
 )
 from otel_step_hook.steps.spans import StartedSpan
 
@@ -89,9 +89,9 @@ def test_a_profile_of_the_users_reads_a_scope_of_its_own() -> None:
     mine = Profile(
         name="mine",
         scopes=("mine", "mine.too"),
-        is_step=named("job .*"),
-        step_id=first("job.id"),
-        outcome=outcome_in("job.state", {"lost": FAILED, "aborted": CANCELLED, "parked": NOT_TERMINAL}),
+        is_step=name_matches("job .*"),
+        step_id=first_attribute("job.id"),
+        outcome=outcome_from("job.state", {"lost": FAILED, "aborted": CANCELLED, "parked": NOT_TERMINAL}),
     )
     framework = _with(mine)
     for scope in ("mine", "mine.too", "mine.not"):
@@ -117,8 +117,8 @@ def test_a_profile_of_the_users_adds_steps_to_a_framework(*, is_first: bool) -> 
     mine = Profile(
         name="mine",
         scopes=("pydantic-ai",),
-        is_step=says("gen_ai.operation.name", "chat"),
-        step_id=first("gen_ai.response.id"),
+        is_step=attribute_is("gen_ai.operation.name", "chat"),
+        step_id=first_attribute("gen_ai.response.id"),
     )
     agent = Framework("pydantic-ai", (mine, *PROFILES) if is_first else (*PROFILES, mine))
     agent.emit("chat test", {"gen_ai.operation.name": "chat"}, later={"gen_ai.response.id": "response-1"})
@@ -136,7 +136,7 @@ def test_the_first_profile_that_knows_a_step_reads_it() -> None:
     mine = Profile(
         name="mine",
         scopes=("pydantic-ai",),
-        is_step=says("gen_ai.operation.name", "execute_tool"),
+        is_step=attribute_is("gen_ai.operation.name", "execute_tool"),
         outcome=_always_failed,
     )
     agent = _with(mine, "pydantic-ai")
@@ -151,7 +151,9 @@ def _always_failed(_span: StartedSpan, _exception: BaseException | None) -> Outc
 @pytest.mark.parametrize("required", [(), ("job.id",)])
 def test_a_profile_without_scopes_is_asked_about_all_scopes_that_no_row_names(required: tuple[str, ...]) -> None:
     """It is asked before the rows below it; required attributes make it cheaper, and change nothing else."""
-    mine = Profile(name="mine", required_attributes=required, is_step=named("job .*"), step_id=first("job.id"))
+    mine = Profile(
+        name="mine", required_attributes=required, is_step=name_matches("job .*"), step_id=first_attribute("job.id")
+    )
     framework = _with(mine)
     for scope in ("one", "another", "pydantic-ai"):
         framework.emit("job 1", {"job.id": scope, **_CALL}, scope=scope)
@@ -168,8 +170,8 @@ def test_a_profile_without_scopes_is_asked_about_all_scopes_that_no_row_names(re
 
 def test_a_step_without_required_attributes_is_known_only_where_all_spans_are_looked_at() -> None:
     """A profile with required attributes is not asked about spans without any; another is asked about every span."""
-    by_mark = _with(Profile(name="mine", required_attributes=("job.id",), is_step=named("job .*")))
-    by_name = _with(Profile(name="mine", is_step=named("job .*")))
+    by_mark = _with(Profile(name="mine", required_attributes=("job.id",), is_step=name_matches("job .*")))
+    by_name = _with(Profile(name="mine", is_step=name_matches("job .*")))
     for framework in (by_mark, by_name):
         framework.emit("job 1")
         framework.emit("task 1")
@@ -180,7 +182,7 @@ def test_a_step_without_required_attributes_is_known_only_where_all_spans_are_lo
 
 def test_a_step_of_a_profile_of_the_users_is_remembered_from_its_start() -> None:
     """A step that has another name at its end, and has lost its id, is still that step."""
-    mine = Profile(name="mine", is_step=named("job .*"), step_id=first("job.id"))
+    mine = Profile(name="mine", is_step=name_matches("job .*"), step_id=first_attribute("job.id"))
     framework = Framework(ELSEWHERE, (mine,), SpanLimits(max_span_attributes=1))
     span = framework.start("job 1", {"job.id": "1"}, later={"other": "x"})
     span.update_name("renamed")
@@ -190,7 +192,9 @@ def test_a_step_of_a_profile_of_the_users_is_remembered_from_its_start() -> None
 
 def test_a_profile_that_is_asked_to_tells_a_step_once_with_each_outcome() -> None:
     """Of the spans of one step with the same outcome the first is told."""
-    mine = FrameworkProfile(name="mine", is_step=has("job.id"), step_id=first("job.id"), report_once=True)
+    mine = FrameworkProfile(
+        name="mine", is_step=has_attribute("job.id"), step_id=first_attribute("job.id"), report_once=True
+    )
     framework = _with(mine)
     for job, ending in (("1", RETURNED), ("1", Ending(status=ERROR)), ("1", IS_OK), ("2", IS_OK), ("1", IS_OK)):
         framework.emit("job", {"job.id": job}, ending=ending)

@@ -8,18 +8,18 @@ from types import FrameType
 from emitting import CANCELLED, IS_OK, SUCCESS, Framework, Step, end, in_flight
 from opentelemetry.trace import Span
 
-from otel_step_hook.steps.profile import FrameworkProfile, Named, Rule, named
+from otel_step_hook.steps.profile import FrameworkProfile, Rule, SpanView, name_matches
 
 _SCOPE = "their.scope"
 
 
-def _is_unit(span: Named) -> bool:
+def _is_unit(span: SpanView) -> bool:
     return span.name.startswith("unit")
 
 
 def _framework(is_step: Rule = _is_unit) -> Framework:
     """Its ``group`` ends the units directly below it."""
-    profile = FrameworkProfile(name="theirs", scopes=(_SCOPE,), is_step=is_step, ends_children=named("group"))
+    profile = FrameworkProfile(name="theirs", scopes=(_SCOPE,), is_step=is_step, ends_children=name_matches("group"))
     return Framework(_SCOPE, [profile])
 
 
@@ -49,7 +49,7 @@ def _outcomes(framework: Framework) -> dict[str, object]:
 def _ended_during_the_loop(which: int) -> dict[str, object]:
     """The outcomes of two units, of which one ends elsewhere while the group asks whether the last is a step."""
 
-    def is_step(span: Named) -> bool:
+    def is_step(span: SpanView) -> bool:
         if ending:
             _end_elsewhere(ending.pop())
         return _is_unit(span)

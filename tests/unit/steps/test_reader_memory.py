@@ -176,7 +176,7 @@ def test_a_reader_knows_a_bounded_number_of_scopes() -> None:
 
 def test_a_reader_keeps_the_last_ids_of_letta_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the steps that it reports once, and of what other spans say of them."""
-    monkeypatch.setattr(reader, "_REMEMBERED", 10)  # instead of ten thousand
+    monkeypatch.setattr(reader, "_MAX_REMEMBERED", 10)  # instead of ten thousand
 
     def step(framework: Framework) -> None:
         step_id = {"parameter.step_id": f"step-{next(_NUMBERS)}", "parameter.agent_id": "agent-1"}

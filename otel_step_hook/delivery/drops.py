@@ -13,7 +13,7 @@ _DROPPED = {
 }
 
 
-class Tally:
+class EventCounter:
     """Counts from any thread, signal handler or finaliser, without a lock and in no more memory; read by one thread."""
 
     __slots__ = ("_count", "_detail", "_reads", "_taken", "has_new")
@@ -42,13 +42,13 @@ class Tally:
         return new, detail
 
 
-class Losses:
+class DropCounts:
     """Steps that were dropped, by reason, and faults that lost nothing. `drop` and `add_fault`: from anywhere."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint  # its name
-        self._drops = {reason: Tally() for reason in _DROPPED}
-        self._faults = Tally()
+        self._drops = {reason: EventCounter() for reason in _DROPPED}
+        self._faults = EventCounter()
 
     def drop(self, reason: str, error: Exception | None = None) -> None:
         """Count a step that is lost, perhaps because of *error*."""
