@@ -115,6 +115,7 @@ def test_an_installed_name_is_no_unknown_profile(install: Install) -> None:
     install("their-agent = their_agent_profiles:ONE")
     assert StepHookSettings(profiles="their-agent").profiles == ("their-agent",)
     assert "their-agent" in profile_names()
+    assert "their_agent_profiles" not in sys.modules  # settings load no plugins
 
 
 def test_installed_profiles_come_first(install: Install) -> None:
