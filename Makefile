@@ -61,7 +61,7 @@ test-pythons: $(VENV)/ready ## the tests on the Pythons that test-lowest and tes
 	  echo "Python $$version:" && \
 	  $(MAKE_ENV) $$version $(ENVS)/$$version && \
 	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing]' --group test --group frameworks && \
-	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore tests/programs/test_documentation.py || exit 1; \
+	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*' || exit 1; \
 	done
 
 test-live: $(VENV)/ready servers ## the rules for steps against the newest releases of the frameworks, which run here
@@ -76,7 +76,7 @@ test-lowest: $(VENV)/ready ## the tests with the oldest versions that pyproject.
 	@$(MAKE_ENV) $(LOWEST_PYTHON) $(ENVS)/lowest
 	@$(UV) pip install --quiet --python $(ENVS)/lowest/bin/python --resolution lowest-direct --editable '.[cli,otlp,testing]' --group test
 	@# the frameworks ask for newer versions than these
-	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore-glob 'tests/*/test_frameworks*' --ignore tests/programs/test_documentation.py
+	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore-glob 'tests/*/test_frameworks*' --ignore-glob 'tests/*/test_documentation*'
 
 test-wheel: $(VENV)/ready ## the tests against the built wheel, without the source, on the newest other Python
 	@rm -rf dist
@@ -85,7 +85,7 @@ test-wheel: $(VENV)/ready ## the tests against the built wheel, without the sour
 	@$(UV) pip install --quiet --python $(ENVS)/wheel/bin/python "$$(ls dist/*.whl)[cli,otlp,testing]" --group test --group frameworks
 	@mkdir $(ENVS)/wheel/elsewhere && cp -r tests pyproject.toml $(ENVS)/wheel/elsewhere/
 	@# README and the benchmarks are not in a wheel
-	@cd $(ENVS)/wheel/elsewhere && ../bin/python $(PYTEST) --ignore tests/programs/test_documentation.py
+	@cd $(ENVS)/wheel/elsewhere && ../bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*'
 
 format: $(VENV)/ready ## let ruff format and mend what it can
 	@$(BIN)/ruff check --fix
@@ -95,7 +95,7 @@ servers: ## build the real Jaeger, Collector and Temporal into a cache; ten minu
 	@$(PYTHON) tests/servers/build.py
 
 test-servers: $(VENV)/ready servers ## the tests against the real servers
-	@$(BIN)/python -m pytest -m servers tests/servers tests/programs/test_documentation.py
+	@$(BIN)/python -m pytest -m servers tests/servers tests/programs/test_documentation_servers.py
 
 bench: $(VENV)/ready ## what the processor costs, and what it delivers, beside the usual ways
 	@$(BIN)/python benchmarks/bench.py

@@ -1,0 +1,72 @@
+"""The commands of the documentation, by what a receiver gets of them and what they print."""
+
+import inspect
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from documentation import KEY, LIMIT, bash, claim
+
+from otel_step_hook.cli import listen
+
+_LISTENS = f"http://127.0.0.1:{inspect.signature(listen).parameters['port'].default}"
+_INSTRUMENT = claim("README.md", "opentelemetry-instrument")
+_LISTEN = claim("README.md", "otel-step-hook listen")
+_TRY = claim("README.md", "otel-step-hook check")
+
+
+class Listening:
+    """The receiver of the other terminal, on a free port."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        self._process = process
+        said = next((line for line in process.stdout if "STEP_COMPLETE_WEBHOOK=" in line), None)
+        assert said is not None, f"it has ended, with exit status {process.wait(LIMIT)}"
+        self.url = said.partition("=")[2].strip("/\n")
+
+    def end(self) -> str:
+        """End it with Ctrl-C; what it has printed since."""
+        self._process.send_signal(signal.SIGINT)
+        output, _ = self._process.communicate(timeout=LIMIT)
+        assert self._process.returncode == 0, output
+        return output
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listening]:
+    """The command runs until it is ended; both terminals have the same key."""
+    monkeypatch.setenv("STEP_COMPLETE_KEY", KEY)
+    # Not by bash: the signal is for the command itself.
+    command = [str(Path(sys.executable).with_name("otel-step-hook")), *_LISTEN.text.split()[1:], "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield Listening(process)
+        finally:
+            process.kill()
+
+
+def _answers(output: str) -> list[str]:
+    """The status codes that `listen` says it has answered with, in their order."""
+    return [words[2] for line in output.splitlines() if len(words := line.split()) > 4 and words[0].count(":") == 2]
+
+
+@pytest.mark.slow
+def test_check_and_send_reach_listen(listening: Listening) -> None:
+    """`check` says that the endpoint answers; the first `send` is refused, and the second is delivered."""
+    output = bash(_TRY.text.replace(_LISTENS, listening.url))
+    checked, refused, delivered = output.partition("POST ")[0], *output.split("POST ")[1:]
+    assert "The endpoint answers." in checked
+    assert "503 Service Unavailable" in refused
+    assert refused.rstrip().endswith("refused, as --fail 1 asks")
+    assert "204 No Content" in delivered
+    assert _answers(listening.end()) == ["503", "204"]
+
+
+@pytest.mark.slow
+def test_a_program_that_knows_nothing_is_instrumented(listening: Listening) -> None:
+    """The command ends without an error."""
+    bash(_INSTRUMENT.text.replace(_LISTENS, listening.url))
