@@ -79,7 +79,7 @@ def bash(script: str, **environment: str) -> str:
     """
     shell = ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = os.environ | {"PATH": path} | environment
+    variables = {**os.environ, "PATH": path, **environment}
     done = subprocess.run(shell, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -1,6 +1,8 @@
 """The commands of the documentation, by what a receiver gets of them and what they print."""
 
 import inspect
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from documentation import KEY, LIMIT, bash, claim
+from documentation import KEY, LIMIT, ROOT, bash, claim
 
 from otel_step_hook.cli import listen
+from otel_step_hook.testing import ScriptedReceiver
 
 _LISTENS = f"http://127.0.0.1:{inspect.signature(listen).parameters['port'].default}"
 _INSTRUMENT = claim("README.md", "opentelemetry-instrument")
+_DISTRO = claim("README.md", "pip install opentelemetry-distro")
 _LISTEN = claim("README.md", "otel-step-hook listen")
 _TRY = claim("README.md", "otel-step-hook check")
 
@@ -66,7 +70,20 @@ def test_check_and_send_reach_listen(listening: Listening) -> None:
     assert _answers(listening.end()) == ["503", "204"]
 
 
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """The programs of a new environment, in which this checkout is installed and what the documentation names."""
+    uv, python = str(Path(sys.executable).with_name("uv")), str(tmp_path / "bin" / "python")
+    subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, tmp_path], check=True)
+    install = _DISTRO.text.replace("pip install", f"{uv} pip install --quiet --python {python} {ROOT}")
+    subprocess.run(install, shell=True, check=True)  # noqa: S602 -- ours
+    return tmp_path / "bin"
+
+
 @pytest.mark.slow
-def test_a_program_that_knows_nothing_is_instrumented(listening: Listening) -> None:
-    """The command ends without an error."""
-    bash(_INSTRUMENT.text.replace(_LISTENS, listening.url))
+def test_a_program_that_knows_nothing_sends_its_step(step_receiver: ScriptedReceiver, fresh: Path) -> None:
+    """In an environment that has nothing but what the text says: no exporter that the distro would take by default."""
+    path = f"{fresh}{os.pathsep}{os.environ['PATH']}"
+    output = bash(_INSTRUMENT.at({_LISTENS: step_receiver.url}).text, PATH=path)
+    assert [webhook.step_id for webhook in step_receiver.received] == ["step-42"]
+    assert sorted(re.findall(r'"name": "(.*)"', output)) == ["POST", "search", "step_hook.deliver"]
