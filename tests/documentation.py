@@ -72,14 +72,16 @@ def unclaimed() -> list[Block]:
     return [block for block in blocks() if block not in _claimed]
 
 
-def bash(script: str, **environment: str) -> str:
-    """What *script* prints, run at the top of the checkout as a person would paste it; it has to succeed.
+def bash(script: str, *, directory: Path = ROOT, **environment: str) -> str:
+    """What *script* prints, run in *directory* as a person would paste it; it has to succeed.
 
-    What it leaves in the background is ended.
+    *directory* is by default the top of the checkout. What it leaves in the background is ended.
     """
     shell = ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables = {**os.environ, "PATH": path, **environment}
-    done = subprocess.run(shell, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = subprocess.run(
+        shell, cwd=directory, env=variables, capture_output=True, text=True, timeout=LIMIT, check=False
+    )
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     return done.stdout

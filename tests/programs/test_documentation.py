@@ -1,12 +1,13 @@
-"""The documentation as a whole: its commands, its tables and its picture are what the code says."""
+"""The documentation as a whole: every block is tested; its commands, tables and picture are what the code says."""
 
+import importlib
 import re
 from collections import defaultdict
 from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from documentation import ROOT, bash, claim, page
+from documentation import ROOT, bash, claim, page, unclaimed
 from rich.console import Console
 
 from otel_step_hook.demo import run
@@ -14,6 +15,13 @@ from otel_step_hook.steps.frameworks import PROFILES
 
 _INSTALL = claim("README.md", "pip install otel-step-hook")
 _DEMO = claim("README.md", "make demo\nmake test")
+
+
+def test_each_block_is_tested() -> None:
+    """A block that no test claims fails here: its commands or its code would go unexecuted."""
+    for file in sorted(Path(__file__).parent.glob("test_documentation_*.py")):
+        importlib.import_module(file.stem)
+    assert [f"{block.page}:{block.line} {block.language}" for block in unclaimed()] == []
 
 
 def test_what_is_to_be_installed_can_be() -> None:

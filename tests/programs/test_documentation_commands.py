@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,14 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from documentation import KEY, LIMIT, ROOT, bash, claim
+from documentation import KEY, LIMIT, Block, bash, claim
+from processes import PROGRAMS
 
 from otel_step_hook.cli import listen
 from otel_step_hook.testing import ScriptedReceiver
 
 _LISTENS = f"http://127.0.0.1:{inspect.signature(listen).parameters['port'].default}"
-_INSTRUMENT = claim("README.md", "opentelemetry-instrument")
-_DISTRO = claim("README.md", "pip install opentelemetry-distro")
+_INSTRUMENT = claim("README.md", "opentelemetry-instrument python -c")
+_DISTRO = claim("README.md", "pip install opentelemetry-distro\n")
+_FILE_CONFIGURATION = claim("README.md", "opentelemetry-sdk[file-configuration]")
+_FILE = claim("README.md", "instrumentation/development:")
+_RUN_WITH_FILE = claim("README.md", "OTEL_CONFIG_FILE=otel.yaml")
 _LISTEN = claim("README.md", "otel-step-hook listen")
 _TRY = claim("README.md", "otel-step-hook check")
 
@@ -70,20 +75,29 @@ def test_check_and_send_reach_listen(listening: Listening) -> None:
     assert _answers(listening.end()) == ["503", "204"]
 
 
-@pytest.fixture
-def fresh(tmp_path: Path) -> Path:
-    """The programs of a new environment, in which this checkout is installed and what the documentation names."""
-    uv, python = str(Path(sys.executable).with_name("uv")), str(tmp_path / "bin" / "python")
-    subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, tmp_path], check=True)
-    install = _DISTRO.text.replace("pip install", f"{uv} pip install --quiet --python {python} {ROOT}")
-    subprocess.run(install, shell=True, check=True)  # noqa: S602 -- ours
-    return tmp_path / "bin"
+def _fresh(directory: Path, install: Block) -> str:
+    """The path of programs with a new environment, in which this checkout is installed and what the block says."""
+    uv, python = str(Path(sys.executable).with_name("uv")), str(directory / "bin" / "python")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, directory], check=True)
+    bash(install.text.replace("pip install", f"{uv} pip install --quiet --python {python} ."))
+    return f"{directory / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.mark.slow
-def test_a_program_that_knows_nothing_sends_its_step(step_receiver: ScriptedReceiver, fresh: Path) -> None:
+def test_a_program_that_knows_nothing_sends_its_step(step_receiver: ScriptedReceiver, tmp_path: Path) -> None:
     """In an environment that has nothing but what the text says: no exporter that the distro would take by default."""
-    path = f"{fresh}{os.pathsep}{os.environ['PATH']}"
+    path = _fresh(tmp_path / "fresh", _DISTRO)
     output = bash(_INSTRUMENT.at({_LISTENS: step_receiver.url}).text, PATH=path)
     assert [webhook.step_id for webhook in step_receiver.received] == ["step-42"]
     assert sorted(re.findall(r'"name": "(.*)"', output)) == ["POST", "search", "step_hook.deliver"]
+
+
+@pytest.mark.slow
+def test_a_file_sets_up_the_sdk_and_the_hook(step_receiver: ScriptedReceiver, tmp_path: Path) -> None:
+    """The file is whole: with the packages that the text says it sends the step and exports the spans."""
+    path = _fresh(tmp_path / "fresh", _FILE_CONFIGURATION)
+    shutil.copy(PROGRAMS / "uninstrumented.py", tmp_path / "app.py")
+    (tmp_path / "otel.yaml").write_text(_FILE.at({"https://example.com/hooks/steps": step_receiver.url}).text)
+    output = bash(_RUN_WITH_FILE.text, directory=tmp_path, PATH=path)
+    assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
+    assert sorted(re.findall(r'"name": "(.*)"', output)) == ["POST", "run", "step", "step_hook.deliver"]
