@@ -7,13 +7,14 @@ from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from documentation import ROOT, bash, claim, page, unclaimed
+import pytest
+from documentation import ROOT, Block, bash, claim, page, unclaimed
 from rich.console import Console
 
 from otel_step_hook.demo import run
 from otel_step_hook.steps.frameworks import PROFILES
 
-_INSTALL = claim("README.md", "pip install otel-step-hook")
+_INSTALL = [claim(name, "pip install otel-step-hook") for name in ("README.md", "docs/start.md")]
 _DEMO = claim("README.md", "make demo\nmake test")
 
 
@@ -24,10 +25,11 @@ def test_each_block_is_tested() -> None:
     assert [f"{block.page}:{block.line} {block.language}" for block in unclaimed()] == []
 
 
-def test_what_is_to_be_installed_can_be() -> None:
+@pytest.mark.parametrize("block", _INSTALL, ids=lambda block: block.page)
+def test_what_is_to_be_installed_can_be(block: Block) -> None:
     """The package and its extras are resolved; this environment is not changed."""
     # Not published yet: what pip would fetch is this checkout.
-    bash(_INSTALL.text.replace("pip install otel-step-hook", "uv pip install --quiet --dry-run ."))
+    bash(block.text.replace("pip install otel-step-hook", "uv pip install --quiet --dry-run ."))
 
 
 def test_the_demo_shows_deliveries() -> None:
@@ -39,7 +41,7 @@ def test_the_demo_shows_deliveries() -> None:
 
 def test_the_table_of_frameworks_has_each_profile() -> None:
     """There is a row for each row of the table of profiles, and no other."""
-    table = page("README.md").partition("## Which spans are steps")[2].partition("¹ Cannot")[0]
+    table = page("docs/frameworks.md").partition("¹ Cannot")[0]
     named = re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)
     assert sorted(named) == sorted(profile.name for profile in PROFILES)
 

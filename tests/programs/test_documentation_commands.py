@@ -18,13 +18,13 @@ from otel_step_hook.cli import listen
 from otel_step_hook.testing import ScriptedReceiver
 
 _LISTENS = f"http://127.0.0.1:{inspect.signature(listen).parameters['port'].default}"
-_INSTRUMENT = claim("README.md", "opentelemetry-instrument python -c")
-_DISTRO = claim("README.md", "pip install opentelemetry-distro\n")
-_FILE_CONFIGURATION = claim("README.md", "opentelemetry-sdk[file-configuration]")
-_FILE = claim("README.md", "instrumentation/development:")
-_RUN_WITH_FILE = claim("README.md", "OTEL_CONFIG_FILE=otel.yaml")
-_LISTEN = claim("README.md", "otel-step-hook listen")
-_TRY = claim("README.md", "otel-step-hook check")
+_INSTRUMENT = claim("docs/start.md", "opentelemetry-instrument python -c")
+_DISTRO = claim("docs/start.md", "pip install opentelemetry-distro\n")
+_FILE_CONFIGURATION = claim("docs/start.md", "opentelemetry-sdk[file-configuration]")
+_FILE = claim("docs/start.md", "instrumentation/development:")
+_RUN_WITH_FILE = claim("docs/start.md", "OTEL_CONFIG_FILE=otel.yaml")
+_LISTEN = claim("docs/start.md", "otel-step-hook listen")
+_TRY = claim("docs/start.md", "otel-step-hook check")
 
 
 class Listening:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
-from documentation import KEY, claim
+from documentation import KEY, Block, claim
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -14,14 +14,16 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from otel_step_hook import StepHookProcessor
 from otel_step_hook.testing import ScriptedReceiver
 
-_ONE_LINE = claim("README.md", "# before or after your exporter's processor")
-_OWN_LOOP = claim("README.md", 'start_as_current_span("search"')
-_ENDPOINTS = claim("README.md", 'EndpointSettings(name="billing"')
-_OWN_RULE = claim("README.md", "is_step=lambda span:")
-_OWN_PROFILE = claim("README.md", "PROFILE = Profile(")
-_SAMPLER = claim("README.md", "TracerProvider(sampler=StepSampler(")
-_FASTAPI = claim("README.md", "FastAPI()")
-_SCRIPTED = claim("README.md", "with ScriptedReceiver() as receiver")
+_ONE_LINE = [
+    (claim(page, "provider.add_span_processor(StepHookProcessor())"), claim(page, 'start_as_current_span("search"'))
+    for page in ("README.md", "docs/start.md")
+]
+_ENDPOINTS = claim("docs/settings.md", 'EndpointSettings(name="billing"')
+_OWN_RULE = claim("docs/frameworks.md", "is_step=lambda span:")
+_OWN_PROFILE = claim("docs/frameworks.md", "PROFILE = Profile(")
+_SAMPLER = claim("docs/sampling.md", "TracerProvider(sampler=StepSampler(")
+_FASTAPI = claim("docs/receivers.md", "FastAPI()")
+_SCRIPTED = claim("docs/receivers.md", "with ScriptedReceiver() as receiver")
 
 
 @pytest.fixture
@@ -50,9 +52,10 @@ def provider_with() -> Iterator[Callable[[object], TracerProvider]]:
 NewProvider = Callable[[object], TracerProvider]
 
 
-def test_the_one_line_sends_a_step(webhook: ScriptedReceiver) -> None:
+@pytest.mark.parametrize(("register", "work"), _ONE_LINE, ids=["README", "start"])
+def test_the_one_line_sends_a_step(register: Block, work: Block, webhook: ScriptedReceiver) -> None:
     """The span of the loop reaches the webhook of the environment, with the body and the key that the text names."""
-    names = _OWN_LOOP.execute(_ONE_LINE.execute())
+    names = work.execute(register.execute())
     provider = names["provider"]
     assert isinstance(provider, TracerProvider)
     provider.shutdown()

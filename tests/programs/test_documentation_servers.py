@@ -9,9 +9,9 @@ from documentation import Block, bash, claim
 
 _ASK = "http://127.0.0.1:16686/api/traces?service=travel-agent"
 _PORTS = (4317, 4318, 14317, 14318, 16685, 16686)  # the commands name some, the files of servers the rest
-_JAEGER = claim("README.md", "--print jaeger")
-_COLLECTOR = claim("README.md", "--print collector")
-_DOCKER = claim("README.md", "docker run")
+_JAEGER = claim("docs/jaeger.md", "--print jaeger")
+_COLLECTOR = claim("docs/jaeger.md", "--print collector")
+_DOCKER = claim("docs/jaeger.md", "docker run")
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-from documentation import bash, claim, page
+from documentation import Block, bash, claim, page
 
 from otel_step_hook import StepHookSettings
 from otel_step_hook.settings import endpoints_of, setting_rows
 
-_VARIABLES = claim("README.md", "export STEP_COMPLETE_WEBHOOK=https://example.com/hooks/steps")
-_RECEIVERS = claim("README.md", "[[endpoint]]")
+_VARIABLES = [claim(page, "STEP_COMPLETE_KEY=the-secret") for page in ("README.md", "docs/start.md")]
+_RECEIVERS = claim("docs/settings.md", "[[endpoint]]")
 
 
 def _table() -> str:
@@ -20,17 +20,18 @@ def _table() -> str:
 
 def test_the_table_is_that_of_the_class() -> None:
     """The table of settings is made from the settings class."""
-    found = re.search(r"<!-- settings:.*?-->\n(.*?)\n?<!-- end of settings -->", page("README.md"), re.DOTALL)
+    found = re.search(r"<!-- settings:.*?-->\n(.*?)\n?<!-- end of settings -->", page("docs/settings.md"), re.DOTALL)
     assert found is not None
     assert found.group(1) == _table(), f"put this between the two marks:\n{_table()}"
 
 
-def test_the_variables_name_a_webhook_and_its_key() -> None:
+@pytest.mark.parametrize("block", _VARIABLES, ids=lambda block: block.page)
+def test_the_variables_name_a_webhook_and_its_key(block: Block) -> None:
     """A program that starts after them sends there, with that key."""
     program = (
         "from otel_step_hook.settings import *; (one,) = endpoints_of(StepHookSettings()); print(one.url, *one.headers)"
     )
-    shown = bash(f"{_VARIABLES.text}\npython -c '{program}'")
+    shown = bash(f"{block.text}\npython -c '{program}'")
     assert shown.split(None, 1) == [
         "https://example.com/hooks/steps",
         "('authorization', 'Bearer the-secret-that-both-sides-know')\n",
