@@ -12,7 +12,7 @@ ifneq ($(shell command -v pyenv),)
 export PYENV_VERSION := $(shell pyenv versions --bare | grep -E '^3\.1[1-9]\.[0-9]+$$' | paste -sd:)
 endif
 
-.PHONY: help demo test test-all lint test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean environment
+.PHONY: help demo test test-all lint docs test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -46,6 +46,14 @@ lint: $(VENV)/ready ## ruff, mypy, import-linter
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: $(ENVS)/docs/ready ## the site of docs/, in docs/_build; warnings are errors
+	@$(ENVS)/docs/bin/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --nitpicky docs docs/_build
+
+$(ENVS)/docs/ready: pyproject.toml $(VENV)/ready
+	@$(MAKE_ENV) $(BIN)/python $(ENVS)/docs
+	@$(UV) pip install --quiet --python $(ENVS)/docs/bin/python --editable '.[testing]' --group docs
+	@touch $@
 
 # The other Pythons from 3.11 to 3.13 that are here; without any, everything runs on the one of $(VENV).
 # $(shell) sees no exported variables before make 4.4.
@@ -101,4 +109,4 @@ bench: $(VENV)/ready ## what the processor costs, and what it delivers, beside t
 	@$(BIN)/python benchmarks/bench.py
 
 clean: ## remove what the other targets made here
-	@rm -rf $(VENV) .venvs dist .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .venvs dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
