@@ -59,7 +59,7 @@ def blocks() -> tuple[Block, ...]:
 
 
 def claim(name: str, piece: str) -> Block:
-    """The one block of the page *name* that holds *piece*; whoever calls this tests what comes of it."""
+    """The one block of the page *name* that holds *piece*, for a test of its results."""
     found = [block for block in blocks() if block.page == name and piece in block.text]
     if len(found) != 1:
         raise LookupError(f"{len(found)} blocks of {name} hold {piece!r}; expected one")
@@ -72,14 +72,14 @@ def unclaimed() -> list[Block]:
     return [block for block in blocks() if block not in _claimed]
 
 
-def bash(script: str, *, directory: Path = ROOT, **environment: str) -> str:
-    """What *script* prints, run in *directory* as a person would paste it; it has to succeed.
+def bash(script: str, environment: Mapping[str, str] | None = None, *, directory: Path = ROOT) -> str:
+    """What *script* prints, run as a person would paste it, in *directory* and with these variables; it has to succeed.
 
     *directory* is by default the top of the checkout. What it leaves in the background is ended.
     """
     shell = ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {**os.environ, "PATH": path, **environment}
+    variables = {**os.environ, "PATH": path, **(environment or {})}
     done = subprocess.run(
         shell, cwd=directory, env=variables, capture_output=True, text=True, timeout=LIMIT, check=False
     )

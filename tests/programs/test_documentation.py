@@ -7,14 +7,12 @@ from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import pytest
-from documentation import ROOT, Block, bash, claim, page, unclaimed
+from documentation import ROOT, bash, claim, page, unclaimed
 from rich.console import Console
 
 from otel_step_hook.demo import run
 from otel_step_hook.steps.frameworks import PROFILES
 
-_INSTALL = [claim(name, "pip install otel-step-hook") for name in ("README.md", "docs/start.md")]
 _DEMO = claim("README.md", "make demo\nmake test")
 
 
@@ -23,13 +21,6 @@ def test_each_block_is_tested() -> None:
     for file in sorted(Path(__file__).parent.glob("test_documentation_*.py")):
         importlib.import_module(file.stem)
     assert [f"{block.page}:{block.line} {block.language}" for block in unclaimed()] == []
-
-
-@pytest.mark.parametrize("block", _INSTALL, ids=lambda block: block.page)
-def test_what_is_to_be_installed_can_be(block: Block) -> None:
-    """The package and its extras are resolved; this environment is not changed."""
-    # Not published yet: what pip would fetch is this checkout.
-    bash(block.text.replace("pip install otel-step-hook", "uv pip install --quiet --dry-run ."))
 
 
 def test_the_demo_shows_deliveries() -> None:

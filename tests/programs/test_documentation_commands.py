@@ -14,17 +14,21 @@ import pytest
 from documentation import KEY, LIMIT, Block, bash, claim
 from processes import PROGRAMS
 
+from otel_step_hook import __version__
 from otel_step_hook.cli import listen
 from otel_step_hook.testing import ScriptedReceiver
 
 _LISTENS = f"http://127.0.0.1:{inspect.signature(listen).parameters['port'].default}"
+_INSTALL = [claim(page, "pip install '.[cli]'") for page in ("README.md", "docs/start.md")]
 _INSTRUMENT = claim("docs/start.md", "opentelemetry-instrument python -c")
 _DISTRO = claim("docs/start.md", "pip install opentelemetry-distro\n")
 _FILE_CONFIGURATION = claim("docs/start.md", "opentelemetry-sdk[file-configuration]")
 _FILE = claim("docs/start.md", "instrumentation/development:")
 _RUN_WITH_FILE = claim("docs/start.md", "OTEL_CONFIG_FILE=otel.yaml")
-_LISTEN = claim("docs/start.md", "otel-step-hook listen")
-_TRY = claim("docs/start.md", "otel-step-hook check")
+_TRY = [
+    (claim(page, "otel-step-hook listen"), claim(page, "otel-step-hook check"))
+    for page in ("README.md", "docs/start.md")
+]
 
 
 class Listening:
@@ -46,11 +50,11 @@ class Listening:
 
 
 @pytest.fixture
-def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listening]:
-    """The command runs until it is ended; both terminals have the same key."""
+def listening(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listening]:
+    """The command of this block runs until it is ended; both terminals have the same key."""
     monkeypatch.setenv("STEP_COMPLETE_KEY", KEY)
     # Not by bash: the signal is for the command itself.
-    command = [str(Path(sys.executable).with_name("otel-step-hook")), *_LISTEN.text.split()[1:], "--port", "0"]
+    command = [str(Path(sys.executable).with_name("otel-step-hook")), *request.param.text.split()[1:], "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             yield Listening(process)
@@ -64,9 +68,10 @@ def _answers(output: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_check_and_send_reach_listen(listening: Listening) -> None:
+@pytest.mark.parametrize(("listening", "commands"), _TRY, ids=["README", "start"], indirect=["listening"])
+def test_check_and_send_reach_listen(listening: Listening, commands: Block) -> None:
     """`check` says that the endpoint answers; the first `send` is refused, and the second is delivered."""
-    output = bash(_TRY.text.replace(_LISTENS, listening.url))
+    output = bash(commands.at({_LISTENS: listening.url}).text)
     checked, refused, delivered = output.partition("POST ")[0], *output.split("POST ")[1:]
     assert "The endpoint answers." in checked
     assert "503 Service Unavailable" in refused
@@ -75,19 +80,27 @@ def test_check_and_send_reach_listen(listening: Listening) -> None:
     assert _answers(listening.end()) == ["503", "204"]
 
 
-def _fresh(directory: Path, install: Block) -> str:
-    """The path of programs with a new environment, in which this checkout is installed and what the block says."""
+def _fresh(directory: Path, *blocks: Block) -> str:
+    """The path of programs with a new environment, in which the commands of these blocks have installed something."""
     uv, python = str(Path(sys.executable).with_name("uv")), str(directory / "bin" / "python")
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, directory], check=True)
-    bash(install.text.replace("pip install", f"{uv} pip install --quiet --python {python} ."))
+    for block in blocks:
+        bash(block.text.replace("pip install", f"{uv} pip install --quiet --python {python}"))
     return f"{directory / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", _INSTALL, ids=lambda block: block.page)
+def test_what_is_installed_has_the_command(block: Block, tmp_path: Path) -> None:
+    """In a new environment the package and its command are there after it."""
+    assert bash("otel-step-hook --version", {"PATH": _fresh(tmp_path / "fresh", block)}) == f"{__version__}\n"
 
 
 @pytest.mark.slow
 def test_a_program_that_knows_nothing_sends_its_step(step_receiver: ScriptedReceiver, tmp_path: Path) -> None:
     """In an environment that has nothing but what the text says: no exporter that the distro would take by default."""
-    path = _fresh(tmp_path / "fresh", _DISTRO)
-    output = bash(_INSTRUMENT.at({_LISTENS: step_receiver.url}).text, PATH=path)
+    path = _fresh(tmp_path / "fresh", _INSTALL[1], _DISTRO)
+    output = bash(_INSTRUMENT.at({_LISTENS: step_receiver.url}).text, {"PATH": path})
     assert [webhook.step_id for webhook in step_receiver.received] == ["step-42"]
     assert sorted(re.findall(r'"name": "(.*)"', output)) == ["POST", "search", "step_hook.deliver"]
 
@@ -95,9 +108,9 @@ def test_a_program_that_knows_nothing_sends_its_step(step_receiver: ScriptedRece
 @pytest.mark.slow
 def test_a_file_sets_up_the_sdk_and_the_hook(step_receiver: ScriptedReceiver, tmp_path: Path) -> None:
     """The file is whole: with the packages that the text says it sends the step and exports the spans."""
-    path = _fresh(tmp_path / "fresh", _FILE_CONFIGURATION)
+    path = _fresh(tmp_path / "fresh", _INSTALL[1], _FILE_CONFIGURATION)
     shutil.copy(PROGRAMS / "uninstrumented.py", tmp_path / "app.py")
     (tmp_path / "otel.yaml").write_text(_FILE.at({"https://example.com/hooks/steps": step_receiver.url}).text)
-    output = bash(_RUN_WITH_FILE.text, directory=tmp_path, PATH=path)
+    output = bash(_RUN_WITH_FILE.text, {"PATH": path}, directory=tmp_path)
     assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
     assert sorted(re.findall(r'"name": "(.*)"', output)) == ["POST", "run", "step", "step_hook.deliver"]
