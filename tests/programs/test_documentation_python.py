@@ -1,7 +1,9 @@
 """The Python code of the documentation, by what a receiver gets when a step ends."""
 
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -21,6 +23,7 @@ _ONE_LINE = [
 _ENDPOINTS = claim("docs/settings.md", 'EndpointSettings(name="billing"')
 _OWN_RULE = claim("docs/frameworks.md", "is_step=lambda span:")
 _OWN_PROFILE = claim("docs/frameworks.md", "PROFILE = Profile(")
+_ENTRY_POINT = claim("docs/frameworks.md", "[project.entry-points.otel_step_hook_profiles]")
 _SAMPLER = claim("docs/sampling.md", "TracerProvider(sampler=StepSampler(")
 _FASTAPI = claim("docs/receivers.md", "FastAPI()")
 _SCRIPTED = claim("docs/receivers.md", "with ScriptedReceiver() as receiver")
@@ -81,7 +84,7 @@ def test_endpoints_of_a_program_get_each_its_own(provider_with: NewProvider) -> 
 
 def test_an_own_rule_replaces_all_others(webhook: ScriptedReceiver, provider_with: NewProvider) -> None:
     """Spans of that name are sent; one with a step id and another name is not."""
-    provider = provider_with(_OWN_RULE.execute({"StepHookProcessor": StepHookProcessor})["hook"])
+    provider = provider_with(_OWN_RULE.execute()["hook"])
     tracer = provider.get_tracer("my.agent")
     tracer.start_span("search", attributes={"step_id": "step-42"}).end()
     tracer.start_span("running tool", attributes={"step_id": "step-43"}).end()
@@ -94,7 +97,7 @@ def test_an_own_profile_recognises_its_spans(
 ) -> None:
     """By kind, with id and outcome from the attributes; what waits is not sent, and other profiles still count."""
     monkeypatch.setenv("STEP_COMPLETE_PAYLOAD", "full")
-    provider = provider_with(_OWN_PROFILE.execute({"StepHookProcessor": StepHookProcessor})["hook"])
+    provider = provider_with(_OWN_PROFILE.execute()["hook"])
     tracer = provider.get_tracer("my_framework.tracing")
     for number, state in enumerate(("done", "stopped", "waiting")):
         unit: dict[str, str] = {"my.kind": "unit", "my.unit.id": f"unit-{number}", "my.state": state}
@@ -107,6 +110,27 @@ def test_an_own_profile_recognises_its_spans(
         ("unit-0", "success"),
         ("unit-1", "cancelled"),
     ]
+
+
+def test_a_package_ships_its_profile(
+    webhook: ScriptedReceiver, provider_with: NewProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is installed its spans are recognised, and its name selects it."""
+    groups = tomllib.loads(_ENTRY_POINT.text)["project"]["entry-points"]
+    ((name, target),) = groups["otel_step_hook_profiles"].items()
+    module = tmp_path.joinpath(*target.partition(":")[0].split(".")).with_suffix(".py")
+    module.parent.mkdir()
+    module.write_text(_OWN_PROFILE.text.partition("hook = ")[0])
+    metadata = tmp_path / "my_framework-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-framework\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[otel_step_hook_profiles]\n{name} = {target}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    provider = provider_with(StepHookProcessor(profiles=name))
+    unit: dict[str, str] = {"my.kind": "unit", "my.unit.id": "unit-1"}
+    provider.get_tracer("my_framework.tracing").start_span("run", attributes=unit).end()
+    assert provider.force_flush()
+    assert [one.step_id for one in webhook.received] == ["unit-1"]
 
 
 class _SpreadIds(RandomIdGenerator):
@@ -122,7 +146,7 @@ class _SpreadIds(RandomIdGenerator):
 
 def test_the_sampler_exports_a_tenth_and_sends_every_step(webhook: ScriptedReceiver) -> None:
     """Of 20 traces 2 are exported; the webhook gets all 20 steps."""
-    names = _SAMPLER.execute({"TracerProvider": TracerProvider})
+    names = _SAMPLER.execute()
     provider, exporter = names["provider"], InMemorySpanExporter()
     assert isinstance(provider, TracerProvider)
     provider.id_generator = _SpreadIds()
@@ -151,8 +175,8 @@ async def test_the_receiver_checks_the_key(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().out == "step step-1 has ended; webhook None\n"
 
 
-def test_the_scripted_receiver_answers_as_it_says() -> None:
-    """The code runs, and leaves no receiver behind."""
-    receiver = _SCRIPTED.execute()["receiver"]
-    assert isinstance(receiver, ScriptedReceiver)
-    assert receiver.received == []
+def test_the_test_of_an_application_passes() -> None:
+    """It sends a step, which is refused and sent again."""
+    test = _SCRIPTED.execute()["test_a_refused_step_is_sent_again"]
+    assert callable(test)
+    test()

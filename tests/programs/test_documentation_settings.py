@@ -10,6 +10,7 @@ from otel_step_hook import StepHookSettings
 from otel_step_hook.settings import endpoints_of, setting_rows
 
 _VARIABLES = [claim(page, "STEP_COMPLETE_KEY=the-secret") for page in ("README.md", "docs/start.md")]
+_SAMPLERS = [claim("docs/sampling.md", f"OTEL_TRACES_SAMPLER_ARG=0.1{more}\n") for more in ("", ",all")]
 _RECEIVERS = claim("docs/settings.md", "[[endpoint]]")
 
 
@@ -36,6 +37,26 @@ def test_the_variables_name_a_webhook_and_its_key(block: Block) -> None:
         "https://example.com/hooks/steps",
         "('authorization', 'Bearer the-secret-that-both-sides-know')\n",
     ]
+
+
+_COUNT = """
+from opentelemetry.trace import get_tracer
+start = get_tracer("my.agent").start_span
+print(sum(start("search").is_recording() for _ in range(100)))
+print(sum(start("search", attributes={"step_id": "step-42"}).is_recording() for _ in range(100)))
+"""
+_NO_EXPORTERS = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+
+
+@pytest.mark.slow
+def test_the_sampler_of_the_environment_keeps_steps() -> None:
+    """All steps are recorded, and of the other spans a tenth, or with ``all`` each."""
+    (some, steps), (everything, others) = (
+        map(int, bash(f"{block.text}\nopentelemetry-instrument python -c '{_COUNT}'", _NO_EXPORTERS).split())
+        for block in _SAMPLERS
+    )
+    assert 0 < some < 60
+    assert (steps, everything, others) == (100, 100, 100)
 
 
 def test_the_file_of_receivers_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
