@@ -7,6 +7,8 @@ from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from accuracy import outcomes_of, score, verdicts
+from corpus_replay import records
 from documentation import ROOT, bash, claim, page, unclaimed
 from rich.console import Console
 
@@ -35,6 +37,14 @@ def test_the_table_of_frameworks_has_each_profile() -> None:
     table = page("docs/frameworks.md").partition("¹ Cannot")[0]
     named = re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)
     assert sorted(named) == sorted(profile.name for profile in PROFILES)
+
+
+def test_the_numbers_of_accuracy_are_counted() -> None:
+    """How many recorded outcomes are right is what `make accuracy` counts."""
+    found = [verdict for record in records() for verdict in verdicts(record, outcomes_of(record))]
+    said = re.search(r"Of the (\d+) recorded steps.* right for (\d+)\..* right for (\d+)", page("docs/delivery.md"))
+    assert said is not None
+    assert tuple(map(int, said.groups())) == score(found)
 
 
 def _lines(picture: Path) -> list[str]:
