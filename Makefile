@@ -12,7 +12,7 @@ ifneq ($(shell command -v pyenv),)
 export PYENV_VERSION := $(shell pyenv versions --bare | grep -E '^3\.1[1-9]\.[0-9]+$$' | paste -sd:)
 endif
 
-.PHONY: help demo test test-all lint test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean environment
+.PHONY: help demo test test-all lint docs test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,6 +47,14 @@ lint: $(VENV)/ready ## ruff, mypy, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+docs: $(ENVS)/docs/ready ## the site of docs/, in docs/_build; warnings are errors
+	@$(ENVS)/docs/bin/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --nitpicky docs docs/_build
+
+$(ENVS)/docs/ready: pyproject.toml $(VENV)/ready
+	@$(MAKE_ENV) $(BIN)/python $(ENVS)/docs
+	@$(UV) pip install --quiet --python $(ENVS)/docs/bin/python --editable '.[testing]' --group docs
+	@touch $@
+
 # The other Pythons from 3.11 to 3.13 that are here; without any, everything runs on the one of $(VENV).
 # $(shell) sees no exported variables before make 4.4.
 OTHERS = $(shell export PYENV_VERSION='$(PYENV_VERSION)'; for version in 3.11 3.12 3.13; do \
@@ -61,7 +69,7 @@ test-pythons: $(VENV)/ready ## the tests on the Pythons that test-lowest and tes
 	  echo "Python $$version:" && \
 	  $(MAKE_ENV) $$version $(ENVS)/$$version && \
 	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing]' --group test --group frameworks && \
-	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore tests/programs/test_readme.py || exit 1; \
+	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*' || exit 1; \
 	done
 
 test-live: $(VENV)/ready servers ## the rules for steps against the newest releases of the frameworks, which run here
@@ -76,7 +84,7 @@ test-lowest: $(VENV)/ready ## the tests with the oldest versions that pyproject.
 	@$(MAKE_ENV) $(LOWEST_PYTHON) $(ENVS)/lowest
 	@$(UV) pip install --quiet --python $(ENVS)/lowest/bin/python --resolution lowest-direct --editable '.[cli,otlp,testing]' --group test
 	@# the frameworks ask for newer versions than these
-	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore-glob 'tests/*/test_frameworks*' --ignore tests/programs/test_readme.py
+	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore-glob 'tests/*/test_frameworks*' --ignore-glob 'tests/*/test_documentation*'
 
 test-wheel: $(VENV)/ready ## the tests against the built wheel, without the source, on the newest other Python
 	@rm -rf dist
@@ -85,7 +93,7 @@ test-wheel: $(VENV)/ready ## the tests against the built wheel, without the sour
 	@$(UV) pip install --quiet --python $(ENVS)/wheel/bin/python "$$(ls dist/*.whl)[cli,otlp,testing]" --group test --group frameworks
 	@mkdir $(ENVS)/wheel/elsewhere && cp -r tests pyproject.toml $(ENVS)/wheel/elsewhere/
 	@# README and the benchmarks are not in a wheel
-	@cd $(ENVS)/wheel/elsewhere && ../bin/python $(PYTEST) --ignore tests/programs/test_readme.py
+	@cd $(ENVS)/wheel/elsewhere && ../bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*'
 
 format: $(VENV)/ready ## let ruff format and mend what it can
 	@$(BIN)/ruff check --fix
@@ -95,10 +103,10 @@ servers: ## build the real Jaeger, Collector and Temporal into a cache; ten minu
 	@$(PYTHON) tests/servers/build.py
 
 test-servers: $(VENV)/ready servers ## the tests against the real servers
-	@$(BIN)/python -m pytest -m servers tests/servers tests/programs/test_readme.py
+	@$(BIN)/python -m pytest -m servers tests/servers tests/programs/test_documentation_servers.py
 
 bench: $(VENV)/ready ## what the processor costs, and what it delivers, beside the usual ways
 	@$(BIN)/python benchmarks/bench.py
 
 clean: ## remove what the other targets made here
-	@rm -rf $(VENV) .venvs dist .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .venvs dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
