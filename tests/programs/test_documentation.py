@@ -15,6 +15,8 @@ from rich.console import Console
 from otel_step_hook.cli.demo import run
 from otel_step_hook.steps.frameworks import PROFILES
 
+_UNNAMED = {"__init__", "__main__", "errors", "version"}  # modules that their names explain
+_OTHERS = {"check", "send"}  # commands that the map names beside modules
 _DEMO = claim("README.md", "make demo\nmake test")
 
 
@@ -45,6 +47,22 @@ def test_the_numbers_of_accuracy_are_counted() -> None:
     said = re.search(r"Of the (\d+) recorded steps.* right for (\d+)\..* right for (\d+)", page("docs/delivery.md"))
     assert said is not None
     assert tuple(map(int, said.groups())) == score(found)
+
+
+def test_the_map_has_each_module() -> None:
+    """CONTRIBUTING names every module of the package in the row of its folder, and no module that does not exist."""
+    rows = re.findall(r"^\| (`otel_step_hook/.*?) \| (.*) \|$", page("CONTRIBUTING.md"), re.MULTILINE)
+    named = dict.fromkeys(("", "settings", "steps", "steps/frameworks", "delivery", "cli"), "")
+    for where, what in rows:
+        folder = where.removeprefix("`otel_step_hook/").rpartition("/")[0].partition("`")[0]
+        named[folder] += where if folder == "" else what
+    frameworks = named.pop("steps/frameworks")
+    assert "one file for each framework with code" in frameworks
+    for folder, text in named.items():
+        modules = {path.stem for path in (ROOT / "otel_step_hook" / folder).glob("*.py")} - _UNNAMED
+        found = {name.removesuffix(".py").rpartition("/")[2] for name in re.findall(r"`([\w./]+)`", text)}
+        assert modules <= found, folder
+        assert {name for name in found if name.islower()} <= modules | _OTHERS, folder
 
 
 def _lines(picture: Path) -> list[str]:
