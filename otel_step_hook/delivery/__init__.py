@@ -1,1 +1,1 @@
-"""From a step's event to its receiver: requests, signatures, retries, stores and the thread that sends."""
+"""Delivery of step events to receivers: requests, signatures, retries, stores, and the worker thread that sends."""

@@ -1,17 +1,17 @@
-"""The time limit of one attempt."""
+"""The timeout of one attempt."""
 
 import asyncio
 from types import TracebackType
 
-LAST_POLLS = 20  # rounds of the loop before an attempt times out; a process that was stopped has its answer in 2
+LAST_POLLS = 20  # rounds of the loop before an attempt times out; a process that was stopped reads its answer in 2
 
 
 class Deadline:
-    """Raises TimeoutError after *timeout* seconds, once what has come by then is read.
+    """Raises TimeoutError after *timeout* seconds, but lets the attempt read first what has arrived by then.
 
-    In a process that was stopped (SIGSTOP, a frozen container) or starved, the time may be over while the answer
-    waits in the socket, and asyncio runs a timer before it looks there: `asyncio.timeout` alone would cut off a
-    webhook that was accepted.
+    While a process is stopped (SIGSTOP, a frozen container) or starved, the timeout may expire and the answer arrive
+    in the socket. asyncio then runs the timer before the attempt sees the answer: `asyncio.timeout` alone would
+    report a webhook that the receiver accepted as failed.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -27,7 +27,7 @@ class Deadline:
     def _expire(self) -> None:
         if self._polls_left:
             self._polls_left -= 1
-            self._next = self._loop.call_soon(self._expire)  # the loop looks at its sockets before it runs this
+            self._next = self._loop.call_soon(self._expire)  # the loop polls its sockets before it calls this
         else:
             self._scope.reschedule(self._loop.time())
 
