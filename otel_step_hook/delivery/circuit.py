@@ -1,4 +1,4 @@
-"""The circuit: owns how many attempts an endpoint that is down is worth."""
+"""The circuit of an endpoint: owns how many attempts may begin while the endpoint is down."""
 
 import math
 import random
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from otel_step_hook.delivery.retry import AttemptResult, RetryPolicy
 
-_FAILURES = 10  # in a row, of whatever deliveries: more than the attempts that happen to be in flight in a restart
-_LONGEST = 5.0  # seconds between two probes: how late an endpoint is found to be up again
+_FAILURES = 10  # in a row, over all deliveries: more than are in flight, by default, when the receiver restarts
+_MAX_WAIT = 5.0  # seconds between two probes: how late an endpoint is found to be up again
 
 
 class Circuit:
-    """Opens after failures in a row that say that the endpoint is down; then one attempt at a time is a probe.
+    """Opens after 10 failures in a row that show that the endpoint is down; then probes it, one attempt at a time.
 
-    Probes begin after growing waits, of 5 seconds at most. The first attempt that finds the endpoint up closes it.
+    The wait before each probe grows, up to 5 seconds. The first attempt that finds the endpoint up closes the circuit.
     """
 
     def __init__(self, policy: RetryPolicy, *, rand: Callable[[], float] = random.random) -> None:
@@ -24,25 +24,25 @@ class Circuit:
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing but probes is sent."""
+        """Whether the endpoint is down, and only probes are sent."""
         return self._failures >= _FAILURES
 
     def attempts_allowed(self, in_flight: int, *, concurrency: int, now: float) -> int:
-        """How many attempts may begin at the monotonic time *now*, beside those *in_flight*."""
+        """Return how many attempts may begin at the monotonic time *now*, besides those *in_flight*."""
         if not self.is_open:
             return concurrency - in_flight
         return int(in_flight == 0 and now >= self._next_probe)
 
     def wait(self, now: float) -> float:
-        """Seconds until the next probe may begin; 0 while the circuit is closed."""
+        """Return the seconds until the next probe may begin; 0 while the circuit is closed."""
         return max(0.0, self._next_probe - now) if self.is_open else 0.0
 
     def record(self, result: AttemptResult, *, now: float) -> None:
-        """Count an attempt that ended at the monotonic time *now*."""
+        """Count the *result* of an attempt that ended at the monotonic time *now*."""
         if not result.is_outage:
             self._failures = 0
             return
         self._failures += 1
         if self.is_open:
             backoff = self._policy.backoff(self._failures - _FAILURES + 1, rand=self._rand)
-            self._next_probe = now + min(backoff, _LONGEST)
+            self._next_probe = now + min(backoff, _MAX_WAIT)

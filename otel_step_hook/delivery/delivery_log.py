@@ -1,4 +1,4 @@
-"""The lines that are logged of deliveries, and their levels."""
+"""The log lines about deliveries, and their levels."""
 
 import logging
 
@@ -8,14 +8,14 @@ from otel_step_hook.delivery.retry import AttemptResult, is_expected
 
 
 class DeliveryLog:
-    """Logs what becomes of deliveries to *endpoint*: under its name, since its URL may hold a secret."""
+    """Logs the progress of deliveries to *endpoint*, which is shown by name: its URL may hold a secret."""
 
     def __init__(self, endpoint: Endpoint, limited: RateLimitedLog) -> None:
         self._name = endpoint.name
         self._log = limited
 
     def failed(self, delivery: Delivery, result: AttemptResult, timeout: float) -> None:
-        """An attempt failed; it had *timeout* seconds."""
+        """Log that an attempt failed; it had *timeout* seconds."""
         what = f"answered {result.status_code}" if result.status_code else f"could not be reached: {result.error_type}"
         if result.error_type == "timeout":
             what = f"did not answer within {timeout:.3g} s"
@@ -24,32 +24,32 @@ class DeliveryLog:
         self._log.log(_level(delivery.error_type), kind, f"{text}, attempt {delivery.attempts})")
 
     def delivered(self, delivery: Delivery) -> None:
-        """The receiver has accepted a delivery."""
+        """Log that the receiver has accepted a delivery."""
         if log.isEnabledFor(logging.INFO):
             text = f"delivered step {printable(delivery.event.step_id)} ({delivery.event.outcome}"
             log_safely(logging.INFO, "%s, %s, attempt %d)", text, self._ids(delivery), delivery.attempts)
 
     def discarded(self, delivery: Delivery, error_type: str) -> None:
-        """A delivery is given up, because of *error_type*."""
+        """Log that a delivery is discarded because of *error_type*."""
         text = f"discarded step {printable(delivery.event.step_id)}: {error_type} ({delivery.event.outcome}"
         text += f", {self._ids(delivery)}, attempts made: {delivery.attempts})"
         self._log.log(_level(delivery.error_type), ("discarded", error_type), text)
 
     def fault(self, error: BaseException) -> None:
-        """Something of ours has raised *error*."""
+        """Log *error*, which code of this package has raised."""
         self._log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {where(error)}")
 
     def down(self, error_type: str) -> None:
-        """The endpoint is down: its circuit is open."""
+        """Log that the endpoint is down: its circuit has opened."""
         text = f"endpoint {self._name} is down ({error_type}): one attempt at a time until one succeeds"
         self._log.log(_level(error_type), "circuit", text)
 
     def up(self) -> None:
-        """The endpoint is up again."""
+        """Log that the endpoint is up again."""
         log_safely(logging.INFO, "endpoint %s is up again", self._name)
 
     def disabled(self) -> None:
-        """The receiver wants no webhooks any more."""
+        """Log that the receiver has asked for no further webhooks."""
         log_safely(
             logging.ERROR,
             "the receiver answered 'webhook-delivery: disable': no webhook is sent to endpoint %s any more, every "
@@ -62,5 +62,5 @@ class DeliveryLog:
 
 
 def _level(error_type: str) -> int:
-    """A receiver that is slow or refuses is expected now and then; anything else is an error (spec.md)."""
+    """Return WARNING for a timeout or a status, which are expected now and then, and ERROR for any other failure."""
     return logging.WARNING if is_expected(error_type) else logging.ERROR

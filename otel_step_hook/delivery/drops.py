@@ -1,4 +1,4 @@
-"""What other threads have counted for the worker's thread to report: steps that were dropped, and faults."""
+"""Dropped steps and faults: other threads count them, and the worker thread logs and records the counts."""
 
 import itertools
 import logging
@@ -14,7 +14,10 @@ _DROPPED = {
 
 
 class EventCounter:
-    """Counts from any thread, signal handler or finaliser, without a lock and in no more memory; read by one thread."""
+    """Counts events without a lock and in constant memory.
+
+    `add` may be called from any thread, signal handler or finaliser, `take` from one thread.
+    """
 
     __slots__ = ("_count", "_detail", "_reads", "_taken", "has_new")
 
@@ -26,24 +29,27 @@ class EventCounter:
         self.has_new = False
 
     def add(self, error: Exception | None = None) -> None:
-        """Count one; of the first since `take` it is kept where *error* was raised."""
+        """Count an event; keep where *error* was raised, for the first event since `take`."""
         if error is not None and not self._detail:
             self._detail = where(error)
         next(self._count)
         self.has_new = True
 
     def take(self) -> tuple[int, str]:
-        """How many have come since the last time, and the place of the first of them."""
-        self.has_new = False  # first: what comes in from now on sets it again
+        """Return how many events were added since the last call, and where the error of the first one was raised."""
+        self.has_new = False  # first: an event that is added from now on sets it again
         detail, self._detail = self._detail, ""
-        in_all = next(self._count) - self._reads
+        total = next(self._count) - self._reads
         self._reads += 1
-        new, self._taken = in_all - self._taken, in_all
+        new, self._taken = total - self._taken, total
         return new, detail
 
 
 class DropCounts:
-    """Steps that were dropped, by reason, and faults that lost nothing. `drop` and `add_fault`: from anywhere."""
+    """Counts dropped steps by reason, and faults that lost no step.
+
+    `drop` and `add_fault` may be called from any thread, signal handler or finaliser.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint  # its name
@@ -51,19 +57,22 @@ class DropCounts:
         self._faults = EventCounter()
 
     def drop(self, reason: str, error: Exception | None = None) -> None:
-        """Count a step that is lost, perhaps because of *error*."""
+        """Count a step that is dropped for *reason*, perhaps because of *error*."""
         self._drops[reason].add(error)
 
     def add_fault(self, error: Exception) -> None:
-        """Count *error*, which lost nothing."""
+        """Count *error*, which lost no step."""
         self._faults.add(error)
 
     def has_new(self) -> bool:
-        """Whether anything has not been reported. From any thread."""
+        """Whether a count has not been reported yet. From any thread."""
         return self._faults.has_new or any(drops.has_new for drops in self._drops.values())
 
     def report(self, telemetry: Telemetry, log: RateLimitedLog) -> None:
-        """Record and log what is new, all at once: one by one, a fast application would leave no time for the rest."""
+        """Record and log the new counts.
+
+        A fast application may drop steps faster than they could be reported one by one.
+        """
         if not self.has_new():
             return
         for reason, drops in self._drops.items():

@@ -1,4 +1,4 @@
-"""What is logged, at which level, and how often: owns the rate of repeated lines."""
+"""The logger of this package: owns how often a repeated line is logged."""
 
 import logging
 import math
@@ -10,17 +10,17 @@ from otel_step_hook.delivery.clock import monotonic
 
 log = logging.getLogger("otel_step_hook")
 
-Schedule = Callable[[float, Callable[[], None]], object]  # calls a function after so many seconds
+Schedule = Callable[[float, Callable[[], None]], object]  # calls a function after a number of seconds
 
 EVERY = 60.0  # seconds; a line that repeats is logged at most this often
-KINDS = 64  # of lines that are told apart; what is on top of them counts as one, for as long as they go on
+KINDS = 64  # of lines that are counted separately; further kinds are counted together, as one kind
 _ID_LENGTH = 120  # characters of a step id in a line; ids are as long as users make them
 
 
 def log_safely(level: int, message: str, *args: object) -> None:
-    """Log, whatever the application's handlers and filters raise: no webhook is lost to them.
+    """Log a line, and ignore what the application's handlers and filters raise, except KeyboardInterrupt.
 
-    Also what is no `Exception`: some handlers exit, which on this thread would end nothing but the deliveries.
+    SystemExit is ignored too: some handlers exit, which on the worker thread would end only the deliveries.
     """
     try:
         log.log(level, message, *args, stacklevel=2)
@@ -31,23 +31,23 @@ def log_safely(level: int, message: str, *args: object) -> None:
 
 
 def printable(step_id: str) -> str:
-    """*step_id* for a log line: one line, no control characters, not too long."""
+    """Return *step_id* for a log line: without control characters, and at most 120 characters of it."""
     text = step_id if len(step_id) <= _ID_LENGTH else f"{step_id[:_ID_LENGTH]}…"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def where(error: BaseException) -> str:
-    """Type and place of *error*, for a log line; not its message, which may hold a key or a header."""
-    # Not extract_tb(): it reads the source files, and this may be the application's thread.
+    """Return type and place of *error* for a log line, without its message, which may hold a key or a header."""
+    # Not extract_tb(): it reads source files, and this may run on the application's thread.
     codes = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     places = [f" <- {Path(code.co_filename).name}:{line} {code.co_name}" for code, line in reversed(codes[-4:])]
     return f"{type(error).__name__}{''.join(places)}"
 
 
 class RateLimitedLog:
-    """Logs the first line of each kind at once, counts the rest, and logs the count a minute or two later.
+    """Logs the first line of each kind at once, counts repeated lines, and logs their count a minute or two later.
 
-    Used by one thread, but for `has_counts`. Knows at most `KINDS` kinds, and has at most one timer, whatever happens.
+    For one thread, except `has_counts`. It keeps at most `KINDS` kinds of lines, and at most one timer.
     """
 
     def __init__(self, monotonic: Callable[[], float] = monotonic) -> None:
@@ -57,16 +57,16 @@ class RateLimitedLog:
         self._is_scheduled = False
 
     def use_timer(self, schedule: Schedule | None) -> None:
-        """Log counts by this timer from now on, or by none; one that was scheduled before is gone with its loop."""
+        """Schedule timers by *schedule* from now on, or none; an earlier timer has ended with its event loop."""
         self._schedule, self._is_scheduled = schedule, False
         self._schedule_next()
 
     def log(self, level: int, kind: Hashable, message: str, times: int = 1) -> None:
-        """Log *message*, unless one of its *kind* was logged less than a minute ago: then count it.
+        """Log *message*, or only count it if a line of its *kind* was logged less than a minute ago.
 
-        *times* is how often it has happened; all but the first are counted in any case.
+        *times* is how often it has happened; all but the first time are only counted.
         """
-        entry = self._of(kind)
+        entry = self._entry(kind)
         now = self._monotonic()
         if not entry.count and now - entry.logged_at >= EVERY:
             entry.logged_at = now
@@ -77,10 +77,10 @@ class RateLimitedLog:
             entry.level, entry.message = level, message
             self._schedule_next()
 
-    def _of(self, kind: Hashable) -> "_Kind":
+    def _entry(self, kind: Hashable) -> "_Kind":
         if kind not in self._kinds and len(self._kinds) >= KINDS - 1:
             now = self._monotonic()
-            self._kinds = {kind: one for kind, one in self._kinds.items() if one.count or now - one.logged_at < EVERY}
+            self._kinds = {k: entry for k, entry in self._kinds.items() if entry.count or now - entry.logged_at < EVERY}
             kind = kind if len(self._kinds) < KINDS - 1 else "others"
         return self._kinds.setdefault(kind, _Kind())
 
@@ -89,7 +89,7 @@ class RateLimitedLog:
         return any(entry.count for entry in list(self._kinds.values()))
 
     def log_counts(self, *, all_of_them: bool = False) -> None:
-        """Log the counts that are a minute old, or all of them."""
+        """Log the counts of kinds whose last line is a minute old, or the counts of all kinds."""
         now = self._monotonic()
         for entry in list(self._kinds.values()):
             if entry.count and (all_of_them or now - entry.logged_at >= EVERY):
@@ -98,7 +98,7 @@ class RateLimitedLog:
         self._schedule_next()
 
     def _schedule_next(self) -> None:
-        """Have a timer for the count that is due first, unless there is one: the others wait for it, or follow it."""
+        """Schedule a timer for the count that is due first, unless one is running: it schedules the next when it ends."""
         if self._is_scheduled or self._schedule is None:
             return
         first = min((entry.logged_at for entry in self._kinds.values() if entry.count), default=None)
@@ -112,7 +112,7 @@ class RateLimitedLog:
 
 
 class _Kind:
-    """Lines of one kind: when one was logged last, and how many have been counted since."""
+    """Lines of one kind: when one was logged last, and how many were counted since."""
 
     __slots__ = ("count", "level", "logged_at", "message")
 
