@@ -1,4 +1,4 @@
-"""The latch: what one thread waits for and another sets, once; and those of the flushes that wait."""
+"""`Latch`, which one thread waits for and another sets, and `Flushes`, the latches of the flushes that wait."""
 
 import _thread
 import weakref
@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 
 class Latch:
-    """As `threading.Event`, but `set` never waits for the thread that waits.
+    """Like `threading.Event`, but `set` never blocks on a lock that the waiting thread holds.
 
-    An `Event` is guarded by a lock that its waiting thread holds now and then. Where a signal handler interrupts that
-    moment and waits itself, whoever sets the first event would be kept from the work that the handler waits for.
+    The thread that waits for an `Event` holds its lock for short moments. A signal handler may interrupt such a moment
+    and wait for another event. The worker thread would then block when it sets the first event, and never do the work
+    that the handler waits for.
     """
 
     __slots__ = ("__weakref__", "_closed")
@@ -24,19 +25,20 @@ class Latch:
         return not self._closed.locked()
 
     def set(self) -> None:
-        """Have every `wait` return. For one thread, once."""
+        """Let every `wait` return. To be called once."""
         self._closed.release()
 
     def wait(self, timeout: float) -> None:
-        """Return when it is set, or *timeout* seconds later. For one thread at a time."""
+        """Wait until the latch is set, at most *timeout* seconds. For one thread at a time."""
         if self._closed.acquire(timeout=timeout):
             self._closed.release()
 
 
 class Flushes:
-    """Latches of the flushes that wait, each to be set when everything below its mark is flushed.
+    """The latches of the flushes that wait; each is set when every event below its mark is flushed.
 
-    `add` and `len()` may be called from any thread; `answer` is for one. A flush that waits no more is forgotten.
+    `add` and `len()` may be called from any thread, `set_flushed` from one. The latch of a flush that has returned
+    is forgotten.
     """
 
     def __init__(self) -> None:
@@ -46,11 +48,11 @@ class Flushes:
         return len(self._waiting)
 
     def add(self, mark: int, flushed: Latch) -> None:
-        """Have *flushed* set when everything below *mark* is flushed."""
+        """Add *flushed*, to be set when every event below *mark* is flushed."""
         self._waiting.append((mark, weakref.ref(flushed)))
 
     def set_flushed(self, is_flushed: Callable[[int], bool]) -> None:
-        """Set the latches of those marks for which *is_flushed* says so."""
+        """Set the latches whose marks *is_flushed* confirms."""
         for _ in range(len(self._waiting)):
             mark, waiting = self._waiting.popleft()
             flushed = waiting()
