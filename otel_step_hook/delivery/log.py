@@ -98,7 +98,7 @@ class RateLimitedLog:
         self._schedule_next()
 
     def _schedule_next(self) -> None:
-        """Schedule a timer for the count that is due first, unless one is running: it schedules the next when it ends."""
+        """Schedule a timer for the count that is due first, unless one is set: when it ends, it schedules the next."""
         if self._is_scheduled or self._schedule is None:
             return
         first = min((entry.logged_at for entry in self._kinds.values() if entry.count), default=None)

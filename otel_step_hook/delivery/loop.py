@@ -1,8 +1,8 @@
-"""The event loop: owns how names are resolved, that no clock stops it, and that a forked child does not close it."""
+"""The event loop of the worker thread: owns its clock, its name look-ups, and which process closes it."""
 
 import _thread
 import asyncio
-import concurrent.futures.thread  # noqa: F401 -- asyncio imports it late, and that fails while the interpreter exits
+import concurrent.futures.thread  # noqa: F401 -- asyncio imports it late; at exit that fails (python/cpython#86813)
 import contextlib
 import contextvars
 import functools
@@ -16,16 +16,16 @@ from opentelemetry import context as otel_context
 
 from otel_step_hook.delivery.clock import monotonic
 
-# Keep the process's HTTP instrumentations from adding spans of their own and replacing our
-# `traceparent`. Private in OpenTelemetry's API, and the only way.
-_NAMES = ("_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "_SUPPRESS_INSTRUMENTATION_KEY")
-_SUPPRESS = tuple(filter(None, (getattr(otel_context, name, None) for name in _NAMES)))
-_WAKE_AGAIN = 0.02  # seconds after which a wake-up that has not been heard is repeated
-_CLEAR_TIME = 0.5  # seconds that tasks which are no longer wanted get to end
+# Context keys that keep HTTP instrumentations from adding spans of their own and from replacing our `traceparent`.
+# OpenTelemetry's API has no public names for them (open-telemetry/opentelemetry-python#184).
+_KEY_NAMES = ("_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "_SUPPRESS_INSTRUMENTATION_KEY")
+_SUPPRESS_KEYS = tuple(filter(None, (getattr(otel_context, name, None) for name in _KEY_NAMES)))
+_WAKE_AGAIN = 0.02  # seconds after which a wake-up that the loop has not answered is repeated
+_CLEAR_TIME = 0.5  # seconds that cancelled tasks get to end
 
 
 class _LookUp(NamedTuple):
-    """What is asked of the resolver."""
+    """The arguments of one call of `socket.getaddrinfo`."""
 
     host: Any
     port: Any
@@ -36,46 +36,46 @@ class _LookUp(NamedTuple):
 
 
 class EventLoop(asyncio.SelectorEventLoop):
-    """An event loop that resolves names on daemon threads of its own, and is closed by the process that made it alone.
+    """An event loop that resolves names on its own daemon threads, and that a forked child does not close.
 
-    The default executor's threads are joined at exit, so that a look-up that hangs keeps the
-    process; and none can be started while the interpreter exits.
+    asyncio resolves names on the threads of its default executor. They are joined at exit, so a look-up that hangs
+    keeps the process alive (python/cpython#80961); and the executor takes no work while the interpreter exits.
     """
 
-    _pid = 0  # of the process that made it; 0 until it is made: there may be no descriptor left for it
+    _pid = 0  # of the process that made the loop; 0 while `__init__` runs, which fails if no descriptor is free
 
     def __init__(self) -> None:
-        # Where sockets are forbidden, as pytest-socket does it, this raises, and leaves nothing behind; socketpair(),
-        # which comes next, leaves an open descriptor each time. Where there is none left, that is said there.
+        # Where a tool such as pytest-socket forbids sockets, this raises and leaves nothing open. `socketpair`, which
+        # asyncio calls below, would leave a descriptor open each time. OSError (no descriptor is free) is raised there.
         with contextlib.suppress(OSError):
             socket.socket().close()
-        self._woken_at = -math.inf  # monotonic time of a wake-up that has not been heard yet
-        # With a thread each: as many as there are names to ask for, which is one, of the endpoint or of its proxy.
+        self._woken_at = -math.inf  # monotonic time of a wake-up that the loop has not answered yet
+        # The look-ups under way, each on its own thread. There is one name to look up: the endpoint's or its proxy's.
         self._look_ups: dict[_LookUp, asyncio.Future[list[Any]]] = {}
         super().__init__()
         self._pid = os.getpid()
 
     def __del__(self) -> None:
-        # Closing takes the sockets out of the epoll, which is one object of the kernel for a parent and its
-        # forked children: the parent would hear nothing any more.
+        # A forked child shares the kernel's epoll object with its parent. Closing the loop there would remove the
+        # parent's sockets from it. asyncio does not support forking beside a loop (python/asyncio#347).
         if self._pid == os.getpid():
             super().__del__()
 
     def time(self) -> float:
-        """Monotonic seconds, by a clock that no test tool stops."""
+        """Return monotonic seconds, by a clock that no test tool stops."""
         return monotonic()
 
     def wake(self, callback: Callable[[], None], context: contextvars.Context) -> None:
-        """Have *callback* called soon, once after any number of calls. From any thread, signal handler or finaliser."""
+        """Let the loop call *callback* soon, once for several calls. From any thread, signal handler or finaliser."""
         now = self.time()
-        # Ctrl-C may come between the next two lines, once: so after a while it is repeated.
+        # KeyboardInterrupt may come between the next two statements, so a wake-up is trusted for a short time only.
         if now - self._woken_at > _WAKE_AGAIN:
             self._woken_at = now
             with contextlib.suppress(RuntimeError):  # closed
                 self.call_soon_threadsafe(self._on_wake, callback, context=context)
 
     def _on_wake(self, callback: Callable[[], None]) -> None:
-        # In this order: who has something new after the first line wakes again.
+        # First: what another thread adds after this line wakes the loop again.
         self._woken_at = -math.inf
         callback()
 
@@ -89,7 +89,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         proto: int = 0,
         flags: int = 0,
     ) -> list[Any]:
-        """As asyncio has it. A look-up that is under way is shared: where one hangs, another would hang beside it."""
+        """Like asyncio's method, but share a look-up that is under way: where one hangs, a second would hang too."""
         wanted = _LookUp(host, port, family, type, proto, flags)
         found = self._look_ups.get(wanted)
         if found is None:
@@ -100,32 +100,32 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     def _looked_up(self, wanted: _LookUp, found: "asyncio.Future[list[Any]]") -> None:
         del self._look_ups[wanted]
-        found.exception()  # those who waited have it; there may be none
+        found.exception()  # the callers have it; asyncio would log it if there are none
 
     def _start_look_up(self, wanted: _LookUp, found: "asyncio.Future[list[Any]]") -> None:
         try:
             _thread.start_new_thread(self._look_up, (wanted, found))
-        except RuntimeError:  # the interpreter exits and starts no threads; nothing else is left to wait for
+        except RuntimeError:  # the interpreter exits and starts no threads (python/cpython#113964): block the loop
             self._look_up(wanted, found)
 
     def _look_up(self, wanted: _LookUp, found: "asyncio.Future[list[Any]]") -> None:
         try:
             settle = functools.partial(found.set_result, socket.getaddrinfo(*wanted))
-        except Exception as error:  # noqa: BLE001 -- handed to those who wait
+        except Exception as error:  # noqa: BLE001 -- raised in the callers
             settle = functools.partial(found.set_exception, error)
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: no caller is left
             self.call_soon_threadsafe(settle)
 
 
 def uninstrumented() -> contextvars.Context:
-    """An empty context in which the process's HTTP instrumentations make no spans."""
+    """Return an empty context in which HTTP instrumentations make no spans."""
     context = contextvars.Context()
     context.run(_suppress_instrumentation)
     return context
 
 
 def _suppress_instrumentation() -> None:
-    for key in _SUPPRESS:
+    for key in _SUPPRESS_KEYS:
         otel_context.attach(otel_context.set_value(key, value=True))
 
 
@@ -137,17 +137,17 @@ def run_in(
 ) -> None:
     """Run *main* in *loop* and *context*, then end the tasks that are left and close the loop.
 
-    *on_fault* gets what asyncio would log, as its exception handlers do. Raises what *main* raises.
+    *on_fault* is called as an asyncio exception handler, with what asyncio would log. Raises what *main* raises.
     """
     loop.set_exception_handler(lambda _, circumstances: on_fault(circumstances))
-    with contextlib.ExitStack() as ending:  # every part of it is done, whatever the others raise
+    with contextlib.ExitStack() as ending:  # all three are called, even if one raises
         ending.callback(loop.close)
         ending.callback(lambda: loop.run_until_complete(_end_tasks()))
         loop.run_until_complete(loop.create_task(main(), context=context))
 
 
 async def _end_tasks() -> None:
-    """End the tasks that are left: those that a fault has left, and a look-up that hangs."""
+    """Cancel the tasks that are left, after a fault or in a look-up that hangs, and wait for their end."""
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
