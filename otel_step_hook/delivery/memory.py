@@ -1,4 +1,4 @@
-"""The store in memory: owns the bounded queue between the application's threads and the worker."""
+"""The store in memory: owns the bounded queue between the application's threads and the worker thread."""
 
 import heapq
 import itertools
@@ -14,54 +14,56 @@ from otel_step_hook.delivery.store import Stored
 from otel_step_hook.steps.event import StepEvent
 
 _Put = tuple[int, StepEvent, Pipeline, float]
-_LATE_AFTER = 1.0  # seconds that the oldest has waited, from which on the store is late
-_MIN_SWEEP = 64  # entries of the heap that are not worth being swept
+_LATE_AFTER = 1.0  # seconds; the store is late when its oldest delivery has waited longer
+_MIN_SWEEP = 64  # outdated entries of the heap that are not worth sweeping
 
 
 class MemoryStore:
-    """A `Store` of at most *max_size* events, those in flight included. An event that finds it full is dropped.
+    """A `Store` of at most *max_size* events, those in flight included; beyond it, new events are dropped.
 
-    `put` costs the application a few appends: what can be computed later is computed on the worker's thread. What is
-    put from anywhere goes into a ``deque``; ``queue.Queue`` and ``threading.Event`` would deadlock there.
+    `put` costs the application a few appends; the rest is computed on the worker thread. It appends to a `deque`:
+    the locks of `queue.Queue` and `threading.Event` would deadlock when a signal handler or the garbage collector
+    interrupts a thread that holds them (getsentry/sentry-python#803 is such a case).
     """
 
     def __init__(self, max_size: int, *, monotonic: Callable[[], float] = monotonic) -> None:
         self._monotonic = monotonic
-        self._slots: deque[None] = deque(repeat(None, max_size))  # one for each event that may still come in
+        self._free_slots: deque[None] = deque(repeat(None, max_size))  # one for each event that there is room for
         self._numbers = itertools.count()  # its next() is atomic
         self._incoming: deque[_Put] = deque()
-        # What follows is the worker's. Every delivery that is not finished, with its number, oldest first.
+        # What follows is for the worker thread. Every delivery that is not finished, with its number, oldest first.
         self._unfinished: OrderedDict[Delivery, int] = OrderedDict()
-        # Those of them that are not leased, each with the number of its one entry below that counts. `claim_older`
-        # takes deliveries and leaves their entries, which are passed over.
+        # The deliveries that are not leased, each with the number of its current entry in one of the queues below.
+        # `claim_older` takes deliveries and leaves their entries, which are outdated then and skipped.
         self._waiting: dict[Delivery, int] = {}
         self._never_tried: deque[Delivery] = deque()  # oldest first
         self._retries: list[tuple[float, int, Delivery]] = []  # a heap, by due time
         self._takes_newest = False
 
     def put(self, event: StepEvent, pipeline: Pipeline) -> Stored:
-        """Take *event*, unless the store is full."""
+        """Take *event*, or return FULL when the store has no room for it."""
         try:
-            self._slots.pop()
+            self._free_slots.pop()
         except IndexError:
             return Stored.FULL
         self._incoming.append((next(self._numbers), event, pipeline, self._monotonic()))
         return Stored.IN_MEMORY
 
     def mark(self) -> int:
-        """A number above that of every event that was put before."""
+        """Return a number above that of every event that was put before."""
         return next(self._numbers)
 
     def is_flushed(self, mark: int) -> bool:
         """Whether every event below *mark* is finished."""
         self._take_incoming()
-        # The queue keeps the order of puts that did not overlap, so that the first tells of all before the mark.
+        # No event that was put before the mark stands behind a later one, so the number of the first event decides.
         return next(iter(self._unfinished.values()), mark) >= mark
 
     def claim(self, limit: int) -> list[Delivery]:
-        """Lease up to *limit* deliveries that are due, oldest first; when late, by turns with the newest never tried.
+        """Lease up to *limit* deliveries that are due, oldest first.
 
-        So an endpoint that was down hears of what happens now while it catches up, and else everything in its order.
+        While the store is late, every second one is the newest that was never tried: an endpoint that was down gets
+        current events while it catches up.
         """
         self._take_incoming()
         claimed: list[Delivery] = []
@@ -83,13 +85,13 @@ class MemoryStore:
         return heapq.heappop(self._retries)[2] if first_again <= now else None
 
     def _sweep(self) -> None:
-        """Drop the first entries that do not count any more."""
+        """Remove outdated entries from the front of both queues."""
         while self._never_tried and self._never_tried[0] not in self._waiting:
             self._never_tried.popleft()
-        while self._retries and not self._counts(self._retries[0]):
+        while self._retries and not self._is_current(self._retries[0]):
             heapq.heappop(self._retries)
 
-    def _counts(self, entry: tuple[float, int, Delivery]) -> bool:
+    def _is_current(self, entry: tuple[float, int, Delivery]) -> bool:
         return self._waiting.get(entry[2]) == entry[1]
 
     def claim_older(self, age: float) -> list[Delivery]:
@@ -100,12 +102,12 @@ class MemoryStore:
         claimed = [delivery for delivery in ended if self._waiting.pop(delivery, None) is not None]
         self._sweep()
         if len(self._retries) > _MIN_SWEEP + 2 * len(self._waiting):
-            self._retries = list(filter(self._counts, self._retries))
+            self._retries = list(filter(self._is_current, self._retries))
             heapq.heapify(self._retries)
         return claimed
 
     def next_due(self) -> float | None:
-        """Seconds until the first delivery is due, 0 when one is; None when nothing waits."""
+        """Return the seconds until the first delivery is due: 0 when one is due, None when no delivery waits."""
         self._take_incoming()
         self._sweep()
         if self._never_tried:
@@ -113,33 +115,33 @@ class MemoryStore:
         return max(0.0, self._retries[0][0] - self._monotonic()) if self._retries else None
 
     def retry(self, delivery: Delivery, *, delay: float) -> None:
-        """Have *delivery* due again after *delay* seconds."""
+        """Make *delivery* due again after *delay* seconds."""
         self._waiting[delivery] = number = next(self._numbers)
         heapq.heappush(self._retries, (self._monotonic() + delay, number, delivery))
 
     def unclaim(self, deliveries: Iterable[Delivery]) -> None:
-        """Have *deliveries* due again at once, attempts kept."""
+        """Make *deliveries* due again at once; their attempts still count."""
         for delivery in deliveries:
             self.retry(delivery, delay=0.0)
 
-    def finish(self, delivery: Delivery, result: Result) -> None:  # noqa: ARG002 -- other stores keep it
-        """Forget *delivery*, and have room for another."""
+    def finish(self, delivery: Delivery, result: Result) -> None:  # noqa: ARG002 -- other stores record it
+        """Forget *delivery*, and make room for another event."""
         del self._unfinished[delivery]
-        self._slots.append(None)
+        self._free_slots.append(None)
 
     def oldest_age(self) -> float:
-        """Seconds since the end of the oldest step that is not finished; 0 when there is none. From any thread."""
+        """Return the age in seconds of the oldest event that is not finished; 0 when there is none. From any thread."""
         try:
             ended_at = next(iter(self._unfinished)).submitted_at if self._unfinished else self._incoming[0][3]
-        except (IndexError, StopIteration, RuntimeError):  # none, or the worker changes them just now
+        except (IndexError, StopIteration, RuntimeError):  # there is none, or the worker thread changes them now
             return 0.0
         return max(0.0, self._monotonic() - ended_at)
 
     def __len__(self) -> int:
-        return len(self._incoming) + len(self._unfinished)  # in `_receive`, rather one too many than none
+        return len(self._incoming) + len(self._unfinished)  # `_take_incoming` rather counts one twice than not at all
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
     def _take_incoming(self) -> None:
         while self._incoming:
