@@ -1,4 +1,4 @@
-"""Metrics: owns the meter, and which endpoints its observable instruments look at."""
+"""The metrics: owns the meter, and the endpoints that its observable instruments report."""
 
 import functools
 import operator
@@ -12,12 +12,12 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from otel_step_hook.steps.event import SCOPE
 from otel_step_hook.version import __version__
 
-# Those of the HTTP conventions, and what retries take; the SDK's own are for milliseconds.
+# Bucket boundaries: those of the HTTP conventions, and longer ones for retries. The SDK's are for milliseconds.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
 
 
 class Instruments(NamedTuple):
-    """The metrics; no-ops without a MeterProvider."""
+    """The instruments that count; no-ops without a MeterProvider."""
 
     deliveries: metrics.Counter
     attempts: metrics.Counter
@@ -27,19 +27,19 @@ class Instruments(NamedTuple):
     @classmethod
     @functools.cache
     def of_this_process(cls) -> "Instruments":
-        """One set per process: the SDK warns of an instrument that is made twice."""
+        """Return the instruments of this process, made once: the SDK warns of an instrument that is made twice."""
         meter = metrics.get_meter(SCOPE, __version__)
         meter.create_observable_up_down_counter(
             "step_hook.queue.size", [_queue_sizes], "{event}", "Events that are neither delivered nor discarded"
         )
         meter.create_observable_gauge(
-            "step_hook.queue.oldest", [_oldest_ages], "s", "Age of the oldest event that is neither of them"
+            "step_hook.queue.oldest", [_oldest_ages], "s", "Age of the oldest event in the queue"
         )
         meter.create_observable_gauge(
-            "step_hook.circuit.open", [_open_circuits], "1", "1 while an endpoint is down and gets probes alone, else 0"
+            "step_hook.circuit.open", [_open_circuits], "1", "1 while an endpoint is down and only probed, else 0"
         )
         return cls(
-            meter.create_counter("step_hook.deliveries", "{delivery}", "Deliveries that have come to their result"),
+            meter.create_counter("step_hook.deliveries", "{delivery}", "Deliveries that have ended, by result"),
             meter.create_counter("step_hook.attempts", "{attempt}", "Attempts to deliver"),
             meter.create_counter("step_hook.dropped", "{event}", "Steps lost before they were stored"),
             meter.create_histogram(
@@ -52,7 +52,7 @@ class Instruments(NamedTuple):
 
 
 class EndpointState(NamedTuple):
-    """What the observable instruments show of one endpoint."""
+    """What the observable instruments report of one endpoint."""
 
     queue_size: int
     oldest_age: float  # seconds
@@ -60,7 +60,10 @@ class EndpointState(NamedTuple):
 
 
 class ObservedEndpoint:
-    """An endpoint that the observable instruments look at, for as long as this lives. *observe*: from any thread."""
+    """An endpoint that the observable instruments report for as long as this object lives.
+
+    *observe* is called from any thread.
+    """
 
     def __init__(self, endpoint: str, observe: Callable[[], EndpointState]) -> None:
         self.endpoint = endpoint
@@ -68,12 +71,12 @@ class ObservedEndpoint:
         _observed_endpoints[id(self)] = self
 
 
-# Not a WeakSet, which cannot be walked while another thread makes a hook.
+# Not a WeakSet: before Python 3.14, iterating fails when another thread adds to it (python/cpython#123089).
 _observed_endpoints: "weakref.WeakValueDictionary[int, ObservedEndpoint]" = weakref.WeakValueDictionary()
 
 
 def _observed(value: Callable[[EndpointState], float], combine: Callable[[float, float], float]) -> list[Observation]:
-    """One observation per endpoint: two hooks may have endpoints of one name."""
+    """Return one observation per name; *combine* joins the values of endpoints with one name, in two hooks."""
     found: dict[str, float] = {}
     for one in filter(None, (ref() for ref in _observed_endpoints.valuerefs())):
         new = value(one.observe())

@@ -1,6 +1,6 @@
-"""Delivery spans, and what is counted beside them: owns the tracer.
+"""The spans of deliveries, and the metrics that are recorded with them: owns the tracer.
 
-Spans follow the HTTP semantic conventions (stable); everything else is named ``step_hook.*``.
+Spans follow the stable HTTP semantic conventions; all other names begin with ``step_hook.``.
 """
 
 import hashlib
@@ -47,9 +47,9 @@ _MAX_TRACERS = 16  # tracers kept, one per pipeline and resource; a process has 
 
 
 def shown_url(url: str) -> str:
-    """*url* for people to read: scheme, host and port, and ``/REDACTED`` for whatever path or query it has.
+    """Return *url* for people to read: scheme, host and port, and ``/REDACTED`` in place of path and query.
 
-    Receivers such as Slack's carry their secret in the path, and nothing tells a secret from a word.
+    Receivers such as Slack's have their secret in the path, where it looks like any other text.
     """
     parts = urlsplit(url)
     path = "/REDACTED" if parts.query or parts.path.strip("/") else parts.path[:1]
@@ -57,7 +57,7 @@ def shown_url(url: str) -> str:
 
 
 class _Ids(RandomIdGenerator):
-    """Random ids, but for the one span whose id is known beforehand."""
+    """Generates random span ids, except for the next span when `next_span_id` is set."""
 
     def __init__(self) -> None:
         self.next_span_id: int | None = None
@@ -68,9 +68,9 @@ class _Ids(RandomIdGenerator):
 
 
 def span_id_of(message_id: str, endpoint: Endpoint) -> int:
-    """The id of the ``step_hook.deliver`` span: made from webhook id and endpoint, so that any process finds it.
+    """Return the id of the ``step_hook.deliver`` span, a hash of webhook id and endpoint: the same in every process.
 
-    By name and URL: two endpoints may have one URL, and those of two hooks one name.
+    Both the endpoint's name and its URL count: two endpoints may have one URL, and in two hooks one name.
     """
     named = f"{message_id}\0{endpoint.name}\0{endpoint.url}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(named).digest()[:8], "big") or 1
@@ -79,17 +79,17 @@ def span_id_of(message_id: str, endpoint: Endpoint) -> int:
 class _PipelineTracer(NamedTuple):
     tracer: Tracer
     ids: _Ids | None
-    pipeline: Pipeline  # held, so that the ids of its parts stay theirs
+    pipeline: Pipeline  # held, so that no other objects get the ids of its parts
 
 
 class _Recording:
-    """Swallows, and logs, what the application's processors and exporters raise: a webhook is worth more."""
+    """Logs and suppresses what the application's processors and exporters raise: a webhook matters more."""
 
     def __init__(self, log: RateLimitedLog) -> None:
         self._log = log
 
     def __enter__(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         if error is None or isinstance(error, KeyboardInterrupt):
@@ -99,7 +99,7 @@ class _Recording:
 
 
 class Telemetry:
-    """Writes the spans and metrics of deliveries. Used by the worker's thread alone; never raises."""
+    """Records the spans and metrics of deliveries. For the worker thread only; never raises."""
 
     def __init__(self, endpoint: Endpoint, log: RateLimitedLog) -> None:
         parts = urlsplit(endpoint.url)
@@ -118,7 +118,7 @@ class Telemetry:
         self._propagator = TraceContextTextMapPropagator()
 
     def start_attempt(self, delivery: Delivery) -> Span:
-        """A CLIENT span for the attempt that is about to be made, below the delivery's own."""
+        """Start a CLIENT span for the attempt that is about to be made, as a child of the delivery's span."""
         with self._recording:
             attributes = self._attributes
             if delivery.attempts > 1:
@@ -132,13 +132,13 @@ class Telemetry:
         return INVALID_SPAN
 
     def trace_headers(self, span: Span) -> Headers:
-        """``traceparent``, and ``tracestate`` where there is one: the receiver's spans go below *span*."""
+        """Return ``traceparent``, and ``tracestate`` if any: they make the receiver's spans children of *span*."""
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier, context=set_span_in_context(span, Context()))
         return list(carrier.items())
 
     def end_attempt(self, span: Span, result: AttemptResult | None) -> None:
-        """End *span* with what the attempt came to; None when we broke it off ourselves."""
+        """End *span* with the *result* of its attempt; None when the attempt was cancelled."""
         error_type = "shutdown" if result is None else result.error_type
         with self._recording:
             self.instruments.attempts.add(1, self._labels | ({ERROR_TYPE: error_type} if error_type else {}))
@@ -148,7 +148,7 @@ class Telemetry:
             span.end()
 
     def end_delivery(self, delivery: Delivery, finish: Finish) -> None:
-        """Record the result of *delivery*."""
+        """Record the result of *delivery*, and end its span."""
         end_time = delivery.event.end_time
         with self._recording:
             labels = {**self._labels, "outcome": str(delivery.event.outcome), "result": finish.result}
@@ -160,7 +160,7 @@ class Telemetry:
             if finish.error_type is not None:
                 span.set_attribute(ERROR_TYPE, finish.error_type)
                 span.set_status(StatusCode.ERROR)
-            # Clocks are set back now and then; a span that ends before it starts helps nobody.
+            # The clock may have been set back, and a span must not end before it starts.
             span.end(max(time.time_ns(), end_time))
 
     def dropped(self, reason: str, count: int) -> None:
@@ -175,7 +175,7 @@ class Telemetry:
                 known.ids.next_span_id = span_id_of(delivery.id, self._endpoint)
             delivery.span = known.tracer.start_span(
                 "step_hook.deliver",
-                # An empty context: nothing of whatever runs here may leak into the application's trace.
+                # An empty context, so that this thread's context does not leak into the application's trace.
                 context=set_span_in_context(NonRecordingSpan(event.context), Context()),
                 start_time=event.end_time,
                 attributes={
@@ -189,7 +189,7 @@ class Telemetry:
         return delivery.span
 
     def forget_pipelines(self) -> None:
-        """Hold no pipeline any more: a hook that is dropped is collected only when nothing holds its provider."""
+        """Release all pipelines: a hook cannot be garbage-collected while its provider is referenced."""
         self._tracers.clear()
 
     def _tracer(self, pipeline: Pipeline) -> _PipelineTracer:
@@ -215,9 +215,9 @@ def _describe(span: Span, result: AttemptResult) -> None:
 
 
 def _tracer_of(pipeline: Pipeline) -> _PipelineTracer:
-    """A tracer whose spans go the way of the step's own spans, past the application's sampler.
+    """Return a tracer whose spans go to the processors of the step's own span, without the application's sampler.
 
-    The step's span has been sampled already: its deliveries are, exactly when it is. A provider of
+    The step's span has been sampled already, and its delivery spans follow that decision. A provider of
     our own around the step's processors works for any number of providers in a process.
     """
     if pipeline.processor is None:
@@ -227,7 +227,7 @@ def _tracer_of(pipeline: Pipeline) -> _PipelineTracer:
         sampler=ParentBased(ALWAYS_ON),
         resource=pipeline.resource,
         shutdown_on_exit=False,
-        active_span_processor=pipeline.processor,  # type: ignore[arg-type]  # -- it was the SDK that put it there
+        active_span_processor=pipeline.processor,  # type: ignore[arg-type]  # -- the SDK has set it as such
         id_generator=ids,
     )
     return _PipelineTracer(provider.get_tracer(SCOPE, __version__), ids, pipeline)
