@@ -1,7 +1,7 @@
-"""Owns the question whether a host is a cloud metadata service, however it is spelled.
+"""Whether a host is a cloud metadata service, however it is spelled: owns their names and addresses.
 
-A webhook sent there could hand a machine's credentials to whoever set the address. Loopback and private
-addresses are fine: people deliver to services inside their own network.
+A webhook sent there could give a machine's credentials to the person who set the URL. Loopback and private
+addresses are allowed: users deliver to services inside their own network.
 """
 
 import socket
@@ -35,8 +35,8 @@ _METADATA_NAMES = frozenset(
     }
 )
 
-_TEREDO = IPv6Network("2001::/32")  # RFC 4380: holds two IPv4 addresses, of a server and of a client
-# IPv6 networks that carry an IPv4 address at one known place: bits to the right of it.
+_TEREDO = IPv6Network("2001::/32")  # RFC 4380: holds two IPv4 addresses, the server's and the client's
+# IPv6 networks that carry an IPv4 address at a fixed place, and the number of bits to the right of it.
 _CARRIERS = (
     (IPv6Network("::/96"), 0),  # v4-compatible, RFC 4291 2.5.5.1
     (IPv6Network("::ffff:0:0/96"), 0),  # v4-mapped, RFC 4291 2.5.5.2
@@ -52,20 +52,20 @@ _V4_BITS = 0xFFFF_FFFF
 
 
 def is_metadata_host(host: str) -> bool:
-    """Tell whether *host*, as it stands in a URL, names a cloud metadata service or is its address.
+    """Whether *host*, as it stands in a URL, is the name or the address of a cloud metadata service.
 
     Case, a trailing dot and Unicode's look-alike letters, digits and dots make no difference. Names are not
-    resolved: ask `is_metadata_address` about each address that the resolver answers.
+    resolved: call `is_metadata_address` with each address that the resolver returns.
     """
     return _normalised(host) in _METADATA_NAMES or is_metadata_address(host)
 
 
 def is_metadata_address(address: str) -> bool:
-    """Tell whether *address* is a literal address of a cloud metadata service; False for what is no address.
+    """Whether *address* is a literal address of a cloud metadata service; False for text that is no address.
 
-    Known are every spelling of an IPv4 address that the C library takes (decimal, hexadecimal, octal, short),
+    Recognises every spelling of an IPv4 address that the C library accepts (decimal, hexadecimal, octal, short),
     IPv6 with or without brackets and zone, and IPv4 inside IPv6: mapped, compatible, translated, NAT64, 6to4,
-    Teredo, ISATAP. An address under 64:ff9b:1::/48 is tried at every place where its IPv4 part may stand.
+    Teredo, ISATAP. In an address under 64:ff9b:1::/48, every place where its IPv4 part may stand is checked.
     """
     literal = _normalised(address).partition("%")[0].strip("[]")
     try:
@@ -76,7 +76,7 @@ def is_metadata_address(address: str) -> bool:
 
 
 def _normalised(host: str) -> str:
-    """Return *host* as a resolver reads it: IDNA's mapping (RFC 3490), without splitting into labels."""
+    """Return *host* as a resolver reads it: after IDNA's mapping (RFC 3490), but not split into labels."""
     text = unicodedata.normalize("NFKC", host).replace("\u3002", ".")  # NFKC leaves the ideographic dot
     visible = "".join(letter for letter in text if not stringprep.in_table_b1(letter))
     return visible.strip().rstrip(".").casefold()
@@ -85,7 +85,7 @@ def _normalised(host: str) -> str:
 def _is_metadata_v4_literal(literal: str) -> bool:
     try:
         packed = socket.inet_aton(literal)
-    except (OSError, ValueError):  # no address; a NUL or a lone surrogate
+    except (OSError, ValueError):  # no address, or text with a NUL or a lone surrogate
         return False
     return _is_metadata_v4(int.from_bytes(packed))
 

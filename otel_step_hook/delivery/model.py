@@ -1,4 +1,4 @@
-"""What delivery works on: an endpoint, a delivery to it, and the pipeline its spans go through. Pure."""
+"""The values that delivery works on: an endpoint, a delivery to it, and the pipeline of its spans. Pure."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -11,12 +11,12 @@ from otel_step_hook.steps.event import Outcome, StepEvent
 
 Headers = list[tuple[str, str]]
 Payload = Literal["step_id", "full"]
-Result = Literal["delivered", "discarded", "handed_over"]  # the last to another system, which owns it from then on
+Result = Literal["delivered", "discarded", "handed_over"]  # handed over to another system, which owns it from then on
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files: the authorities to trust, and our own certificate with its key; None for the usual."""
+    """Paths of PEM files: the authorities to trust (None: the usual ones), and a client certificate with its key."""
 
     certificate: str | None = None
     client_certificate: str | None = None
@@ -25,11 +25,11 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """All that belongs to one receiver.
+    """One receiver, and how webhooks are sent to it.
 
-    *name* is in spans, metrics, log lines and rows, where the URL, which may hold a secret, never is. *url* has neither
-    user information nor fragment. *headers* are those of every request, ``authorization`` included. *timeout* is what
-    one attempt may take in all, in seconds.
+    *name* stands for it in spans, metrics, log lines and rows: the URL may hold a secret and never stands there. *url*
+    has neither user information nor fragment. *headers* are sent with every request, ``authorization`` included.
+    *timeout* limits one attempt in all, in seconds.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Endpoint:
 class Pipeline(NamedTuple):
     """Where the spans of one provider go: its processors and its resource.
 
-    *processor* is None where the SDK does not show it: then the global provider is used.
+    *processor* is None where the SDK does not show it; then the global provider is used.
     """
 
     processor: SpanProcessor | None
@@ -55,10 +55,10 @@ class Pipeline(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One event on its way to one endpoint, over all attempts. Owned by the worker's thread.
+    """The delivery of one event to one endpoint, over all attempts. For the worker thread only.
 
-    *id* is the webhook id. *submitted_at* is when we saw the step end, in monotonic seconds of this process. *body* is
-    the same for every attempt; empty before the first. *error_type* says why the last attempt failed.
+    *id* is the webhook id. *submitted_at* is when the hook saw the step end, in monotonic seconds of this process.
+    *body* is the same for every attempt, and empty before the first. *error_type* is why the last attempt failed.
     """
 
     id: str
@@ -67,5 +67,5 @@ class Delivery:
     submitted_at: float
     body: bytes = b""
     attempts: int = 0
-    error_type: str = "expired"  # this when no attempt was ever made
+    error_type: str = "expired"  # the value when no attempt was made
     span: Span | None = None

@@ -1,4 +1,4 @@
-"""From an event to what goes over the wire: body, headers, webhook id. Pure."""
+"""The parts of a request, made from an event: body, headers and webhook id. Pure."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ _MAX_TIME = 253_402_300_799_999_999_999  # unix nanoseconds: the end of the year
 
 
 def webhook_id(event: StepEvent) -> str:
-    """``msg_`` and a hash of step, span and outcome: the same for every attempt, in every process."""
+    """Return ``msg_`` and a hash of step, span and outcome: the same for every attempt, in every process."""
     context = event.context
     named = f"{event.step_id}\0{context.trace_id:032x}\0{context.span_id:016x}\0{event.outcome}"
     digest = hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()[:20]
@@ -26,7 +26,7 @@ def webhook_id(event: StepEvent) -> str:
 
 
 def body(event: StepEvent, payload: str) -> bytes:
-    """The JSON that every attempt sends, byte for byte; *payload* is ``step_id`` or ``full``."""
+    """Return the JSON that every attempt sends, byte for byte the same; *payload* is ``step_id`` or ``full``."""
     fields: dict[str, object] = {"step_id": event.step_id}
     if payload == "full":
         fields |= {
@@ -35,7 +35,7 @@ def body(event: StepEvent, payload: str) -> bytes:
             "data": {
                 "step_id": event.step_id,
                 "outcome": event.outcome,
-                "name": str(event.name),  # the SDK lets a span be named by anything
+                "name": str(event.name),  # the SDK accepts any object as a name
                 "trace_id": format_trace_id(event.context.trace_id),
                 "span_id": format_span_id(event.context.span_id),
                 "started_at": _iso(event.start_time),
@@ -47,8 +47,8 @@ def body(event: StepEvent, payload: str) -> bytes:
 
 
 def _iso(nanoseconds: int) -> str:
-    # Floats have too few digits for nanoseconds since 1970, so seconds and micros are taken apart.
-    # The SDK takes whatever end() is given: a float, seconds for nanoseconds, the year 30000.
+    # A float has too few digits for nanoseconds since 1970, so seconds and the rest are converted separately.
+    # `Span.end` accepts any time: a float, seconds in place of nanoseconds, the year 30000.
     seconds, rest = divmod(min(max(int(nanoseconds), 0), _MAX_TIME), 1_000_000_000)
     moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -65,7 +65,7 @@ _FIXED = (
 def attempt_headers(
     endpoint: Endpoint, message_id: str, content: bytes, *, timestamp: int, trace: Sequence[tuple[str, str]]
 ) -> Headers:
-    """All headers of one attempt made at *timestamp* (unix seconds); *trace* is its trace context."""
+    """Return all headers of an attempt made at *timestamp* (unix seconds); *trace* are those of its trace context."""
     headers = [*_FIXED, *endpoint.headers]
     headers += [("webhook-id", message_id), ("webhook-timestamp", str(timestamp)), *trace]
     if endpoint.signing_keys:

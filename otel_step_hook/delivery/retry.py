@@ -1,4 +1,4 @@
-"""Owns what one attempt ended with, what follows from it, and how long to wait before the next. Pure."""
+"""The result of an attempt, what follows from it, and how long to wait before the next attempt. Pure."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from otel_step_hook.delivery.model import Delivery, Result
 
 _SUCCESS = range(200, 300)
 _GONE = 410
-_OVERLOADED = frozenset({408, 425, 429})  # and all from 500 on: the endpoint is not what it should be
+_OVERLOADED = frozenset({408, 425, 429})  # and all from 500 on: the endpoint is down or overloaded
 _SERVER_ERROR = 500
 
 _DELAY_SECONDS = re.compile(r"[0-9]{1,10}")  # up to 317 years; `int` alone would take "+5", "1_000" and "١٢٠"
@@ -29,14 +29,15 @@ _HTTP_DATE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """What one attempt to deliver ended with.
+    """The result of one attempt.
 
-    *error_type* is None when the event has been accepted; else it is the status code as text, "timeout", or the
-    class name of an exception: a bounded set, fit for a metric's label. A status code, if there is one, agrees:
-    ValueError if not.
+    *error_type* is None when the receiver has accepted the event; else it is the status code as text, "timeout", or
+    the class name of an exception: a bounded set, fit for a metric's label. A *status_code* that contradicts it
+    raises ValueError.
     *retry_after* is in seconds. *directive* is the answer's `webhook-delivery` header; "disable" asks for no
-    further events, along with a 2xx too. *is_stale*: a kept-alive connection died before one byte of an
-    answer came, so the request is resent once, at once. *excerpt* may echo secrets: it is not in the repr.
+    further events, even with a 2xx. *is_stale*: a kept-alive connection ended before the first byte of an
+    answer, so the request is sent again once, at once. *peer* is the address and port that was connected to.
+    *excerpt* is the start of the answer's body; it may echo secrets and is not in the repr.
     """
 
     status_code: int | None = None
@@ -64,7 +65,7 @@ class AttemptResult:
         peer: tuple[str, int] | None = None,
         excerpt: bytes = b"",
     ) -> Self:
-        """What an HTTP answer came to at *now*, in unix seconds; *header* looks one up, None where there is none."""
+        """Return the result of an HTTP answer at *now* (unix seconds); *header* returns a header's value or None."""
         directive = (header("webhook-delivery") or "").strip().lower()
         return cls(
             status_code=status,
@@ -77,29 +78,29 @@ class AttemptResult:
 
     @property
     def is_success(self) -> bool:
-        """Whether the event has been accepted."""
+        """Whether the receiver has accepted the event."""
         return self.error_type is None
 
     @property
     def is_final(self) -> bool:
-        """Whether the receiver has refused the event for good: a 410, or a directive without a 2xx."""
+        """Whether the receiver has refused the event for good: by a 410, or by a directive without a 2xx."""
         return not self.is_success and (self.status_code == _GONE or self.directive != "")
 
     @property
     def is_outage(self) -> bool:
-        """Whether this says that the endpoint is down or overloaded, for whatever event."""
+        """Whether the result shows that the endpoint is down or overloaded, for all events."""
         status = self.status_code
         return not self.is_success and (status is None or status >= _SERVER_ERROR or status in _OVERLOADED)
 
 
 def is_expected(error_type: str) -> bool:
-    """Whether this is an everyday failure, a timeout or a status (a warning), not an error."""
+    """Whether *error_type* is a timeout or a status: an everyday failure, which is logged as a warning."""
     return error_type == "timeout" or error_type.isdigit()
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When to try again. All in seconds, but for the multiplier."""
+    """When to try again, and when to give up. All fields are in seconds, except the multiplier."""
 
     initial_backoff: float
     max_backoff: float
@@ -114,18 +115,18 @@ class RetryPolicy:
         retry_after: float | None = None,
         rand: Callable[[], float] = random.random,
     ) -> float | None:
-        """Seconds to wait after failed *attempt* (counted from 1), or None to give up.
+        """Return the seconds to wait after failed *attempt* (counted from 1), or None to give up.
 
-        Half of the backoff is certain, half is left to *rand* (from 0 to 1), so that senders which failed
-        together do not return together. The receiver's *retry_after* is never undercut, except that it counts
-        for no more than max_backoff. None when the wait would end at or beyond give_up_after, counted from
-        the step's end, *elapsed* seconds ago.
+        Half of the backoff is fixed, and *rand* (0 to 1) chooses the other half, so that senders which failed
+        together do not return together. The wait is at least the receiver's *retry_after*, of which at most
+        `max_backoff` counts. None when the wait would end `give_up_after` seconds or more after the step's end,
+        which was *elapsed* seconds ago.
         """
         delay = max(self.backoff(attempt, rand=rand), min(retry_after or 0.0, self.max_backoff))
         return delay if elapsed + delay < self.give_up_after else None
 
     def backoff(self, attempt: int, *, rand: Callable[[], float] = random.random) -> float:
-        """Seconds to wait after failed *attempt*, half of them certain and half left to *rand*."""
+        """Return the seconds to wait after failed *attempt*: one half is fixed, *rand* chooses the other."""
         try:
             grown = self.initial_backoff * float(self.backoff_multiplier) ** (attempt - 1)
         except OverflowError:  # more than a float holds
@@ -135,7 +136,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The delivery has come to its *result*; *error_type* says why it was discarded."""
+    """The delivery ends with *result*; *error_type* is why it is discarded."""
 
     result: Result
     error_type: str | None = None
@@ -157,10 +158,10 @@ def decide(
     left: float,
     rand: Callable[[], float] = random.random,
 ) -> Finish | RetryIn:
-    """What follows from the *result* of an attempt, *elapsed* seconds after the step's end.
+    """Return what follows from the *result* of an attempt, *elapsed* seconds after the step's end.
 
-    *left* is how many seconds are left until the process stops, infinite while it does not and for a store that
-    outlives it. What was accepted without a status was handed over: whoever took it is no receiver.
+    *left* is the number of seconds until the process stops: infinite while no stop is planned, and for a store that
+    outlives the process. A success without a status is a handover: another system than the receiver has accepted it.
     """
     if result.error_type is None:
         return Finish("handed_over" if result.status_code is None else "delivered")
@@ -173,10 +174,10 @@ def decide(
 
 
 def parse_retry_after(value: str | None, *, now: float) -> float | None:
-    """Seconds that a `Retry-After` header asks to wait, counted from *now*, or None if it says nothing valid.
+    """Return the seconds from *now* (unix) that a `Retry-After` header asks to wait; None if it is missing or invalid.
 
-    As strict as RFC 9110 10.2.3: digits, or a date in one of its three forms, always in UTC. A date that has
-    passed is 0.0. Never raises, and bounds nothing but the digits (10): the caller caps what a receiver asks.
+    As strict as RFC 9110 10.2.3: digits, or a date in one of its three forms, always in UTC. A date in the past
+    is 0.0. Never raises. The only bound is 10 digits: the caller limits the wait.
     """
     text = (value or "").strip(" \t")
     if _DELAY_SECONDS.fullmatch(text):
@@ -187,4 +188,4 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
         moment = parsedate_to_datetime(text)
     except ValueError:  # the 31st of February, 25 o'clock
         return None
-    return max(0.0, moment.replace(tzinfo=UTC).timestamp() - now)  # asctime comes without a zone
+    return max(0.0, moment.replace(tzinfo=UTC).timestamp() - now)  # asctime has no zone
