@@ -1,4 +1,4 @@
-"""One attempt: owns its headers, its signature, its span, and which connection it goes over."""
+"""One attempt: owns its headers, its signature, its span, and the choice of its connection."""
 
 import asyncio
 import time
@@ -13,40 +13,46 @@ from otel_step_hook.delivery.telemetry import Telemetry
 
 
 class Sender(Protocol):
-    """Makes attempts, several at a time, on one event loop."""
+    """Makes attempts, several at a time. For one event loop and its thread."""
 
     async def send(self, delivery: Delivery, *, timeout: float) -> AttemptResult:
-        """Make one attempt within *timeout* seconds, and record it. Failures of the world are results."""
+        """Make one attempt within *timeout* seconds, record it, and return its result.
+
+        A failure of the network or of the receiver is a result, not an exception.
+        """
 
     async def aclose(self) -> None:
-        """Close what is open."""
+        """Close all connections. `send` is not called after this."""
 
 
 class Transport(Protocol):
-    """Moves one request at a time over one connection, which it keeps where it can."""
+    """Sends one request at a time over one connection, which it keeps open if it can. For one event loop."""
 
     async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:
-        """Make one request within *timeout* seconds, name look-up included. Failures of the world are results."""
+        """Send one request within *timeout* seconds, name look-up included, and return its result.
+
+        A failure of the network or of the receiver is a result, not an exception.
+        """
 
     async def aclose(self) -> None:
         """Close the connection."""
 
 
 class HttpSender:
-    """Sends webhooks over as many connections as there are attempts at a time; *connect* makes a transport."""
+    """Sends webhooks, each attempt in flight over its own connection; *connect* makes a transport."""
 
     def __init__(self, endpoint: Endpoint, telemetry: Telemetry, connect: Callable[[], Transport]) -> None:
         self._endpoint = endpoint
         self._telemetry = telemetry
         self._connect = connect
         self._transports: list[Transport] = []
-        # The one used last is used next: sparse steps share one warm connection.
+        # The transport that was used last is used next: infrequent steps share one warm connection.
         self._idle: list[Transport] = []
 
     async def send(self, delivery: Delivery, *, timeout: float) -> AttemptResult:
         """Make one attempt, and a second at once if the receiver had closed the kept connection before it read a byte.
 
-        Nobody is to blame for that, and the same transport connects anew; the second counts as an attempt, too.
+        That is no failure of the receiver. The same transport connects again, and the second attempt counts, too.
         """
         until = monotonic() + timeout
         transport = self._idle.pop() if self._idle else self._new()

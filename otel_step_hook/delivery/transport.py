@@ -1,4 +1,4 @@
-"""HTTP by httpx: owns httpx, the connections and the look-up of the endpoint's addresses."""
+"""HTTP by httpx: owns httpx, the connections, and the look-up of the endpoint's addresses."""
 
 import asyncio
 import contextlib
@@ -21,21 +21,21 @@ from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.errors import ConfigurationError
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
-_ANSWER_TIME = 1.0  # seconds the body of an answer may take; the outcome is known before it
-_ADDRESS_AGE = 30.0  # seconds a look-up is used again: a receiver that moves is followed within this time
+_ANSWER_TIME = 1.0  # seconds that the body of an answer may take; the result is known before it
+_ADDRESS_AGE = 30.0  # seconds for which a look-up is kept: a receiver that moves is followed within this time
 _FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
 _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 
-# What another thread is in the middle of when the process forks never ends in the child: importing
-# a module, making a TLS context. So neither is left to the thread that sends. httpx imports these,
-# and makes a context for every connection, when they are first needed, even for plain HTTP.
+# If the process forks while another thread imports a module or makes a TLS context, the locks that this takes stay
+# locked in the child. So the worker thread does neither. httpx would import these modules when they are first needed,
+# and make a context for every transport that gets none, even for plain HTTP (encode/httpx#2298).
 for _late in ("httpcore", "anyio._backends._asyncio"):
     importlib.import_module(_late)
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class MetadataAddressRefused(Exception):  # noqa: N818 -- its name is an `error.type`, and reads as one
-    """The endpoint's name has led to the address of a cloud metadata service."""
+    """The endpoint's name has no addresses but those of cloud metadata services."""
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class _LookUp:
 
 
 class Origin:
-    """Where the requests to an endpoint go, shared by its connections: URL, TLS, addresses.
+    """Where the requests to an endpoint go: URL, TLS context and addresses, shared by its connections.
 
     Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
     """
@@ -55,7 +55,7 @@ class Origin:
             self.url = httpx.URL(endpoint.url)
             self.proxy = httpx.URL(endpoint.proxy) if endpoint.proxy else None
             for url in filter(None, (self.url, self.proxy)):
-                url.raw_host.decode("ascii").encode("idna")  # as the resolver will: no label empty or too long
+                url.raw_host.decode("ascii").encode("idna")  # as the resolver does: refuses empty and overlong labels
         except (httpx.InvalidURL, ValueError):
             raise ConfigurationError(
                 "STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_PROXY is not a URL that can be used; "
@@ -63,9 +63,9 @@ class Origin:
             ) from None
         self._files = endpoint.tls
         if endpoint.tls != TlsFiles() or "https" in {self.url.scheme, self.proxy and self.proxy.scheme}:
-            _ = self.tls  # now: a file that cannot be used is reported at start-up; and see above
+            _ = self.tls  # now, to report an unusable file at start-up; and see the top of the module
         self.host = self.url.raw_host.decode("ascii")
-        self.tls_name = self.host.removesuffix(".")  # a certificate never has the dot that makes a name absolute
+        self.tls_name = self.host.removesuffix(".")  # certificates do not have the dot that ends an absolute name
         self.port = self.url.port or (443 if self.url.scheme == "https" else 80)
         self.netloc = self.url.netloc.decode("ascii")
         self._urls: dict[str, httpx.URL] = {}
@@ -73,13 +73,13 @@ class Origin:
 
     @cached_property
     def tls(self) -> ssl.SSLContext:
-        """One context for all connections; making one takes 30 ms."""
+        """The TLS context of all connections. Making it takes 30 ms."""
         files = self._files
         try:
             authorities = files.certificate
             context = ssl.create_default_context(cafile=authorities) if authorities else httpx.create_ssl_context()
             if files.client_certificate:
-                # With a password, if an empty one: without, OpenSSL asks for it on the terminal, and waits.
+                # An empty password: without one, OpenSSL asks for it on the terminal, and waits.
                 context.load_cert_chain(files.client_certificate, files.client_key, password="")
         except (OSError, ValueError) as error:
             paths = (files.certificate, files.client_certificate, files.client_key)
@@ -91,14 +91,14 @@ class Origin:
         return context
 
     async def addresses(self) -> list[str]:
-        """The endpoint's addresses, those that have failed last. A look-up is kept for 30 s.
+        """Return the endpoint's addresses; those that failed are at the end. A look-up is kept for 30 s.
 
-        Raises OSError when the name cannot be resolved and `MetadataAddressRefused` when nothing
-        but addresses of metadata services is left.
+        Raises OSError when the name cannot be resolved, and `MetadataAddressRefused` when it has no
+        addresses but those of metadata services.
         """
         if monotonic() < self._look_up.until:
             return self._look_up.addresses
-        loop = asyncio.get_running_loop()  # ours shares a look-up that is under way between those who wait for it
+        loop = asyncio.get_running_loop()  # our own loop shares a look-up that is under way
         found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
         allowed = [address for address in addresses if not is_metadata_address(address)]
@@ -110,18 +110,18 @@ class Origin:
         return allowed
 
     def url_at(self, address: str) -> httpx.URL:
-        """The endpoint's URL with *address* for its name."""
+        """Return the endpoint's URL with *address* in place of its name."""
         if address not in self._urls:
             self._urls = {address: self.url.copy_with(host=address)}
         return self._urls[address]
 
     def forget(self, address: str) -> None:
-        """Look up again before the next attempt, and from then on try *address* last."""
+        """Drop the look-up; the next attempt makes a new one, and tries *address* last."""
         self._look_up = _LookUp(sorted(self._look_up.addresses, key=lambda known: known == address), 0.0)
 
 
 def connector(endpoint: Endpoint) -> Callable[[], "HttpxTransport"]:
-    """What makes the connections to *endpoint*, in any event loop.
+    """Return a function that makes connections to *endpoint*, for any event loop.
 
     Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
     """
@@ -134,10 +134,10 @@ class _Closable(Protocol):
 
 
 class HttpxTransport:
-    """One connection to the endpoint, used for one request at a time.
+    """One connection to the endpoint, for one request at a time.
 
-    One connection each, because httpcore's pool walks all of its connections for every request:
-    with 32 in flight on one shared client most of the time goes there.
+    Connections do not share a pool, because httpcore's pool walks through all of its connections for every request
+    (encode/httpcore#1035): with 32 requests in flight on one shared client, most of the time goes there.
     """
 
     def __init__(self, origin: Origin) -> None:
@@ -148,15 +148,15 @@ class HttpxTransport:
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=5.0),
             proxy=proxy and httpx.Proxy(proxy, ssl_context=origin.tls if proxy.scheme == "https" else None),
         )
-        self._half_open: _Closable | None = None  # a connection that has not agreed on TLS yet
-        self._has_answered = False  # on the connection that may be kept
+        self._half_open: _Closable | None = None  # a connection whose TLS handshake is under way
+        self._has_answered = False  # completely, so that the connection may be kept
         self._peer: tuple[str, int] | None = None
 
     async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:
-        """Make one request within *timeout* seconds, DNS, connect and TLS included; never raises for the world.
+        """Send one request within *timeout* seconds, DNS, connect and TLS included, and return its result.
 
-        The outcome is the status line's. What comes after it is read up to `ANSWER_LIMIT` and
-        cannot change it.
+        A failure of the network or of the receiver is a result, not an exception. The status line decides the
+        result; the body, which is read up to `ANSWER_LIMIT`, cannot change it.
         """
         self._peer = None
         was_kept, self._has_answered = self._has_answered, False
@@ -165,7 +165,7 @@ class HttpxTransport:
                 response = await self._answer(content, headers, timeout)
         except (httpx.HTTPError, OSError, MetadataAddressRefused) as error:
             return await self._failure(error, is_stale=was_kept and _is_stale(error))
-        if self._peer is None:  # by way of a proxy
+        if self._peer is None:  # the request went through a proxy
             self._peer = _peer_of(response)
         excerpt = await self._read(response, min(timeout, _ANSWER_TIME))
         status, header = response.status_code, response.headers.get
@@ -174,27 +174,30 @@ class HttpxTransport:
     async def _failure(self, error: Exception, *, is_stale: bool) -> AttemptResult:
         if self._peer is not None and not is_stale:
             self._origin.forget(self._peer[0])
-        # httpcore takes a tunnel whose TLS has failed for a connection in use, and would wait for it
-        # in every attempt to come.
+        # When TLS fails in a proxy's tunnel, httpcore keeps the connection as one in use, and every further attempt
+        # would wait for it (encode/httpcore#1023).
         await self._disconnect()
         return AttemptResult(error_type=_error_type(error), peer=self._peer, is_stale=is_stale)
 
     async def _disconnect(self) -> None:
-        """Close what is open; the next attempt connects again."""
+        """Close the connection, half-open or not; the next attempt connects again."""
         half_open, self._half_open = self._half_open, None
         if half_open is not None:
             await half_open.aclose()
         await self._transport.aclose()
 
     async def _track_handshake(self, event: str, info: dict[str, Any]) -> None:
-        """Note a connection whose handshake is under way: httpcore leaves it open when that is cut off."""
+        """Keep a connection while its TLS handshake is under way, so that `_disconnect` can close it.
+
+        httpcore closes it when `start_tls` raises an `Exception`, but leaves it open when the attempt is cancelled.
+        """
         if event == "connection.connect_tcp.complete":
             self._half_open = info["return_value"]
         elif event == "connection.start_tls.complete":
             self._half_open = None
 
     async def _answer(self, content: bytes, headers: Headers, timeout: float) -> httpx.Response:
-        if self._origin.proxy is not None:  # which resolves the name itself
+        if self._origin.proxy is not None:  # the proxy resolves the name
             return await self._send(self._origin.url, content, headers, {})
         *first, last = await self._origin.addresses()
         for tried, address in enumerate(first):
@@ -211,8 +214,8 @@ class HttpxTransport:
             extensions["trace"] = self._track_handshake
         if address == origin.host:
             return await self._send(origin.url, content, headers, extensions)
-        # The request goes to the address that was looked up and checked, so that a name cannot lead
-        # elsewhere between check and connect; the certificate is still verified against the name.
+        # The request goes to the address that was checked: if httpcore looked the name up again, it could get
+        # another address. The certificate is still verified against the name.
         extensions["sni_hostname"] = origin.tls_name
         return await self._send(origin.url_at(address), content, headers, extensions)
 
@@ -226,11 +229,11 @@ class HttpxTransport:
     async def _read(self, response: httpx.Response, limit: float) -> bytes:
         excerpt = bytearray()
         stream = _stream(response)
-        # CancelledError too: the loop stops, but what the status line has said stands.
+        # CancelledError too: the loop stops, but the result of the status line stands.
         with contextlib.suppress(httpx.HTTPError, OSError, asyncio.CancelledError):
             async with asyncio.timeout(limit):
                 try:
-                    # The stream itself: nothing is decompressed, so that nothing can be inflated.
+                    # The raw stream: nothing is decompressed, so no answer can grow.
                     async for chunk in stream:
                         excerpt += chunk
                         if len(excerpt) > ANSWER_LIMIT:
@@ -255,16 +258,16 @@ def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
 
 
 def _peer_of(response: httpx.Response) -> tuple[str, int] | None:
-    """The other end of the connection; None when the system does not know it any more."""
+    """Return the peer's address and port; None when the operating system does not know them any more."""
     host, port, *_ = response.extensions["network_stream"].get_extra_info("server_addr") or (None, 0)
     return None if host is None else (host, port)
 
 
 def _has_excess(stream: object) -> bool:
-    """Whether bytes have come after the answer.
+    """Whether bytes have arrived after the end of the answer.
 
-    They would be read as the answer to the next request, before the receiver has seen it. httpcore
-    shows them nowhere in public; where it does not let us look, we take it that there are some.
+    On a kept connection they would be read as the answer to the next request, which RFC 9112 9.2 forbids. httpcore
+    has no public access to them (encode/httpcore#872). If its private attributes have changed, the result is True.
     """
     try:
         excess, _ = stream._httpcore_stream._stream._connection._h11_state.trailing_data  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
@@ -274,15 +277,15 @@ def _has_excess(stream: object) -> bool:
 
 
 def _is_stale(error: Exception) -> bool:
-    """Whether the connection has ended without one byte of an answer. What is no HTTP has h11's error below it."""
+    """Whether the connection ended before the first byte of an answer; an h11 error shows that bytes have come."""
     return isinstance(error, _STALE) and not any(type(cause).__module__.startswith("h11.") for cause in _causes(error))
 
 
 def _error_type(error: Exception) -> str:
-    """Either ``timeout`` or the name of the cause that says most: ``ConnectionRefusedError``, not ``ConnectError``."""
+    """Return ``timeout``, or the name of the most specific cause: ``ConnectionRefusedError``, not ``ConnectError``."""
     names = [type(error).__name__]
     for cause in _causes(error):
-        if isinstance(cause, TimeoutError):  # the kernel's, too, and that of one of several addresses
+        if isinstance(cause, TimeoutError):  # also the kernel's, and that of one of several addresses
             return "timeout"
         if isinstance(cause, OSError) and type(cause) is not OSError:
             names.append(type(cause).__name__)
@@ -290,7 +293,7 @@ def _error_type(error: Exception) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """*error* and all below it. Not only causes: httpcore raises ``from None``, which leaves the context."""
+    """Yield *error* and the errors below it: its cause, or its context, which httpcore's ``from None`` leaves."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
