@@ -7,7 +7,7 @@ LAST_POLLS = 20  # rounds of the loop before an attempt times out; a process tha
 
 
 class Deadline:
-    """Raises TimeoutError after *timeout* seconds, but lets the attempt read first what has arrived by then.
+    """Raises TimeoutError after *timeout* seconds, but first lets the attempt read an answer that has arrived.
 
     While a process is stopped (SIGSTOP, a frozen container) or starved, the timeout may expire and the answer arrive
     in the socket. asyncio then runs the timer before the attempt sees the answer: `asyncio.timeout` alone would

@@ -36,7 +36,7 @@ class DeliveryLog:
         self._log.log(_level(delivery.error_type), ("discarded", error_type), text)
 
     def fault(self, error: BaseException) -> None:
-        """Log *error*, which code of this package has raised."""
+        """Log *error*, which this package has raised by mistake."""
         self._log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {where(error)}")
 
     def down(self, error_type: str) -> None:

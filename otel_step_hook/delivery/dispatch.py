@@ -99,7 +99,7 @@ class Dispatch:
         self.drops.report(self._telemetry, self.log)
         self._attempts.discard_older(self._give_up_after, None)
         self.flushes.set_flushed(self._store.is_flushed)
-        self.log.log_counts()  # there is no timer
+        self.log.log_counts()  # without a loop there is no timer
 
     def discard_all(self, error: BaseException) -> None:
         """Discard every waiting delivery: no event loop can be made because of *error*, where sockets are forbidden."""

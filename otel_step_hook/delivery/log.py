@@ -18,7 +18,7 @@ _ID_LENGTH = 120  # characters of a step id in a line; ids are as long as users 
 
 
 def log_safely(level: int, message: str, *args: object) -> None:
-    """Log a line, and ignore what the application's handlers and filters raise, except KeyboardInterrupt.
+    """Log a line, and ignore exceptions of the application's handlers and filters, except KeyboardInterrupt.
 
     SystemExit is ignored too: some handlers exit, which on the worker thread would end only the deliveries.
     """

@@ -1,4 +1,4 @@
-"""The event loop of the worker thread: owns its clock, its name look-ups, and which process closes it."""
+"""The event loop of the worker thread: owns its clock, its name look-ups, and its end."""
 
 import _thread
 import asyncio
@@ -75,7 +75,7 @@ class EventLoop(asyncio.SelectorEventLoop):
                 self.call_soon_threadsafe(self._on_wake, callback, context=context)
 
     def _on_wake(self, callback: Callable[[], None]) -> None:
-        # First: what another thread adds after this line wakes the loop again.
+        # First: an event that is submitted after this line wakes the loop again.
         self._woken_at = -math.inf
         callback()
 
@@ -137,7 +137,7 @@ def run_in(
 ) -> None:
     """Run *main* in *loop* and *context*, then end the tasks that are left and close the loop.
 
-    *on_fault* is called as an asyncio exception handler, with what asyncio would log. Raises what *main* raises.
+    *on_fault* gets the context of asyncio's exception handler, in place of the log. Exceptions of *main* are raised.
     """
     loop.set_exception_handler(lambda _, circumstances: on_fault(circumstances))
     with contextlib.ExitStack() as ending:  # all three are called, even if one raises

@@ -65,7 +65,7 @@ _FIXED = (
 def attempt_headers(
     endpoint: Endpoint, message_id: str, content: bytes, *, timestamp: int, trace: Sequence[tuple[str, str]]
 ) -> Headers:
-    """Return all headers of an attempt made at *timestamp* (unix seconds); *trace* are those of its trace context."""
+    """Return all headers of an attempt made at *timestamp* (unix seconds); *trace* holds those of its trace context."""
     headers = [*_FIXED, *endpoint.headers]
     headers += [("webhook-id", message_id), ("webhook-timestamp", str(timestamp)), *trace]
     if endpoint.signing_keys:

@@ -9,7 +9,7 @@ from secrets import token_bytes
 from otel_step_hook.errors import ConfigurationError
 
 _PREFIX = "whsec_"
-# Base64, spelled out: what Python's strict decoder accepts differs between versions of Python.
+# Base64, spelled out: Python's strict decoder accepts different texts in different versions.
 _SECRET = re.compile(_PREFIX + "((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)")
 _MIN_BYTES, _MAX_BYTES = 24, 64  # what the specification allows
 _NEW_BYTES = 32  # as long as the digest

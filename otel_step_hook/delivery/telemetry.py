@@ -83,7 +83,7 @@ class _PipelineTracer(NamedTuple):
 
 
 class _Recording:
-    """Logs and suppresses what the application's processors and exporters raise: a webhook matters more."""
+    """Logs and suppresses exceptions of the application's processors and exporters: the webhook matters more."""
 
     def __init__(self, log: RateLimitedLog) -> None:
         self._log = log
