@@ -1,4 +1,4 @@
-"""The thread of one endpoint in one process: owns its start, its loops, and how it is woken and waited for."""
+"""The worker thread of one endpoint in one process: owns its start, its event loops, wake-ups and waits."""
 
 import _thread
 import functools
@@ -18,12 +18,12 @@ from otel_step_hook.delivery.loop import EventLoop, run_in, uninstrumented
 from otel_step_hook.delivery.store import Store
 
 _PAUSE_AFTER_FAULT = 1.0  # seconds; a loop that cannot run must not spin
-_POLL_INTERVAL = 0.5  # seconds after which those who wait make sure that there is a thread to wait for
-_RESTART_AFTER = 0.02  # seconds after which a thread that has not begun is started again
+_POLL_INTERVAL = 0.5  # seconds after which a waiting thread checks that there is a worker thread to wait for
+_RESTART_AFTER = 0.02  # seconds after which a thread that was started and does not run is started again
 
 
 class Runner:
-    """Runs loops of *dispatch* in a daemon thread while there is work, one thread at a time.
+    """Runs event loops of *dispatch* in a daemon thread while there is work, in one thread at a time.
 
     `wake`, `is_busy` and `has_work` may be called from any thread, from a signal handler and by the garbage collector
     at any moment. *before_start* is called before each start of the thread.
@@ -32,70 +32,74 @@ class Runner:
     def __init__(self, store: Store, dispatch: Dispatch, before_start: Callable[["Runner"], None]) -> None:
         self.store = store
         self.dispatch = dispatch
-        self.is_draining = False  # a shutdown waits for the end of a loop, which logs all counts
-        # What the worker remembers of this process.
-        self.late_at = -math.inf  # monotonic time when a late step woke the loop
-        self.is_armed = False  # for the exit of a child of multiprocessing
+        self.is_draining = False  # a shutdown waits for the loop to end and log all counts
+        # State of the `Worker` that belongs to this process.
+        self.late_at = -math.inf  # monotonic time when a step that was submitted after the shutdown last woke the loop
+        self.is_armed = False  # in a child of multiprocessing: its exit will drain
         self.is_overdue = False  # it has been logged that the shutdown took longer than its limit
         self._before_start = before_start
-        self._context = uninstrumented()  # of all that the loops run
+        self._context = uninstrumented()  # for everything that the loops run
         self._pid = os.getpid()
         self._is_inherited = False
-        # Held by the thread that runs the loops, and taken by nobody else: one that Ctrl-C reaches could keep it.
+        # Held by the thread that runs the loops. Threads that wait do not take it: KeyboardInterrupt can leave a lock
+        # held, even by a `with` statement (python/cpython#148874).
         self._running = threading.Lock()
-        self._ident = 0  # of the thread that holds it
+        self._ident = 0  # of the thread that holds `_running`
         self._loop: EventLoop | None = None  # while it runs
-        self._starting_at = -math.inf  # monotonic time when a thread was started that has not begun yet
+        self._starting_at = -math.inf  # monotonic time when a thread was started that does not run yet
         self._stopped: deque[Latch] = deque()  # to be set when the thread has ended
 
     def leave_to_parent(self) -> None:
-        """In a forked child, keep this as it is: it is the parent's."""
+        """In a forked child, stop using this object: it is the parent's."""
         self._is_inherited = True
         self.dispatch.stop_observing()
 
     def is_own_thread(self) -> bool:
-        """Whether the calling thread runs the loops."""
+        """Whether the calling thread is the worker thread."""
         return self._ident == threading.get_ident()
 
     def is_busy(self) -> bool:
-        """Whether a loop runs, or has a reason to."""
+        """Whether a loop runs, or there is work for one."""
         return self._running.locked() or self.has_work()
 
     def has_work(self) -> bool:
-        """Whether there is anything to do for a loop."""
+        """Whether there is work for a loop."""
         dispatch = self.dispatch
         has_counts = self.is_draining and dispatch.log.has_counts()
         return bool(len(self.store) or dispatch.flushes or dispatch.drops.has_new() or has_counts)
 
     def wake(self) -> bool:
-        """Have the loop look; start the thread when there is none. False when none can be started."""
+        """Wake the loop, or start the thread when none runs. False when no thread can be started."""
         if not self._running.locked():
             return self._start_thread()
-        # The thread looks after this: when it hears of it, when its loop begins, or when it has given the lock back.
+        # The thread looks for work after this line: when it is woken, when its loop begins, or after it unlocks.
         loop = self._loop
         if loop is not None:
             loop.wake(self.dispatch.run_once, self._context)
         return True
 
     def wait(self, latch: Latch, is_done: Callable[[], bool], deadline: float) -> bool:
-        """Wait until *is_done* or the monotonic time *deadline*, if anybody can do it; *latch* says when to look."""
+        """Wait until *is_done*, but not beyond the monotonic time *deadline*; return whether it is.
+
+        *is_done* is checked whenever *latch* is set. Does not wait when there can be no worker thread.
+        """
         while not is_done():
             is_awake, left = self.wake(), deadline - monotonic()
-            if left <= 0 or not is_awake or self._is_parents():
+            if left <= 0 or not is_awake or self._belongs_to_parent():
                 break
             latch.wait(min(left, _POLL_INTERVAL))
         return is_done()
 
     def wait_for_end(self, deadline: float) -> None:
-        """Wait until nothing is left and the thread has ended, or until the monotonic time *deadline*."""
-        # One latch for each caller: a signal handler may call in the middle of its own thread's wait.
+        """Wait until no work is left and the thread has ended, or until the monotonic time *deadline*."""
+        # One latch for each call: a signal handler may call this while its own thread waits here.
         stopped = Latch()
         self._stopped.append(stopped)
         if not self.wait(stopped, lambda: not self.is_busy(), deadline) and monotonic() < deadline:
-            self._run()  # no thread can be started: on this one
+            self._run()  # no thread can be started: use this one
 
-    def _is_parents(self) -> bool:
-        """Whether this process is a child that was forked in the middle of a call."""
+    def _belongs_to_parent(self) -> bool:
+        """Whether this process is a forked child of the one that made the object. The fork may come during any call."""
         return self._is_inherited or self._pid != os.getpid()
 
     def _start_thread(self) -> bool:
@@ -105,11 +109,11 @@ class Runner:
         self._starting_at, is_started = now, False
         try:
             self._before_start(self)
-            # Not threading.Thread at once: its start() waits until the thread runs, and that may be a
-            # while in an application that computes.
+            # Not threading.Thread here: its start() waits until the new thread runs. That takes long in an application
+            # that computes, and for ever if the new thread runs out of memory (python/cpython#140746).
             _thread.start_new_thread(self._start, ())
             is_started = True
-        except RuntimeError:  # the interpreter exits, or there are too many
+        except RuntimeError:  # the interpreter exits, or there are too many threads
             return False
         finally:
             if not is_started:
@@ -117,19 +121,19 @@ class Runner:
         return True
 
     def _start(self) -> None:
-        if self._is_parents():
-            return  # forked before the start, by a signal handler
+        if self._belongs_to_parent():
+            return  # a signal handler has forked in the middle of `_start_thread`
         try:
             threading.Thread(target=self._run, name="otel-step-hook", daemon=True).start()
-        except RuntimeError:  # there was room for one thread, this one
+        except RuntimeError:  # there was room for one thread only, this one
             self._run()
 
     def _run(self) -> None:
-        """Run loops while there is work, unless another thread does."""
+        """Run loops while there is work, unless another thread runs them."""
         may_go_on = True
         while may_go_on:
-            # In this order: what is put in after the first line starts a thread, or finds the lock held. In that case
-            # the work is done by who holds it.
+            # First: an event that is put after this line starts a thread, or finds the lock held, and then the thread
+            # that holds it does the work.
             self._starting_at = -math.inf
             if not self._running.acquire(blocking=False):
                 return
@@ -146,28 +150,28 @@ class Runner:
         while True:
             try:
                 self._stopped.popleft().set()
-            except IndexError:  # not asked before: the next thread may be here at the same time
+            except IndexError:  # not checked before: the next thread may be here at the same time
                 return
 
     def _run_loop(self) -> bool:
-        """Run one loop to its end. False where no other may follow: it failed, and the time to stop has come."""
+        """Run one loop to its end. False when no other may follow: it has failed, and the time to stop has come."""
         dispatch, loop = self.dispatch, None
         try:
             loop = EventLoop()
             run_in(loop, self._context, functools.partial(self._run_dispatch, loop), dispatch.on_fault)
-        # The top of the thread: it survives anything, and says so. Exporters and log handlers are known to exit.
+        # The top of the thread: it survives any error, and logs it. Exporters and log handlers raise SystemExit, too.
         except (Exception, SystemExit) as error:  # noqa: BLE001 -- see above
             if loop is not None or isinstance(error, OSError):
                 return self._pause(error)
             dispatch.discard_all(error)
         if self.is_draining or dispatch.is_abandoned:
-            # In this order: a shutdown that begins now asks for it again.
+            # First: a shutdown that begins after this line sets it again.
             self.is_draining = False
             dispatch.report_all()
         return True
 
     async def _run_dispatch(self, loop: EventLoop) -> None:
-        # Not before: what wakes the loop calls `run_once`, which needs what `run` begins with.
+        # Not earlier: now a wake-up may call `run_once`, which needs the attributes that `dispatch.run` sets first.
         self._loop = loop
         await self.dispatch.run()
 

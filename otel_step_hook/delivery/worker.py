@@ -1,4 +1,4 @@
-"""The worker: what one endpoint is given to deliver, in each process; and what happens at fork and at exit."""
+"""The worker: takes events for one endpoint in each process, and owns the steps at a fork and at exit."""
 
 import atexit
 import logging
@@ -19,16 +19,16 @@ from otel_step_hook.delivery.runner import Runner
 from otel_step_hook.delivery.store import Store, Stored
 from otel_step_hook.steps.event import StepEvent
 
-_LATE_REPORT_INTERVAL = 1.0  # seconds; once shut down, a thread is started at most this often to report late steps
-_MAX_FLUSHES = 100  # calls of flush() that wait at a time; further ones return at once
+_LATE_REPORT_INTERVAL = 1.0  # seconds; after a shutdown a thread is started at most this often, to report late steps
+_MAX_FLUSHES = 100  # flushes that may wait at a time; further ones return at once
 
 
 class Worker:
-    """Delivers what is submitted to one endpoint, on an event loop in a daemon thread that starts on first use.
+    """Delivers submitted events to one endpoint, on an event loop in a daemon thread.
 
-    The thread ends after 30 seconds without work, and starts again. `submit`, `drop`, `add_fault` and `abandon` may be
-    called from any thread, from a signal handler and by the garbage collector at any moment: they take no lock that
-    their own thread could hold already.
+    The thread starts when there is work, and ends after 30 seconds without work. `submit`, `drop`, `add_fault` and
+    `abandon` may be called from any thread, from a signal handler and by the garbage collector at any moment: they take
+    no lock that the calling thread could hold.
     """
 
     def __init__(
@@ -42,11 +42,10 @@ class Worker:
         shutdown_timeout: float,
         make_store: Callable[[int], Store] = MemoryStore,
     ) -> None:
-        # Now, not in the thread: what takes locks of its own, once, is not left locked in a child that is forked at
-        # that moment.
+        # Here, not in the worker thread: this takes locks, which would stay locked in a child that is forked meanwhile.
         Instruments.of_this_process()
         self.endpoint = endpoint
-        self.is_closed = False  # whether what is submitted now is dropped; in children that are forked, too
+        self.is_closed = False  # whether submitted events are dropped; forked children inherit it
         self.shutdown_timeout = shutdown_timeout
 
         def make() -> Runner:
@@ -55,20 +54,20 @@ class Worker:
             return Runner(store, dispatch, self._arm_for_multiprocessing)
 
         self._make = make
-        # By process id: a fork that nobody has seen, such as uWSGI's, is seen by the next call.
+        # By process id: by default uWSGI forks without Python's hooks (unbit/uwsgi#1995); the next call notices it.
         self._runners = {os.getpid(): self._make()}
         _workers.add(self)
 
     def _runner(self) -> Runner:
         pid = os.getpid()
-        here = self._runners.get(pid)
-        if here is None:
+        runner = self._runners.get(pid)
+        if runner is None:
             inherited = [one for other, one in tuple(self._runners.items()) if other != pid]
-            here = self._runners.setdefault(pid, self._successor_of(inherited))
-        return here
+            runner = self._runners.setdefault(pid, self._successor_of(inherited))
+        return runner
 
     def _successor_of(self, inherited: Iterable[Runner]) -> Runner:
-        """In a forked child: an empty queue, no thread, no connections. What the parent queued is the parent's."""
+        """Return a new, empty runner for a forked child. The parent delivers the events of the *inherited* ones."""
         new = self._make()
         for one in inherited:
             new.dispatch.stop_at = one.dispatch.stop_at
@@ -77,132 +76,134 @@ class Worker:
         return new
 
     def after_fork(self) -> None:
-        """Take nothing over from the parent, whose process id may be the child's again."""
+        """In a forked child, replace all runners: a child may get the process id of an earlier ancestor."""
         self._runners = {os.getpid(): self._successor_of(tuple(self._runners.values()))}
 
     def submit(self, event: StepEvent, pipeline: Pipeline) -> None:
-        """Take *event* for delivery, or drop it, counted and logged, when shut down or full."""
-        here = self._runner()
+        """Take *event* for delivery. If the worker is shut down or full, the event is dropped, counted and logged."""
+        runner = self._runner()
         if self.is_closed:
             self.drop("shutdown")
-        elif here.store.put(event, pipeline) is Stored.FULL:
+        elif runner.store.put(event, pipeline) is Stored.FULL:
             self.drop("queue_full")
         else:
-            here.wake()
+            runner.wake()
 
     def drop(self, reason: str, error: Exception | None = None) -> None:
-        """Have the worker's thread count and log that a step is lost, perhaps because of *error*."""
-        here = self._runner()
-        here.dispatch.drops.drop(reason, error)
-        self._wake_to_report(here)
+        """Count a step that is dropped for *reason*, perhaps because of *error*; the worker thread logs it."""
+        runner = self._runner()
+        runner.dispatch.drops.drop(reason, error)
+        self._wake_to_report(runner)
 
     def add_fault(self, error: Exception) -> None:
-        """Have the worker's thread log *error*, which lost nothing."""
-        here = self._runner()
-        here.dispatch.drops.add_fault(error)
-        self._wake_to_report(here)
+        """Count *error*, which lost no step; the worker thread logs it."""
+        runner = self._runner()
+        runner.dispatch.drops.add_fault(error)
+        self._wake_to_report(runner)
 
-    def _wake_to_report(self, here: Runner) -> None:
+    def _wake_to_report(self, runner: Runner) -> None:
         now = monotonic()
         if not self.is_closed:
-            here.wake()
-        elif now - here.late_at >= _LATE_REPORT_INTERVAL:
-            here.late_at = now
-            here.wake()
+            runner.wake()
+        elif now - runner.late_at >= _LATE_REPORT_INTERVAL:
+            runner.late_at = now
+            runner.wake()
 
     def abandon(self) -> None:
-        """Have the thread end once everything is delivered or discarded; an exit before that waits for it.
+        """Let the thread end once everything is delivered or discarded. An exit before that waits for it.
 
-        For the end of those who submit: nothing comes in any more.
+        To be called when no more events can be submitted, because the hook is garbage-collected.
         """
-        here = self._runner()
-        here.dispatch.is_abandoned = True
-        if here.is_busy():
-            _workers.add(self)  # again: what is collected together with its hook has lost its weak references
-            if not here.wake():
+        runner = self._runner()
+        runner.dispatch.is_abandoned = True
+        if runner.is_busy():
+            _workers.add(self)  # again: an object that is collected together with its hook has lost its weak references
+            if not runner.wake():
                 _unstarted.append(self)
 
     def is_abandoned(self) -> bool:
         """Whether `abandon` was called in this process."""
         return self._runner().dispatch.is_abandoned
 
-    # Waiting
-
     def flush(self, timeout: float) -> bool:
-        """Wait up to *timeout* seconds until everything submitted before is delivered or discarded."""
+        """Wait up to *timeout* seconds until everything submitted before is delivered or discarded.
+
+        Returns whether it is.
+        """
         return not flush_all([self], timeout)
 
     def shutdown(self, timeout: float) -> None:
-        """Take nothing more, deliver for up to *timeout* seconds, discard the rest visibly."""
+        """Take no more events, deliver for up to *timeout* seconds, then discard and record the rest."""
         shut_down_all([self], timeout)
 
     def begin_flush(self) -> Latch | None:
-        """What will be set once everything submitted before is delivered or discarded; None when nobody could set it.
+        """Return a latch that is set once everything submitted before is delivered or discarded, or None.
 
-        That is so on the worker's own thread, and while a hundred others wait for a loop that is stuck.
+        None on the worker thread itself, which cannot wait for its own work, and while a hundred flushes wait for a
+        loop that is stuck.
         """
-        here, flushed = self._runner(), Latch()
-        if not len(here.store):
+        runner, flushed = self._runner(), Latch()
+        if not len(runner.store):
             flushed.set()
-        elif here.is_own_thread() or len(here.dispatch.flushes) >= _MAX_FLUSHES:
+        elif runner.is_own_thread() or len(runner.dispatch.flushes) >= _MAX_FLUSHES:
             return None
         else:
-            here.dispatch.flushes.add(here.store.mark(), flushed)
-            here.wake()
+            runner.dispatch.flushes.add(runner.store.mark(), flushed)
+            runner.wake()
         return flushed
 
     def end_flush(self, flushed: Latch, deadline: float) -> bool:
-        """Wait for what `begin_flush` has returned, until *deadline* (monotonic seconds)."""
-        here = self._runner()
-        # Where a loop has died meanwhile nobody sets it.
-        return here.wait(flushed, lambda: flushed.is_set() or not len(here.store), deadline)
+        """Wait for the latch of `begin_flush` until *deadline* (monotonic seconds); return whether all is flushed."""
+        runner = self._runner()
+        # An empty store counts, too: if the loop has failed, nothing sets the latch.
+        return runner.wait(flushed, lambda: flushed.is_set() or not len(runner.store), deadline)
 
     def begin_shutdown(self, deadline: float) -> None:
-        """Take nothing more, and deliver until *deadline* (monotonic seconds).
+        """Take no more events, and deliver until *deadline* (monotonic seconds).
 
-        Calls share the limit of the first until nothing is left: a process whose exit handlers all shut down waits
-        once.
+        While deliveries are left, further calls keep the deadline of the first: a process waits only once, even if
+        several of its exit handlers shut down.
         """
-        here = self._runner()
-        if not self.is_closed or not len(here.store):
-            here.dispatch.stop_at = deadline
+        runner = self._runner()
+        if not self.is_closed or not len(runner.store):
+            runner.dispatch.stop_at = deadline
         self.is_closed = True
-        here.is_draining = True
-        if here.is_busy():
-            here.wake()
+        runner.is_draining = True
+        if runner.is_busy():
+            runner.wake()
 
     def end_shutdown(self, timeout: float) -> None:
-        """Wait until nothing is left and the connections are closed, or until the limit; *timeout* is for the log."""
-        here = self._runner()
-        if not here.is_busy() or here.is_own_thread():
+        """Wait until all is done and closed, or until the deadline of `begin_shutdown`; *timeout* is only logged."""
+        runner = self._runner()
+        if not runner.is_busy() or runner.is_own_thread():
             return
-        here.wait_for_end(here.dispatch.stop_at)
-        left = len(here.store)
-        if left and here.is_busy() and not here.is_overdue:
-            here.is_overdue = True
+        runner.wait_for_end(runner.dispatch.stop_at)
+        left = len(runner.store)
+        if left and runner.is_busy() and not runner.is_overdue:
+            runner.is_overdue = True
             text = "shutdown took its %g s; %d steps for endpoint %s are neither delivered nor discarded"
             log_safely(logging.ERROR, text, timeout, left, self.endpoint.name)
 
-    def _arm_for_multiprocessing(self, here: Runner) -> None:
-        """In a child that multiprocessing made, arrange for a drain: its exit skips atexit before Python 3.13."""
-        # By getattr: a signal may have come in the middle of their import.
+    def _arm_for_multiprocessing(self, runner: Runner) -> None:
+        """In a child of multiprocessing, drain at exit: before Python 3.13 it skips `atexit` (python/cpython#83856)."""
+        # By getattr: a signal handler may run in the middle of their import.
         parent_process = getattr(sys.modules.get("multiprocessing.process"), "parent_process", None)
         finalize = getattr(sys.modules.get("multiprocessing.util"), "Finalize", None)
-        if here.is_armed or parent_process is None or finalize is None or parent_process() is None:
+        if runner.is_armed or parent_process is None or finalize is None or parent_process() is None:
             return
-        here.is_armed = True
+        runner.is_armed = True
         finalize(None, _shut_down, args=(weakref.ref(self), self.shutdown_timeout), exitpriority=100)
 
 
 def flush_all(workers: Iterable[Worker], timeout: float) -> list[Worker]:
-    """Wait up to *timeout* seconds until everything submitted before is delivered or discarded; return who is late."""
+    """Wait up to *timeout* seconds as `Worker.flush` does, for all *workers*; return those that are not done."""
     deadline = monotonic() + timeout
     begun = [(worker, worker.begin_flush()) for worker in workers]
     return [worker for worker, flushed in begun if flushed is None or not worker.end_flush(flushed, deadline)]
 
 
 def shut_down_all(workers: Iterable[Worker], timeout: float) -> None:
-    """Take nothing more, deliver for up to *timeout* seconds, discard the rest visibly. Idempotent, from any thread."""
+    """Shut down all *workers* within *timeout* seconds, as `Worker.shutdown` does. Idempotent; from any thread."""
     asked, deadline = list(workers), monotonic() + timeout
     for worker in asked:
         worker.begin_shutdown(deadline)
@@ -217,18 +218,18 @@ def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:
 
 
 def _shut_down_abandoned() -> None:
-    # A tuple: others may be collected meanwhile.
+    # A tuple: workers may be collected meanwhile.
     abandoned = [worker for worker in tuple(_workers) if worker.is_abandoned()]
     shut_down_all(abandoned, max((worker.shutdown_timeout for worker in abandoned), default=0.0))
 
 
 _workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
-# Abandoned with deliveries that no thread could be started for, and which nothing else keeps to the exit.
+# Abandoned workers with deliveries for which no thread could be started; nothing else keeps them until the exit.
 _unstarted: "list[Worker]" = []
-# Once: an entry for each that was ever abandoned would be kept as long as the process.
+# Once for all: an entry for each abandoned worker would be kept as long as the process.
 atexit.register(_shut_down_abandoned)
-# In a forked child, what belongs to its parents, to its own exit: collected, their connections and tasks would complain
-# that nobody has closed them, which is the parents' to do.
+# In a forked child, the runners of its ancestors, kept until its exit: collected earlier, their connections and tasks
+# would warn that they were never closed. Only the ancestors may close them.
 _inherited: list[Runner] = []
 
 
@@ -237,6 +238,6 @@ def _after_fork_in_child() -> None:
         worker.after_fork()
 
 
-# One hook for all workers: hooks can never be unregistered.
+# One hook for all workers: Python cannot unregister a hook.
 if hasattr(os, "register_at_fork"):  # pragma: no branch -- Windows has no fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
