@@ -59,16 +59,16 @@ class Dispatch:
         self._observed: ObservedEndpoint | None = ObservedEndpoint(endpoint.name, self._state)
 
     def stop_observing(self) -> None:
-        """In a forked child, keep the metrics from showing this endpoint: the parent shows it."""
+        """Leave this endpoint out of the metrics of this process: in a forked child, it is the parent's."""
         self._observed = None
 
     def _state(self) -> EndpointState:
         waiting = len(self._store)
-        # Without deliveries no attempt is made that could close the circuit.
+        # Without deliveries there are no attempts, and the state of the endpoint is unknown.
         return EndpointState(waiting, self._store.oldest_age(), self._attempts.is_circuit_open and waiting > 0)
 
     async def run(self) -> None:
-        """Deliver until there is nothing left to do. Raises what one of our callbacks has raised."""
+        """Deliver until there is nothing left to do. Raises the exception of a callback that failed."""
         loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._timer = self._fault = None
@@ -84,7 +84,7 @@ class Dispatch:
             await self._attempts.close()
 
     def on_fault(self, circumstances: dict[str, Any]) -> None:
-        """Take what asyncio would log. After a fault in one of our callbacks the state is unsure: end this loop."""
+        """Log a fault, as asyncio's exception handler. A failed callback ends the loop: the state is unknown."""
         error = circumstances.get("exception")
         if "handle" in circumstances:
             self._fault = error
@@ -95,25 +95,25 @@ class Dispatch:
             self.log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {place}")
 
     def run_without_loop(self) -> None:
-        """Do what needs no event loop, while none can run: discard expired deliveries, report drops, answer flushes."""
+        """Do the work that needs no loop, while none can run: discard expired deliveries, and report all new counts."""
         self.drops.report(self._telemetry, self.log)
         self._attempts.discard_older(self._give_up_after, None)
         self.flushes.set_flushed(self._store.is_flushed)
         self.log.log_counts()  # without a loop there is no timer
 
     def discard_all(self, error: BaseException) -> None:
-        """Discard every waiting delivery: no event loop can be made because of *error*, where sockets are forbidden."""
+        """Discard all deliveries: *error* shows that no event loop can be made, since sockets are forbidden."""
         self.log.log(logging.ERROR, "no loop", f"no event loop can be made: {where(error)}; steps are discarded")
         self._attempts.discard_older(0.0, type(error).__name__)
         self.run_without_loop()
 
     def report_all(self) -> None:
-        """Report drops of other threads, and log every count that has not been logged."""
+        """Record and log the counts of other threads, and log all counts of repeated lines."""
         self.drops.report(self._telemetry, self.log)
         self.log.log_counts(all_of_them=True)
 
     def run_once(self) -> None:
-        """Do everything that is due now. Called after each wake-up and each attempt, and when something becomes due."""
+        """Do everything that can be done now. Called after each wake-up and each attempt, and by the timer."""
         if self._ended.done():
             return
         now, attempts = monotonic(), self._attempts
@@ -125,7 +125,10 @@ class Dispatch:
         self._end_or_sleep(now)
 
     def _discard_expired(self, now: float) -> None:
-        """Discard what has expired, and everything once the endpoint is disabled or the time to stop has come."""
+        """Discard expired deliveries.
+
+        Discards all of them when the endpoint is disabled, or when too little time is left for another attempt.
+        """
         attempts = self._attempts
         if self.stop_at < math.inf and attempts.stop_at == math.inf:
             attempts.stop_at = self.stop_at - (self.stop_at - now) * _STOP_MARGIN
