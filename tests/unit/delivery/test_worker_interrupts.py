@@ -88,7 +88,7 @@ def test_ctrl_c_before_there_is_a_thread(rigged: NewRig, call: Callable[[Rig], N
 @pytest.fixture
 def _restless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who wait look again after no time, so that they run more lines than a test interrupts."""
-    monkeypatch.setattr(runner, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(runner, "_POLL_INTERVAL", 0.0)
 
 
 @pytest.mark.slow
