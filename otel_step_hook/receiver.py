@@ -1,6 +1,6 @@
-"""Owns what a receiver calls to verify a step webhook.
+"""Verification of step webhooks, for programs that receive them.
 
-A receiver, here in FastAPI::
+A receiver in FastAPI::
 
     @app.post("/steps")
     async def step_ended(request: Request) -> None:
@@ -26,11 +26,11 @@ _OBJECT = TypeAdapter(dict[str, JsonValue])
 
 
 class ReceivedStep(BaseModel):
-    """A step that ended, as its webhook tells it. What else the body holds is ignored.
+    """A step that has ended, as its webhook reports it. Other members of the body are ignored.
 
-    *type*, *timestamp* and *data* are None unless the sender has STEP_COMPLETE_PAYLOAD=full. *webhook_id* is
-    the header's, never the body's, and the same for every attempt to deliver one event: keep the ids you have
-    seen, and skip an event that comes twice. None if the header is absent.
+    *type*, *timestamp* and *data* are None unless the sender has STEP_COMPLETE_PAYLOAD=full. *webhook_id* is the
+    value of the header ``webhook-id``, never a member of the body; None without that header. It is the same for
+    every attempt to deliver one event: keep the ids you have seen, and skip an event that arrives twice.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,16 +51,17 @@ def verify(
     tolerance: float = 300.0,
     now: float | None = None,
 ) -> ReceivedStep:
-    """Return the step that a request tells of, once the request has proved to be genuine.
+    """Return the step that a request reports, after the request has proved to be genuine.
 
-    *body* is what arrived, byte for byte; the case of *headers* does not matter. With *key* (the sender's
-    STEP_COMPLETE_KEY) the bearer token must match. With *signing_secret* (its STEP_COMPLETE_SIGNING_SECRET:
-    one or more `whsec_…`, separated by spaces) the Standard Webhooks signature must match, and have been made
-    at most *tolerance* seconds away from *now*, in unix seconds, by default this machine's clock. With
-    neither, nothing proves who sent the request.
+    *body* is the request's body, byte for byte; the case of the names in *headers* does not matter. With *key*
+    (the sender's STEP_COMPLETE_KEY) the bearer token must match. With *signing_secret* (the sender's
+    STEP_COMPLETE_SIGNING_SECRET: one or more `whsec_…`, separated by spaces) the Standard Webhooks signature must
+    match, and its timestamp must be at most *tolerance* seconds before or after *now*, in unix seconds, which
+    defaults to this machine's clock. With neither, nothing proves who sent the request. May be called from any
+    thread.
 
-    Whatever the request holds, the only exception is VerificationError; answer its status_code. A *key* or
-    *signing_secret* that could never work is yours to mend: ConfigurationError.
+    Raises `VerificationError` for any request that does not pass; answer with its *status_code*. Raises
+    `ConfigurationError` for a *key* or *signing_secret* that no request could match.
     """
     received = {name.lower(): value for name, value in headers.items()}
     if key is not None:
@@ -73,7 +74,7 @@ def verify(
 
 
 def _check_key(authorization: str, key: str) -> None:
-    expected = key.strip()  # a header's value has no space around it
+    expected = key.strip()  # HTTP removes space around a header's value
     if not expected:
         raise ConfigurationError(
             "the key to verify with is empty; expected the sender's STEP_COMPLETE_KEY; "

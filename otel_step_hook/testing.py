@@ -1,6 +1,6 @@
-"""Receivers to test against: one that answers as told, and one that speaks no proper HTTP. Extra ``testing``.
+"""Receivers for tests: one gives scripted answers, one misbehaves on its sockets. They need the extra ``testing``.
 
-In a ``conftest.py``: ``pytest_plugins = ["otel_step_hook.testing"]`` gives the fixture `step_receiver`.
+In a ``conftest.py``, ``pytest_plugins = ["otel_step_hook.testing"]`` provides the fixture `step_receiver`.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-_WAIT = 10.0  # seconds that `wait_for` waits before it says what is missing
+_WAIT = 10.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One webhook as it arrived; header names in lower case, *at* in monotonic seconds."""
+    """One webhook that has arrived: header names in lower case, *at* in seconds of `time.monotonic`."""
 
     body: bytes
     headers: dict[str, str]
@@ -31,18 +31,18 @@ class Received:
 
     @property
     def step_id(self) -> str:
-        """The step id of the body."""
+        """The step id in the body."""
         return str(json.loads(self.body)["step_id"])
 
     @property
     def data(self) -> dict[str, object]:
-        """What ``STEP_COMPLETE_PAYLOAD=full`` tells of the step."""
+        """The member ``data`` of the body, which ``STEP_COMPLETE_PAYLOAD=full`` adds; KeyError without it."""
         return dict(json.loads(self.body)["data"])
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to answer: a status, headers, a body, and how many seconds to wait before."""
+    """One HTTP answer: status, headers, body, and *delay*, the seconds to wait before it."""
 
     status: int = 204
     headers: dict[str, str] = field(default_factory=dict)
@@ -51,9 +51,9 @@ class Answer:
 
 
 class ScriptedReceiver:
-    """A real HTTP receiver on loopback that remembers what arrives and answers as told; 204 after that.
+    """An HTTP receiver on loopback that records webhooks and gives scripted answers, and after those 204.
 
-    A context manager; safe from any thread.
+    It is a context manager. Its methods may be called from any thread.
     """
 
     def __init__(self, *, port: int = 0) -> None:
@@ -75,22 +75,22 @@ class ScriptedReceiver:
 
     @property
     def url(self) -> str:
-        """Where to send webhooks."""
+        """The URL to send webhooks to."""
         return f"http://127.0.0.1:{self._server.port}/hook"
 
     def answers(self, *answers: int | Answer) -> None:
-        """Give these answers, or statuses, to the next webhooks, in this order."""
+        """Answer the next webhooks with *answers*, in this order. A number is the status of an empty answer."""
         with self._arrived:
             self._answers.extend(Answer(answer) if isinstance(answer, int) else answer for answer in answers)
 
     @property
     def received(self) -> list[Received]:
-        """What has arrived so far."""
+        """The webhooks that have arrived so far, in their order."""
         with self._arrived:
             return list(self._received)
 
     def wait_for(self, count: int, timeout: float = _WAIT) -> list[Received]:
-        """What has arrived, once there are *count* webhooks; AssertionError after *timeout* seconds."""
+        """Wait for *count* webhooks and return all that have arrived; AssertionError after *timeout* seconds."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: len(self._received) >= count, timeout):
                 raise AssertionError(f"{len(self._received)} webhooks within {timeout:g} s; expected {count}")
@@ -108,16 +108,18 @@ class ScriptedReceiver:
 
 class _Server(HTTPServer):
     def thread_target(self) -> None:
-        """Serve, and stop within 20 ms rather than half a second."""
-        assert self.server is not None  # noqa: S101 -- for mypy: whoever calls this has made it
+        """Serve requests until `stop`."""
+        assert self.server is not None  # noqa: S101 -- for mypy: `start` has set it
+        # `stop` waits for one interval, which is half a second by default (`socketserver`).
         self.server.serve_forever(poll_interval=0.02)
 
 
 class HostileReceiver:
-    """Accepts connections on loopback and does to each what *behave* says, on a thread of its own.
+    """Accepts connections on loopback, and calls *behave* for each, on a thread of its own.
 
-    A context manager. Leaving it closes every connection, so that a *behave* that blocks in
-    ``recv`` or ``sendall`` ends with an OSError, which is swallowed; loops should look at *closing*.
+    It is a context manager. *behave* gets the connection, and the event *closing*, which is set when the context
+    is left. Then every connection is closed, so that a *behave* that blocks in ``recv`` or ``sendall`` ends with
+    an OSError, which is ignored. A loop in *behave* should check *closing*.
     """
 
     def __init__(self, behave: Callable[[socket.socket, threading.Event], None]) -> None:
@@ -129,7 +131,7 @@ class HostileReceiver:
 
     @property
     def url(self) -> str:
-        """Where to send webhooks."""
+        """The URL to send webhooks to."""
         return f"http://127.0.0.1:{self._listening.getsockname()[1]}/hook"
 
     @property
@@ -146,7 +148,7 @@ class HostileReceiver:
     ) -> None:
         self.closing.set()
         _wake(self._listening)
-        self._threads[0].join(_WAIT)  # which accepts: no connection comes in after this
+        self._threads[0].join(_WAIT)  # the thread that accepts: there are no new connections after this
         for connection in self._connections:
             _wake(connection)
         for thread in self._threads:
@@ -163,10 +165,10 @@ class HostileReceiver:
         while not self.closing.is_set():
             try:
                 connection, _ = self._listening.accept()
-            except OSError:  # we are leaving, or the other end has left already
+            except OSError:  # the context is being left, or the other end has closed already
                 continue
             self._connections.append(connection)
-            self._start(lambda connection=connection: self._serve(connection))  # type: ignore[misc]  # -- bound now
+            self._start(lambda connection=connection: self._serve(connection))  # type: ignore[misc]  # -- binds it now
 
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection:
@@ -174,13 +176,13 @@ class HostileReceiver:
 
 
 def _wake(waiting: socket.socket) -> None:
-    """End a thread's accept() or recv(): close() alone does not."""
+    """Make a blocked accept() or recv() of another thread return; close() alone does not."""
     with contextlib.suppress(OSError):
         waiting.shutdown(socket.SHUT_RDWR)
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """One whole HTTP/1.1 request with a content-length, head and body; empty when the other end has closed."""
+    """Read an HTTP/1.1 request that has a content-length: head and body. Empty when the other end has closed."""
     seen, expected = b"", None
     while expected is None or len(seen) < expected:
         more = connection.recv(65_536)
@@ -196,6 +198,6 @@ def read_request(connection: socket.socket) -> bytes:
 
 @pytest.fixture
 def step_receiver() -> Iterator[ScriptedReceiver]:
-    """A `ScriptedReceiver` that is running."""
+    """A running `ScriptedReceiver`."""
     with ScriptedReceiver() as receiver:
         yield receiver
