@@ -1,4 +1,4 @@
-"""An OpenTelemetry SpanProcessor that tells a webhook when a step ends."""
+"""An OpenTelemetry SpanProcessor that sends a webhook when a step ends."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -27,8 +27,8 @@ __all__ = [
     "__version__",
 ]
 
-# Imported at first use (PEP 562): pydantic and the SDK are slow to import, and `otel_step_hook.auto` is imported by
-# every instrumented process.
+# Imported at first use (PEP 562): pydantic and the SDK are slow to import, and every instrumented process imports
+# `otel_step_hook.auto`.
 _MODULES = {
     "NOT_TERMINAL": "steps.profile",
     "ConfigurationError": "errors",
@@ -42,10 +42,10 @@ _MODULES = {
     "VerificationError": "errors",
 }
 
-if not TYPE_CHECKING:  # pragma: no branch -- a type checker, which would take any name for one of ours
+if not TYPE_CHECKING:  # pragma: no branch -- type checkers would accept any attribute of this module
 
     def __getattr__(name: str) -> object:
-        """Import the public name *name*, once."""
+        """Import the public *name* at its first use, and keep it."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -54,5 +54,5 @@ if not TYPE_CHECKING:  # pragma: no branch -- a type checker, which would take a
 
 
 def __dir__() -> list[str]:
-    """The public names, imported or not, and what is here besides."""
+    """All public names, imported yet or not, and the other names of this module."""
     return sorted({*globals(), *__all__})

@@ -1,21 +1,21 @@
-"""``python -m otel_step_hook`` and the script ``otel-step-hook``: the command line, if its extra is there."""
+"""The command line: ``python -m otel_step_hook``, or the script ``otel-step-hook``. It needs the extra ``cli``."""
 
 import sys
 
-_INTERRUPTED = 130  # exit status: 128 and SIGINT's number, as a shell has it
+_INTERRUPTED = 130  # exit status after SIGINT, as in a shell: 128 and the signal's number
 
 
 def main() -> None:
-    """Run the command line, or say in one sentence what it needs, and exit; quietly after Ctrl-C."""
+    """Run the command line and exit. Prints no traceback after Ctrl-C or without the extra."""
     try:
         _main()
-    except KeyboardInterrupt:  # while modules are imported: typer has an answer of its own after that
+    except KeyboardInterrupt:  # while modules are imported; after that, typer catches it
         sys.exit(_INTERRUPTED)
 
 
 def _main() -> None:
     try:
-        from otel_step_hook.cli.app import main as run  # noqa: PLC0415 -- typer and rich are an extra
+        from otel_step_hook.cli.app import main as run  # noqa: PLC0415 -- typer and rich come with the extra
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise

@@ -1,7 +1,7 @@
-"""Registration without code, by the entry points of OpenTelemetry's auto-instrumentation. Owns what it has registered.
+"""Registration without code, by the entry points of OpenTelemetry's auto-instrumentation. Owns the registered hooks.
 
 Nothing here raises: an exception would keep all other instrumentations from being loaded. Every instrumented
-process imports this module where the package is installed: what is heavy is imported once there is something to do.
+process imports this module where the package is installed, so slow modules are imported only when they are needed.
 """
 
 import logging
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from otel_step_hook.processor import StepHookProcessor
 
 _log = logging.getLogger("otel_step_hook")
-# Pairs, not a dict: a provider may have no hash.
+# Pairs, not a dict: a provider may be unhashable.
 _registered: "list[tuple[weakref.ref[object], StepHookProcessor]]" = []
-_logged: set[str] = set()  # what has been logged of settings, which are read once by each of the two entry points
+_logged: set[str] = set()  # the reasons that have been logged: each of the two entry points reads the settings
 
 
 def has_webhook() -> bool:
-    """Whether the environment names a receiver or a file of them, whatever is wrong with it."""
+    """Whether the environment names a receiver or a file of receivers, valid or not."""
     named = {"STEP_COMPLETE_WEBHOOK", "STEP_COMPLETE_ENDPOINTS"}
     return any(value.strip() for name, value in os.environ.items() if name.upper() in named)
 
@@ -31,8 +31,8 @@ def has_webhook() -> bool:
 def pre_instrument() -> None:
     """Register with the global provider, if the environment names a receiver (``opentelemetry_pre_instrument``).
 
-    Not where ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names ``step_hook``, of which OpenTelemetry asks
-    the instrumentors alone.
+    Does nothing where ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names ``step_hook``. OpenTelemetry itself applies
+    that variable to instrumentors only.
     """
     disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
     if has_webhook() and "step_hook" not in map(str.strip, disabled):
@@ -40,17 +40,17 @@ def pre_instrument() -> None:
 
 
 def register(**options: object) -> "StepHookProcessor | None":
-    """Register a `StepHookProcessor` with the global provider, once; *options* are settings beside the environment's.
+    """Register a `StepHookProcessor` with the global provider, once; *options* are settings besides the environment's.
 
-    Returns the one that is registered, or None where nothing is: a setting cannot be used, there is no provider
-    of the SDK, or something has failed, all of which are logged; or there is no webhook.
+    Returns the registered processor, or None where there is none: without a webhook, or, with a log line, when a
+    setting cannot be used, the global provider is not the SDK's, or anything else has failed.
     """
     try:
         return _register(options)
     except ConfigurationError as error:
         _log_once(str(error))
     except Exception as error:  # noqa: BLE001 -- an exception would keep other instrumentations from being loaded
-        _log_once(type(error).__name__)  # no more of it: it may hold a secret
+        _log_once(type(error).__name__)  # without the message, which may hold a secret
     return None
 
 
@@ -74,7 +74,7 @@ def _register(options: dict[str, object]) -> "StepHookProcessor | None":
         if options:
             _log.warning("otel-step-hook is registered already: the settings %s are ignored", ", ".join(options))
         return registered
-    # Not at the top: where nothing is configured nobody pays for pydantic and the SDK.
+    # Not at the top: a process without a receiver must not pay for pydantic and the SDK.
     from otel_step_hook.processor import StepHookProcessor  # noqa: PLC0415 -- see above
     from otel_step_hook.settings import StepHookSettings  # noqa: PLC0415 -- see above
 
@@ -88,14 +88,14 @@ def _register(options: dict[str, object]) -> "StepHookProcessor | None":
 
 
 class StepHookInstrumentor:
-    """``step_hook`` among the instrumentors: a file of the declarative configuration gives it its settings.
+    """The instrumentor ``step_hook``: a file of the declarative configuration gives it its settings.
 
-    Not OpenTelemetry's `BaseInstrumentor`, which would be one more package to depend on.
+    It does not extend OpenTelemetry's `BaseInstrumentor`, which would be one more package to depend on.
     """
 
     def instrument(self, **options: object) -> None:
-        """Register with the global provider; *options* are settings, under their names."""
-        # What OpenTelemetry passes on to every instrumentor.
+        """Register with the global provider; *options* are settings by their names."""
+        # OpenTelemetry passes these two to every instrumentor.
         settings = {
             name: value
             for name, value in options.items()
@@ -105,4 +105,4 @@ class StepHookInstrumentor:
             register(**settings)
 
     def uninstrument(self, **_: object) -> None:
-        """Nothing: a provider lets go of no processor."""
+        """Do nothing: a `TracerProvider` cannot unregister a processor."""
