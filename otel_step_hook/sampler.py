@@ -1,4 +1,4 @@
-"""The sampler that keeps steps: a span that a sampler drops is seen by no processor, and no webhook is sent for it."""
+"""A sampler that records the steps which another sampler drops: processors do not see dropped spans."""
 
 import logging
 import os
@@ -20,19 +20,19 @@ _EXPECTED = "OTEL_TRACES_SAMPLER_ARG must be a ratio from 0 to 1, such as 0.1, o
 
 
 class _SpanAtStart(NamedTuple):
-    """What a sampler sees of a span, as rules read it."""
+    """The name and the attributes that a span will begin with, as a `SpanView` for the rules of profiles."""
 
     name: str
     attributes: Mapping[str, object]
 
 
 class StepSampler(Sampler):
-    """Samples as *root* does, but records the steps that *root* drops: they are told, and not exported.
+    """Samples as *root* does, but records steps that *root* drops: their webhooks are sent, their spans not exported.
 
-    A sampler sees of a span what it begins with. Frameworks whose steps cannot be recognised by that
-    need *record_all*, which records every span that *root* drops. *profiles* are asked beside those of
-    the table and of installed packages; *may_be_step* says of a name and of attributes whether such a span
-    may become a step. For any thread; raises nothing.
+    A sampler sees only the name and the attributes that a span begins with. Frameworks whose steps cannot be
+    recognised by these need *record_all*, which records every span that *root* drops. *profiles* are asked in
+    addition to the built-in ones and those of installed packages. *may_be_step* gets a span's name and attributes,
+    and returns whether the span may become a step. May be called from any thread; raises nothing.
     """
 
     def __init__(
@@ -47,13 +47,14 @@ class StepSampler(Sampler):
         self._record_all = record_all
         self._may_be_step = may_be_step
         self._profiles = (*profiles, *selected_profiles([AUTO]))
-        # Most spans are told apart by these two alone.
+        # Most spans can be decided by these two: keys of attributes, and names.
         self._required = frozenset(key for profile in self._profiles for key in profile.required_attributes)
-        starting = [profile for profile in self._profiles if profile.sampled_names]
-        # Those of the table as one, which is quicker. Those of others might not go together: flags, names of groups.
-        whole = "|".join(f"(?:{profile.sampled_names})" for profile in starting if profile in PROFILES)
-        others = (one.sampled_names for one in starting if one not in PROFILES)
-        self._names = [name_matches(names) for names in (whole, *others)]
+        with_names = [profile for profile in self._profiles if profile.sampled_names]
+        # The names of built-in profiles are joined, which is faster. Those of other profiles may not allow it: flags
+        # and names of groups could clash.
+        built_in = "|".join(f"(?:{profile.sampled_names})" for profile in with_names if profile in PROFILES)
+        other_names = (profile.sampled_names for profile in with_names if profile not in PROFILES)
+        self._names = [name_matches(names) for names in (built_in, *other_names)]
         self._is_cheap = may_be_step is None and all(profile.required_attributes for profile in self._profiles)
 
     def should_sample(  # noqa: PLR0917 -- the SDK's signature
@@ -66,11 +67,11 @@ class StepSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """What *root* decides, with DROP turned into RECORD_ONLY for a span that may become a step."""
+        """Return the decision of *root*, but RECORD_ONLY instead of DROP for a span that may become a step."""
         result = self._root.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
         if result.decision is not Decision.DROP or not self._keeps(name, attributes or {}):
             return result
-        # With the attributes: samplers leave them out of what they drop.
+        # The result needs the attributes, which the span will begin with: a sampler leaves them out when it drops.
         return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
 
     def _keeps(self, name: str, attributes: Mapping[str, object]) -> bool:
@@ -91,30 +92,30 @@ class StepSampler(Sampler):
         return any(profile.is_step(span) for profile in self._profiles)
 
     def get_description(self) -> str:
-        """``StepSampler{…}`` around the description of *root*."""
+        """Return ``StepSampler{…}`` with the description of *root* inside."""
         return f"StepSampler{{{self._root.get_description()}}}"
 
 
 def from_argument(argument: str | float | None) -> StepSampler:
-    """The sampler of ``OTEL_TRACES_SAMPLER=step_hook``; *argument* is what ``OTEL_TRACES_SAMPLER_ARG`` holds.
+    """Return the sampler of ``OTEL_TRACES_SAMPLER=step_hook``; *argument* is the value of ``OTEL_TRACES_SAMPLER_ARG``.
 
-    A ratio, of traces that are exported, 1 without one or where it is empty: `ParentBased` and by trace id, as
-    ``parentbased_traceidratio`` has it. After a comma, ``all`` records every span. Raises
-    `ConfigurationError` for anything else, upon which OpenTelemetry says so and samples as by default.
+    *argument* is the ratio of traces that are exported, 1 if it is None or empty. Traces are chosen as by
+    ``parentbased_traceidratio``. With the suffix ``,all`` every span is recorded. Raises `ConfigurationError` for
+    anything else; OpenTelemetry logs it and uses its default sampler.
     """
-    text, _, word = str(1 if argument in {None, ""} else argument).partition(",")
+    text, _, suffix = str(1 if argument in {None, ""} else argument).partition(",")
     try:
         root = ParentBased(TraceIdRatioBased(float(text)))
     except ValueError:
         raise ConfigurationError(f"{_EXPECTED}, and is {argument!r}") from None
-    if word.strip() not in {"", "all"}:
+    if suffix.strip() not in {"", "all"}:
         raise ConfigurationError(f"{_EXPECTED}, and is {argument!r}")
-    return StepSampler(root, record_all=word.strip() == "all")
+    return StepSampler(root, record_all=suffix.strip() == "all")
 
 
 def from_environment() -> StepSampler:
-    """The sampler ``step_hook`` of a file of the declarative configuration, which passes nothing on (``{}``).
+    """Return the sampler ``step_hook`` for a file of the declarative configuration, where it has no options (``{}``).
 
-    Its argument is ``OTEL_TRACES_SAMPLER_ARG``, as for `from_argument`.
+    Its argument is the value of ``OTEL_TRACES_SAMPLER_ARG``, as for `from_argument`.
     """
     return from_argument(os.environ.get("OTEL_TRACES_SAMPLER_ARG"))
