@@ -1,4 +1,7 @@
-"""The span processor: have a step recognised, submit it. Owns what is known of the providers it is registered with."""
+"""The span processor: it recognises steps, and submits each to the worker of each endpoint.
+
+Owns its place among the processors of the providers that it is registered with.
+"""
 
 import atexit
 import functools
@@ -26,22 +29,22 @@ if TYPE_CHECKING:
     from otel_step_hook.delivery.worker import Worker
 
 _log = logging.getLogger("otel_step_hook")
-_SUBMITTED = "_otel_step_hook_submitted"  # attribute of what several hooks are handed: what was submitted where
-_FLUSH_MILLIS = 30_000  # milliseconds
+_SUBMITTED = "_otel_step_hook_submitted"  # attribute of an ended span: the endpoints that its steps were submitted to
+_FLUSH_MILLIS = 30_000  # milliseconds, the default of OpenTelemetry's SDK
 
 
 class StepHookProcessor(SpanProcessor):
-    """Sends a webhook for every step span that ends, asynchronously, and records the delivery in its trace.
+    """Sends a webhook for every step span that ends, asynchronously, and records the delivery in the step's trace.
 
     Register one with each `TracerProvider`, before or after the exporter's processor; two with the same webhook send
-    it once. ``StepHookProcessor("https://…", key="…")``: settings by name, or one `StepHookSettings`; what is not given
-    is read from ``STEP_COMPLETE_*``. Without a webhook nothing happens.
+    it once. ``StepHookProcessor("https://…", key="…")`` takes settings by name, or one `StepHookSettings`; settings
+    that are not given are read from ``STEP_COMPLETE_*`` variables. Without a webhook nothing happens.
 
-    *extra_profiles* are asked before those that the settings select. *is_step* replaces all of their rules for
-    which spans are steps: it gets the ended span, on the thread that ends it.
+    *extra_profiles* are asked before the profiles that the settings select. *is_step* replaces the rules of all
+    profiles for which spans are steps: it is called with each ended span, on the thread that ends it.
 
-    Raises `ConfigurationError` for settings or profiles that cannot be used; from then on nothing is raised, and
-    nothing blocks but `shutdown` and `force_flush`, within their limits.
+    Raises `ConfigurationError` for settings or profiles that cannot be used. After that nothing raises, and only
+    `shutdown` and `force_flush` block, within their limits. All methods may be called from any thread.
     """
 
     _workers: "tuple[Worker, ...]" = ()
@@ -57,8 +60,8 @@ class StepHookProcessor(SpanProcessor):
     ) -> None:
         self._settings = _settings(webhook, settings)
         own = _checked(extra_profiles)
-        self._processors: SpanProcessor | None = None  # of the provider met last, as the SDK holds them together
-        self._first_among: object = ()  # those processors, one by one, when this one was put before the others
+        self._processors: SpanProcessor | None = None  # the SDK's holder of all processors of the last seen provider
+        self._first_among: object = ()  # the processors in that holder when this one was last made their first
         for sentence in unknown_variables():
             _log.warning("%s", sentence)
         endpoints = endpoints_of(self._settings)
@@ -70,14 +73,14 @@ class StepHookProcessor(SpanProcessor):
         self._reader = StepReader(
             chosen, is_step, on_fault=workers[0].add_fault, on_loss=functools.partial(_drop, workers)
         )
-        alive = [weakref.ref(worker) for worker in workers]  # each lives as long as this or its thread
+        alive = [weakref.ref(worker) for worker in workers]  # a worker lives as long as this processor or its thread
         self._exit_hook = functools.partial(_shut_down_at_exit, alive, self._settings.shutdown_timeout)
-        # Now, not at the first span: what the application registers from now on runs before it, and may end steps.
+        # Now, not at the first span: exit functions that are registered later run earlier, and may still end steps.
         atexit.register(self._exit_hook)
         self._workers = workers
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # A default, since modules lose their names at the end of the interpreter; what was to be done is done by then.
+        # A default argument, because globals are cleared when the interpreter ends. The exit hook has run by then.
         if not self._workers or is_finalizing():
             return
         for worker in self._workers:
@@ -85,21 +88,20 @@ class StepHookProcessor(SpanProcessor):
         atexit.unregister(self._exit_hook)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 -- the SDK's signature
-        """Note what `on_end` cannot see any more."""
+        """Record what `on_end` cannot read from *span* any more."""
         if not self._workers:
             return
         try:
             processors, registered = _sdk.registered(span)
+            # Again whenever processors have been registered since, perhaps this one a second time.
             if processors is not None and registered is not self._first_among:
-                self._register_first(
-                    span, processors, registered
-                )  # again, if more are registered since, or this one twice
+                self._register_first(span, processors, registered)
             self._reader.on_start(span, sys.exception())
         except Exception as error:  # noqa: BLE001 -- runs in the application's start_span(): nothing may escape
             self._workers[0].add_fault(error)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Submit the step that has ended, if it is one. Takes microseconds, and no lock."""
+        """Submit the steps that end with *span*, if any. Takes microseconds, and no lock."""
         if not self._workers:
             return
         try:
@@ -110,7 +112,7 @@ class StepHookProcessor(SpanProcessor):
 
     @property
     def spans_with_dropped_attributes(self) -> int:
-        """How many spans that were no steps have lost attributes to the SDK's limit: a step id, perhaps."""
+        """How many spans that were not steps have lost attributes to the SDK's limit, perhaps a step id."""
         return self._reader.truncated if self._workers else 0
 
     def _submit(self, span: ReadableSpan, event: StepEvent, processors: SpanProcessor | None) -> None:
@@ -122,31 +124,33 @@ class StepHookProcessor(SpanProcessor):
     def _is_first(self, span: ReadableSpan, event: StepEvent, worker: "Worker") -> bool:
         """Whether no other processor of this provider has submitted the step to the same endpoint.
 
-        So one that is registered twice sends one webhook. One that has been shut down counts among its like: another
-        may have taken its place.
+        So a hook that is registered twice sends one webhook. A hook that has been shut down does not keep a second
+        hook from submitting the step.
         """
-        # The SDK hands the same span to all of them, and to nobody after them.
+        # The SDK makes one `ReadableSpan` for this end, and passes it to all processors.
         submitted, token = getattr(span, "__dict__", {}).setdefault(_SUBMITTED, {}), object()
         key = (worker.endpoint.name, worker.endpoint.url, worker.is_closed, event.context.span_id)
         return submitted.setdefault(key, token) is token
 
     def _register_first(self, span: Span, processors: SpanProcessor, registered: _sdk.Processors | None) -> None:
-        """Put this one before the others of a provider; its spans' deliveries go the way of its spans."""
+        """Make this the first processor of the provider of *span*, through which delivery spans are exported, too."""
         self._processors = processors
         if registered is None or _is_first(self, registered) or _sdk.register_first(self, processors):
             self._first_among = _sdk.registered(span)[1]
 
     def shutdown(self) -> None:
-        """Deliver for up to the shutdown timeout, discard the rest visibly. Idempotent, from any thread."""
-        # The exit hook stays: a step may end after this, and has to be reported as dropped.
+        """Deliver for up to the shutdown timeout, and discard the rest, with span, metric and log line. Idempotent."""
+        # The exit hook stays registered: a step may end after this, and has to be reported as dropped.
         if self._workers:
             _shut_down(self._workers, self._settings.shutdown_timeout)
 
     def force_flush(self, timeout_millis: int | None = _FLUSH_MILLIS) -> bool:
-        """Whether everything submitted before is delivered or discarded now, at every endpoint; the log says where not.
+        """Wait until all steps submitted before are delivered or discarded, at every endpoint. False if some are not.
 
-        Waits for at most half of *timeout_millis*: the SDK skips the next processor, which exports
-        the delivery spans, when the time is used up.
+        Waits for at most half of *timeout_millis*, or of the default if it is None. If it used all of it, the SDK
+        would skip the next processors, one of which exports the delivery spans; SDKs without
+        open-telemetry/opentelemetry-python#5179 skip them whenever this returns False. A debug line names the
+        endpoints whose deliveries go on.
         """
         if not self._workers:
             return True
@@ -171,8 +175,8 @@ def _settings(webhook: str | StepHookSettings | None, settings: dict[str, Any]) 
 
 
 def _worker(endpoint: Endpoint, settings: StepHookSettings) -> "Worker":
-    # Not at the top: without a webhook nobody pays for the HTTP client. Now, not in the thread: what cannot be used is
-    # reported at start-up, and what a fork or an exit could find half-imported is imported.
+    # Not at the top: a process without a webhook must not pay for the HTTP client. Not in the worker's thread: an
+    # unusable setting is reported at start-up, and no fork or exit finds a module half imported.
     from otel_step_hook.delivery.sender import HttpSender  # noqa: PLC0415 -- see above
     from otel_step_hook.delivery.transport import connector  # noqa: PLC0415 -- see above
     from otel_step_hook.delivery.worker import Worker  # noqa: PLC0415 -- see above
@@ -222,12 +226,12 @@ def _shut_down_at_exit(workers: "list[weakref.ref[Worker]]", timeout: float) -> 
 
 
 def _is_first(processor: SpanProcessor, registered: _sdk.Processors) -> bool:
-    """Whether *processor* comes before all *registered* processors of its provider, and is registered once.
+    """Whether *processor* comes before all other *registered* processors of its provider, and is registered once.
 
-    Processors are shut down in their order: an exporter's that comes first would never see the
-    spans of the deliveries that our own shutdown waits for.
+    The SDK shuts processors down in their order: an exporter's processor that comes first would never see the spans
+    of the deliveries that our shutdown waits for.
     """
-    # Not among the others: it comes first, or is part of another one, which passes on what it is told.
-    # Behind nothing but other hooks it stays: two would change places for ever.
+    # Hooks at the front are skipped, because two of them would change places for ever. If *processor* is not among the
+    # rest, it is at the front, or inside another processor that calls it.
     others = tuple(itertools.dropwhile(lambda one: isinstance(one, StepHookProcessor), registered))
     return processor not in others and registered.count(processor) < 2  # noqa: PLR2004 -- registered twice
