@@ -1,4 +1,4 @@
-"""Every private attribute of the OpenTelemetry SDK that this package reads or sets, each with its reason.
+"""Every private attribute of the OpenTelemetry SDK that this package reads or sets, with the reason for each.
 
 `tests/unit/test_sdk.py` compares them with the SDK's public interface, and fails when a release renames one or
 changes its meaning.
@@ -13,11 +13,12 @@ Processors = tuple[SpanProcessor, ...]
 
 
 def span_start(span: ReadableSpan) -> tuple[int, int, str, str, Mapping[str, object], SpanProcessor | None]:
-    """Span id, parent's span id, scope name, name, live attributes and processor of *span*; 0 for an id without value.
+    """Return what is recorded of every span that starts; every span pays for this.
 
-    Every span pays for this when it starts, and each public property would be one more call of a Python function.
-    `SpanContext` is a tuple whose second item is the span id. The processor, which has no public name, is the one
-    that holds all processors of the span's provider.
+    In this order: span id and parent's span id (0 where there is none), name of the scope, name of the span, live
+    attributes, and the processor that holds all processors of the span's provider, which has no public name. Each
+    public property would be one more call of a Python function. `SpanContext` is a tuple whose second item is the
+    span id.
     """
     context, parent, scope = span._context, span._parent, span._instrumentation_scope  # noqa: SLF001 -- see above
     try:
@@ -35,7 +36,7 @@ def span_start(span: ReadableSpan) -> tuple[int, int, str, str, Mapping[str, obj
 
 
 def span_end(span: ReadableSpan) -> tuple[int, int]:
-    """Span id of *span*, 0 without one, and how many attributes a limit has cost it. Every span pays for this."""
+    """Return the span id (0 without one), and how many attributes the SDK has dropped. Every span pays for this."""
     try:
         return span._context[1], span._attributes.dropped  # type: ignore[index,union-attr]  # noqa: SLF001 -- see above
     except (AttributeError, TypeError):  # a span made by hand has a plain mapping, or None, and perhaps no context
@@ -43,7 +44,7 @@ def span_end(span: ReadableSpan) -> tuple[int, int]:
 
 
 def span_identity(span: ReadableSpan) -> tuple[SpanContext | None, str, int, int]:
-    """Context, name, start and end of *span* in unix nanoseconds, 0 for a time that it does not have.
+    """Return context, name, start time and end time, in unix nanoseconds, 0 for a missing time.
 
     Every step pays for this when it ends, and the public properties would be four calls.
     """
@@ -51,7 +52,7 @@ def span_identity(span: ReadableSpan) -> tuple[SpanContext | None, str, int, int
 
 
 def live_attributes(span: ReadableSpan) -> Mapping[str, object]:
-    """The attributes of *span* as they change, without a copy; read-only by agreement.
+    """Return the attributes of *span* themselves, which change while it runs. They must not be written to.
 
     `ReadableSpan.attributes` wraps them in two mappings that make a look-up six times slower.
     """
@@ -62,25 +63,28 @@ def live_attributes(span: ReadableSpan) -> Mapping[str, object]:
 
 
 def events(span: ReadableSpan) -> Sequence[Event]:
-    """The events of *span*. `ReadableSpan.events` makes a copy, which costs a microsecond even without events."""
+    """Return the events of *span*. `ReadableSpan.events` makes a copy, a microsecond even without events."""
     return span.events if span._events else ()  # noqa: SLF001 -- see above
 
 
 def registered(span: ReadableSpan) -> tuple[SpanProcessor | None, Processors | None]:
-    """The processor that holds all processors of the provider of *span*, and those processors, as they are now.
+    """Return the processor that holds all processors of the provider of *span*, and those processors at present.
 
-    None where there is none, or where it is not the SDK's own. The SDK has no public way to see them.
+    Either is None where there is none, the second also where the first is not the SDK's own. The SDK has no public
+    way to list them.
     """
     holder = getattr(span, "_span_processor", None)
     return holder, getattr(holder, "_span_processors", None)
 
 
 def register_first(processor: SpanProcessor, holder: SpanProcessor) -> bool:
-    """Put *processor* before all others that *holder* holds; False, and nothing, while another thread changes them.
+    """Put *processor* before all others that *holder* holds. Without effect, and False, while a thread changes them.
 
-    The SDK shuts processors down in the order of their registration, and has no public way to change it.
+    The SDK shuts processors down in the order of their registration, as the specification wants it
+    (open-telemetry/opentelemetry-specification#987). Only a distribution's configurator can choose that order
+    (open-telemetry/opentelemetry-python#4806).
     """
-    # Only tried: a signal handler may have interrupted its own thread in add_span_processor().
+    # Does not wait for the lock: a signal handler may have interrupted add_span_processor() on the same thread.
     if not holder._lock.acquire(blocking=False):  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
         return False
     try:
