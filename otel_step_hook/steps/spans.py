@@ -1,4 +1,4 @@
-"""What is known of a span from its start to its end, and what of steps outlives their spans."""
+"""`StartedSpan`, which holds what is known of a span from its start to its end, and `Recent`, a bounded memory."""
 
 import itertools
 import uuid
@@ -17,20 +17,21 @@ from otel_step_hook import _sdk
 if TYPE_CHECKING:
     from otel_step_hook.steps.profile import FrameworkProfile
 
-_MAX_ANCESTORS = 100  # ancestors, of those that have ended, that a span knows at least; at most twice as many
-_SEEN_MARK = "_otel_step_hook_seen"  # attribute of an exception that was in flight when a span began
+_MAX_ANCESTORS = 100  # the least number of ancestors that a span keeps even if they have ended; at most twice as many
+_SEEN_MARK = "_otel_step_hook_seen"  # attribute that marks an exception as in flight when a span began
 NO_ATTRIBUTES: Mapping[str, object] = {}
-_NOT_ENDED = ReadableSpan("", resource=Resource.get_empty())  # in place of a span that has not ended
-REPORTED = ReadableSpan("", resource=Resource.get_empty())  # in place of one whose end has been reported
+_NOT_ENDED = ReadableSpan("", resource=Resource.get_empty())  # in place of the ended span, before the end
+REPORTED = ReadableSpan("", resource=Resource.get_empty())  # in place of the ended span, after its end was reported
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
 class StartedSpan(weakref.ref[ReadableSpan]):
-    """A span from its start to its end, and a weak reference to it: one that never ends takes it along.
+    """What is known of a span from its start to its end. The span is held weakly: it may never end, and be collected.
 
-    *attributes* are those of the span that began, while they change: what reaches the end may be somebody's scrubbed
-    copy. *parent* is the span around it, of whatever scope. *facts* are what the profiles' `at_start` has found.
+    *attributes* are those of the span that began, and change with it: the span that reaches `on_end` may be a copy
+    that another processor has scrubbed. *parent* is the span around it, of any scope. *facts* are what `at_start` of
+    the profiles has returned.
     """
 
     __slots__ = (
@@ -49,27 +50,27 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         "step_at_start",
     )
 
-    name: str  # when it began, and from its end on when it ended
+    name: str  # the name at the start; after the end, the name at the end
     attributes: Mapping[str, Any]
     scope: str  # the name of its instrumentation scope
     span_id: int
-    processor: SpanProcessor | None  # of its own provider, as the SDK holds them together
+    processor: SpanProcessor | None  # the SDK's holder of all processors of the span's provider
     parent: "StartedSpan | None"
     facts: Mapping[str, object]
-    step_at_start: "StepAtStart | None"  # the step that it was when it began
-    children: "dict[int, Child] | None"  # that may end with it, by span id
-    ended: ReadableSpan  # the span while its end is reported; before that `_RUNNING`, after it `OVER`
-    is_listed: bool  # among the children of its parent
-    _seen: weakref.ref[BaseException] | str | None
-    _depth: int  # how many ancestors it knows
+    step_at_start: "StepAtStart | None"  # None if it was no step when it began
+    children: "dict[int, Child] | None"  # by span id: spans that end with this one unless they end before
+    ended: ReadableSpan  # the ended span while its end is reported; `_NOT_ENDED` before that, `REPORTED` afterwards
+    is_listed: bool  # whether its parent has listed it in `children`
+    _seen: weakref.ref[BaseException] | str | None  # the exception in flight at the start, or the mark on it
+    _depth: int  # how many ancestors it has
 
     @classmethod
     def of(cls, span: ReadableSpan, forget: "OnCollected", spans: "Mapping[int, StartedSpan]") -> Self:
-        """What is known of *span* when it begins, with its parent if that is among *spans*, by span id.
+        """Return what is known of *span* when it begins. Its parent is looked up in *spans*, by span id.
 
-        *forget* is called when the span is gone without an end.
+        *forget* is called when the span is garbage collected without an end.
         """
-        started = cls(span, forget)  # no __init__: every span pays for this
+        started = cls(span, forget)  # without an `__init__`, whose call every span would pay for
         (
             started.span_id,
             parent_id,
@@ -91,7 +92,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         return started
 
     def _drop_ended_ancestors(self) -> None:
-        """Forget, beyond the nearest ancestors, those that have ended: spans handed on would make an endless line."""
+        """Drop the ended ancestors beyond the nearest: if each span began the next, the chain would grow for ever."""
         above = next(itertools.islice(self.ancestors(), _MAX_ANCESTORS - 1, None))
         while above.parent is not None:
             if above.parent.has_ended:
@@ -101,17 +102,17 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         self._depth = _MAX_ANCESTORS
 
     def see(self, exception: BaseException) -> None:
-        """Remember that *exception* was in flight already when the span began."""
-        # Weakly: a strong reference would keep every frame of the traceback. Exceptions that are
-        # written in C have no weak references, and the id of one is the next one's as soon as it is
-        # freed: they get a mark, in a dict of their own that has room for it.
+        """Record that *exception* was in flight already when the span began."""
+        # By a weak reference: a strong one would keep every frame of the traceback. Exceptions that are written in C
+        # have no weak references, and an id is used again once its object is freed. So these get a mark in their
+        # `__dict__`.
         try:
             self._seen = weakref.ref(exception)
         except TypeError:
             self._seen = vars(exception).setdefault(_SEEN_MARK, uuid.uuid4().hex)
 
     def has_seen(self, exception: BaseException | None) -> bool:
-        """Whether *exception* was in flight already when the span began: then it says nothing about the span."""
+        """Whether *exception* was in flight already when the span began, so that it is not the span's own."""
         if exception is None or self._seen is None:
             return False
         if isinstance(self._seen, str):
@@ -119,7 +120,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         return self._seen() is exception
 
     def ancestors(self) -> "Iterator[StartedSpan]":
-        """The spans around it, the nearest first: the hundred nearest, and beyond them those that are running."""
+        """Yield the spans around it, the nearest first: the nearest hundred, and beyond them those that still run."""
         above = self.parent
         while above is not None:
             yield above
@@ -127,30 +128,30 @@ class StartedSpan(weakref.ref[ReadableSpan]):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has ended, or is gone without an end."""
+        """Whether the span has ended, or was garbage collected without an end."""
         return self.ended is not _NOT_ENDED
 
     def end(self, ended: ReadableSpan) -> ReadableSpan:
-        """The span, now that it has ended: as it was, not the copy that others may have made, unless it is gone."""
+        """Record the end, and return the original span; *ended*, perhaps another processor's copy, if that is gone."""
         span = self() or ended
         self.name = span.name
         self.ended = span
         return span
 
     def release(self, required: frozenset[str] | None) -> None:
-        """Hold no more than the spans below it, which may outlive it, could ask for: its *required* attributes."""
+        """Keep only what spans below it, which may outlive it, can ask for: *required* attributes; None keeps all."""
         self.ended = REPORTED
         if required is not None:
             self.attributes = {key: self.attributes[key] for key in required if key in self.attributes}
 
     @property
     def status(self) -> Status:
-        """As OpenTelemetry has it, at the end."""
+        """OpenTelemetry's status at the end."""
         return self.ended.status
 
     @property
     def events(self) -> Sequence[Event]:
-        """As OpenTelemetry has them, at the end."""
+        """OpenTelemetry's events at the end."""
         return _sdk.events(self.ended)
 
     @property
@@ -159,14 +160,14 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         return self.ended.end_time or 0
 
     def list_child(self, child: "Child") -> None:
-        """Have *child* end with this span, unless it ends by itself before."""
+        """Let *child* end with this span, unless it ends before."""
         if self.children is None:
             self.children = {}
         child.started.is_listed = True
         self.children[child.started.span_id] = child
 
     def take_children(self) -> "Iterator[Child]":
-        """Each child that has not ended by itself when its turn comes, in this thread or in another."""
+        """Remove and yield each child, unless it has ended meanwhile, on this thread or another."""
         children = self.children or {}
         while True:
             try:
@@ -176,30 +177,30 @@ class StartedSpan(weakref.ref[ReadableSpan]):
             yield child
 
     def claim(self) -> bool:
-        """Whether the parent that lists it has not ended it: of both ends, perhaps in two threads, the first counts."""
+        """Whether this end counts. The parent may end the span, too, perhaps on another thread: the first end wins."""
         children = self.parent.children if self.parent is not None else None
-        is_mine = children is not None and children.pop(self.span_id, None) is not None
-        return is_mine or not self.is_listed  # the parent may have gone just now
+        is_first = children is not None and children.pop(self.span_id, None) is not None
+        return is_first or not self.is_listed  # the parent may have been garbage collected just now
 
     def forget_children(self) -> None:
-        """Leave the children to their own ends: nobody is going to end this span any more."""
+        """Let the children end by themselves only: this span will never end."""
         for child in tuple((self.children or {}).values()):
             child.started.is_listed = False
         self.children = None
 
 
 class StepAtStart(NamedTuple):
-    """A step as it was when its span began: the SDK evicts the oldest attributes first."""
+    """A step as it was when its span began: beyond its limit, the SDK drops the oldest attributes first."""
 
     profile: "FrameworkProfile"
     user_step_id: str = ""
-    framework_step_id: str = ""  # the framework's
+    framework_step_id: str = ""
 
 
 class Child(NamedTuple):
-    """A span that ends with its parent unless it ends by itself before, and the profile that says so.
+    """A span that ends with its parent unless it ends before, and the profile that says so.
 
-    It holds the span: a framework may hold one no more when it has been cancelled.
+    The reference to the span is strong: a framework that was cancelled may have dropped its own.
     """
 
     span: ReadableSpan
@@ -208,32 +209,32 @@ class Child(NamedTuple):
 
 
 class Recent(Generic[_K, _V]):
-    """The last few of what has been remembered, from any thread and without a lock."""
+    """The latest entries of a mapping, at most *max_size*. Any thread may use it; it takes no lock."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._memory: OrderedDict[_K, _V] = OrderedDict()
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        self._entries: OrderedDict[_K, _V] = OrderedDict()
 
     def remember(self, key: _K, value: _V) -> _V:
-        """Remember *value* under *key*, unless there is one; return the one that is there."""
-        found = self._memory.setdefault(key, value)
-        while len(self._memory) > self._most:
-            with suppress(KeyError):  # another thread has taken the last
-                self._memory.popitem(last=False)
+        """Keep *value* under *key* unless there is one already; return the value that is kept."""
+        found = self._entries.setdefault(key, value)
+        while len(self._entries) > self._max_size:
+            with suppress(KeyError):  # another thread has removed the last one
+                self._entries.popitem(last=False)
         return found
 
     def replace(self, key: _K, value: _V) -> None:
-        """Remember *value* under *key*, whatever was there."""
-        self._memory.pop(key, None)
+        """Keep *value* under *key*, as the latest entry."""
+        self._entries.pop(key, None)
         self.remember(key, value)
 
     def get(self, key: _K, default: _V) -> _V:
-        """What is remembered under *key*."""
-        return self._memory.get(key, default)
+        """Return the value under *key*, or *default*."""
+        return self._entries.get(key, default)
 
     def pop(self, key: _K) -> _V | None:
-        """What was remembered under *key*, and is not any more."""
-        return self._memory.pop(key, None)
+        """Remove the value under *key* and return it; None without one."""
+        return self._entries.pop(key, None)
 
 
 OnCollected = Callable[[StartedSpan], None]
