@@ -1,1 +1,1 @@
-"""From a span to a `StepEvent`. Pure: no I/O, no clock, no threads."""
+"""From spans to `StepEvent` values. Pure: no I/O, no clock, no threads."""

@@ -1,4 +1,4 @@
-"""The event: what is known of a step that has ended, and the identity it is reported under."""
+"""`StepEvent`, which describes a step that has ended, and the ids of steps."""
 
 import json
 import uuid
@@ -9,9 +9,9 @@ from enum import StrEnum
 from opentelemetry.trace import SpanContext
 
 SCOPE = "otel_step_hook"  # instrumentation scope of every span that this library makes; such a span is never a step
-STEP_ID_KEYS = ("step_id", "step.id")  # attributes that make any span a step; the first is the specification's
-MAX_STEP_ID = 16_384  # characters; a body beyond about 20 kB is refused by many receivers (Standard Webhooks)
-_NAMESPACE = uuid.UUID("6e5b1f4a-5b0e-5c43-9a35-0f6f3a1c2d7e")  # ours, arbitrary; names are trace id + span id
+STEP_ID_KEYS = ("step_id", "step.id")  # attributes that make any span a step; the first is named as in the webhook
+MAX_STEP_ID = 16_384  # characters; many receivers refuse a body beyond about 20 kB (Standard Webhooks)
+_NAMESPACE = uuid.UUID("6e5b1f4a-5b0e-5c43-9a35-0f6f3a1c2d7e")  # arbitrary; names in it are trace id + span id
 
 
 class Outcome(StrEnum):
@@ -21,14 +21,14 @@ class Outcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    __hash__ = str.__hash__  # as equality has it; enum's own is a call of a Python function
+    __hash__ = str.__hash__  # equality is that of `str`, too; the one of `Enum` is a slow Python function
 
 
-@dataclass(slots=True)  # not frozen, which costs the application's thread a microsecond for each step
+@dataclass(slots=True)  # not frozen, which would cost the application's thread a microsecond for each step
 class StepEvent:
-    """A step that has ended. Times are unix nanoseconds; *details* are names with their values, such as ``run_id``.
+    """A step that has ended. Times are in unix nanoseconds; *details* are further values by name, such as ``run_id``.
 
-    Nobody changes one.
+    It is never changed.
     """
 
     step_id: str
@@ -41,21 +41,21 @@ class StepEvent:
 
 
 def generated_step_id(context: SpanContext) -> str:
-    """``step-`` and a UUID made from trace id and span id: the same for the same span, everywhere."""
+    """Return ``step-`` and a UUID made from trace id and span id, always the same for the same span."""
     return f"step-{uuid.uuid5(_NAMESPACE, f'{context.trace_id:032x}{context.span_id:016x}')}"
 
 
 def step_id_text(value: object) -> str:
-    """*value* as the text of a step id; empty when it says nothing (None, blank).
+    """Return *value* as the text of a step id; empty text for None and for blank text.
 
-    Takes any attribute value: text and bytes as they are, all else as JSON, which is how
-    OpenTelemetry writes attributes as text. Raises ValueError when the text is longer than
-    `MAX_STEP_ID`: cut short it would name another step.
+    *value* is any attribute's value. Text stays as it is, bytes are read as UTF-8, and all else becomes JSON, as in
+    OpenTelemetry's own text form of attributes. Raises ValueError for more characters than `MAX_STEP_ID`: cut short,
+    the id could be another step's.
     """
     if value is None:
         return ""
     if isinstance(value, str):
-        text = str.__str__(value)  # an enum member that is a str: its value, not its name
+        text = str.__str__(value)  # of an enum member that is a str, its value and not its name
     elif isinstance(value, bytes):
         text = _decoded(value)
     else:
