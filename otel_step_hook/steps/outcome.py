@@ -1,4 +1,4 @@
-"""How a step ended: the order of evidence. First rule that decides, in the order of the code."""
+"""How a step ended. The rules are asked in the order of the code, and the first that decides wins."""
 
 import re
 
@@ -8,9 +8,9 @@ from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.profile import Attributes, Profile, Verdict, as_text
 from otel_step_hook.steps.spans import StartedSpan
 
-# Compared by the last dotted part: asyncio.exceptions.CancelledError, trio.Cancelled, a bare CancelledError, …
+# Compared with the last dotted part of a name: asyncio.exceptions.CancelledError, trio.Cancelled, CancelledError, …
 CANCELLATIONS = frozenset({"CancelledError", "Cancelled", "KeyboardInterrupt", "SystemExit", "GreenletExit"})
-# A step that pauses, or hands its end over to somebody else, has not ended: nothing is sent.
+# With these exceptions a step pauses, or leaves its completion to another party: it has not ended, nothing is sent.
 PAUSES = frozenset(
     {
         "GraphInterrupt",
@@ -22,9 +22,9 @@ PAUSES = frozenset(
         "HumanFeedbackPending",
     }
 )
-# Whose they are: an exception of the same name from elsewhere is one like any other.
+# The packages that define them. An exception of the same name from another package is an ordinary exception.
 _PAUSING_PACKAGES = frozenset({"langgraph", "pydantic_ai", "temporalio", "haystack", "crewai"})
-# In flight without meaning a failure: how generators end.
+# Exceptions that end generators: in flight, they are no failures.
 CONTROL_FLOW = frozenset({"GeneratorExit", "StopIteration", "StopAsyncIteration"})
 
 _STEP_STATUS = {
@@ -40,33 +40,32 @@ _STEP_STATUS = {
     "canceled": Outcome.CANCELLED,
     "cancellation": Outcome.CANCELLED,
 }
-_LEADING_NAME = re.compile(r"[A-Za-z_][\w.]*(?=\s*(?:[:(]|$))")  # not a sentence that begins so
+_LEADING_NAME = re.compile(r"[A-Za-z_][\w.]*(?=\s*(?:[:(]|$))")  # a name alone, not the beginning of a sentence
 
 
 def step_status_outcome(attributes: Attributes) -> Outcome | None:
-    """What the attribute ``step.status`` says, if anything."""
+    """Return the outcome that the attribute ``step.status`` names, or None."""
     if "step.status" not in attributes:
         return None
     return _STEP_STATUS.get(as_text(attributes["step.status"]).strip().lower())
 
 
 def outcome_of(span: StartedSpan, exception: BaseException | None, profile: Profile) -> Outcome | None:
-    """How the step of *span* ended, or None when it has not: it has only paused, or will be tried again.
+    """Return how the step of *span* ended, or None when it has not ended: it has paused, or will be tried again.
 
-    *exception* is the one in flight when the span ended, unless it already was when the span
-    began. *profile* is that of the framework. Never raises, whatever the span holds, unless a
-    profile of the user's does.
+    *exception* is the one in flight when the span ended, unless it was in flight already when the span began.
+    *profile* is that of the framework. Never raises for any span, unless a rule of a user's profile does.
     """
-    said = step_status_outcome(span.attributes) or profile.outcome(span, exception)
-    if said is not None:
-        return None if isinstance(said, Verdict) else Outcome(said)
-    flying = _kind(exception) if exception is not None else ""
+    reported_outcome = step_status_outcome(span.attributes) or profile.outcome(span, exception)
+    if reported_outcome is not None:
+        return None if isinstance(reported_outcome, Verdict) else Outcome(reported_outcome)
+    kind = _kind(exception) if exception is not None else ""
     status = span.status.status_code
     if status is StatusCode.ERROR:
         return _of_error(span, exception)
-    if flying == "cancellation":
+    if kind == "cancellation":
         return Outcome.CANCELLED
-    if flying == "pause":
+    if kind == "pause":
         return None
     if status is StatusCode.OK:
         return None if _is_pause(_last_exception(span)) else Outcome.SUCCESS
@@ -74,14 +73,18 @@ def outcome_of(span: StartedSpan, exception: BaseException | None, profile: Prof
 
 
 def _of_error(span: StartedSpan, exception: BaseException | None) -> Outcome | None:
-    flying = _kind(exception)
-    given = (_last_exception(span), as_text(span.attributes.get("error.type")), _leading_name(span.status.description))
-    names = tuple(map(bare_name, given))
-    if flying == "cancellation" or not CANCELLATIONS.isdisjoint(names):
+    kind = _kind(exception)
+    recorded = (
+        _last_exception(span),
+        as_text(span.attributes.get("error.type")),
+        _leading_name(span.status.description),
+    )
+    names = tuple(map(bare_name, recorded))
+    if kind == "cancellation" or not CANCELLATIONS.isdisjoint(names):
         return Outcome.CANCELLED
-    if flying == "pause" or (_is_pause(*given) and not _is_not_a_pause(exception)):
+    if kind == "pause" or (_is_pause(*recorded) and not _is_not_a_pause(exception)):
         return None
-    # A generator that its consumer closed early has done what was asked of it, unless something else is recorded.
+    # A consumer that closes a generator early has got what it wanted, unless another exception is recorded.
     return Outcome.SUCCESS if {name for name in names if name} == {"GeneratorExit"} else Outcome.FAILED
 
 
@@ -95,19 +98,20 @@ def _of_unset(span: StartedSpan, exception: BaseException | None) -> Outcome | N
 
 
 def is_cancellation(exception: BaseException | None) -> bool:
-    """Whether *exception* is a cancellation, or a group of nothing else."""
+    """Whether *exception* is a cancellation, or a group of cancellations only."""
     return _kind(exception) == "cancellation"
 
 
 def is_failure(exception: BaseException | None) -> bool:
-    """Whether *exception* means that something has failed: it is no cancellation, pause or control flow."""
+    """Whether *exception* is a failure: no cancellation, no pause and no control flow."""
     return _kind(exception) == "exception"
 
 
 def _kind(exception: BaseException | None) -> str:
-    """``cancellation``, ``pause``, ``exception``, or nothing for none and for mere control flow.
+    """Return ``cancellation``, ``pause``, ``exception``, or empty text for None and for control flow.
 
-    A group is a cancellation when all of its leaves are: trio and TaskGroup wrap them so.
+    A group has the kind that all of its exceptions have, or is an ``exception`` if they differ: trio and
+    `asyncio.TaskGroup` wrap cancellations in groups.
     """
     if exception is None:
         return ""
@@ -124,7 +128,7 @@ def _kind(exception: BaseException | None) -> str:
 
 
 def _is_pause(*names: str) -> bool:
-    """Whether the first of these names that could be a pause's is one: it does not say whose it is, or says so."""
+    """Whether the first of *names* that is in `PAUSES` has no module, or a module of a package that defines pauses."""
     for name in names:
         module, _, last = name.rpartition(".")
         if last in PAUSES:
@@ -133,7 +137,7 @@ def _is_pause(*names: str) -> bool:
 
 
 def _is_not_a_pause(exception: BaseException | None) -> bool:
-    """Whether *exception* has the name of a pause and is none: the object knows better than a name on its span."""
+    """Whether *exception* shares its name with a pause and is none: the object outweighs a name on the span."""
     has_name = any(base.__name__ in PAUSES for base in type(exception).__mro__)
     return has_name and _kind(exception) != "pause"
 
@@ -143,7 +147,7 @@ def _is_pausing_package(module: object) -> bool:
 
 
 def _last_exception(span: StartedSpan) -> str:
-    """The type of the last exception event; empty without one."""
+    """Return the type in the last exception event; empty text without one."""
     for event in reversed(span.events):
         if event.name == "exception":
             return as_text((event.attributes or {}).get("exception.type"))
@@ -151,11 +155,14 @@ def _last_exception(span: StartedSpan) -> str:
 
 
 def bare_name(name: str) -> str:
-    """``CancelledError`` of ``asyncio.exceptions.CancelledError``."""
+    """Return the last dotted part of *name*: ``CancelledError`` of ``asyncio.exceptions.CancelledError``."""
     return name.rpartition(".")[2]
 
 
 def _leading_name(description: str | None) -> str:
-    """``CancelledError`` of ``CancelledError: stopped`` and of ``CancelledError()Traceback…``; ``?`` of a sentence."""
+    """Return the exception's name at the beginning of *description*, or ``?`` if it begins with none.
+
+    It is ``CancelledError`` in ``CancelledError: stopped`` and in ``CancelledError()Traceback…``.
+    """
     found = _LEADING_NAME.match(description or "")
     return found.group() if found else "?" * bool(description)
