@@ -1,4 +1,4 @@
-"""The profiles that names select: the table's, and those of installed packages. Owns their entry point group."""
+"""The selection of profiles by name: built-in ones and those of installed packages. Owns their entry point group."""
 
 import logging
 from collections.abc import Iterable
@@ -8,20 +8,20 @@ from otel_step_hook.steps.frameworks import PROFILES
 from otel_step_hook.steps.profile import Profile
 
 GROUP = "otel_step_hook_profiles"
-AUTO = "auto"  # all there are
+AUTO = "auto"  # the name that selects all profiles
 
 _log = logging.getLogger("otel_step_hook")
 
 
 def profile_names() -> list[str]:
-    """Every name that selects a profile, in lower case and sorted; the table's, and those of installed packages."""
+    """Return every name that selects profiles, built-in or installed, in lower case and sorted."""
     return sorted({AUTO, *(profile.name for profile in PROFILES), *map(str.lower, entry_points(group=GROUP).names)})
 
 
 def selected_profiles(names: Iterable[str]) -> tuple[Profile, ...]:
-    """The profiles of these names, those of installed packages first: they know their own spans best.
+    """Return the profiles with these *names*; those of installed packages come first, as they know their spans best.
 
-    One that cannot be loaded is logged, and left out.
+    A profile that cannot be loaded is logged and left out.
     """
     wanted = set(names)
     installed = [
@@ -37,7 +37,7 @@ def _loaded(point: EntryPoint) -> list[Profile]:
     try:
         found = point.load()
         profiles = [found] if isinstance(found, Profile) else list(found)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 -- somebody else's module, in the application's start-up
+    except (Exception, SystemExit) as error:  # noqa: BLE001 -- a foreign module must not break the start-up
         _log_unusable(point, f"{type(error).__name__}: {error}")
         return []
     if not all(isinstance(profile, Profile) for profile in profiles):

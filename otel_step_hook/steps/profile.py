@@ -1,7 +1,7 @@
-"""What a `Profile` is, and the combinators that its rules are written in.
+"""`Profile`, which describes the spans of one framework, and functions that make its rules.
 
-Rules are asked on the application's thread: each is a function of its arguments, takes no lock,
-and answers for any attributes whatever.
+Rules are called on the application's thread: each is a function of its arguments alone, takes no lock, and copes with
+attributes of any type.
 """
 
 import re
@@ -18,63 +18,67 @@ Attributes = Mapping[str, object]
 
 
 class SpanView(Protocol):
-    """A span, or what a sampler sees of one: its name, and the attributes that it has by now."""
+    """A span, or what a sampler knows of a span that is about to begin."""
 
     @property
     def name(self) -> str:
-        """As it is by now."""
+        """The current name."""
 
     @property
     def attributes(self) -> Attributes:
-        """By their keys."""
+        """The current attributes by their keys."""
 
 
 class Verdict(Enum):
-    """What is said of a step's span that has ended, beside the outcomes."""
+    """What an outcome rule may return besides an `Outcome`."""
 
-    NOT_TERMINAL = "not terminal"  # the step waits for somebody, will be tried again, or has not been saved
+    NOT_TERMINAL = "not terminal"  # the step waits for an answer, will be tried again, or has not been saved
 
 
 NOT_TERMINAL = Verdict.NOT_TERMINAL
 Rule = Callable[[SpanView], bool]
 PartRule = Callable[[StartedSpan], bool]
-StepIdRule = Callable[[StartedSpan], object]  # a step id, of any type; None or blank where there is none
-# Of a span that has ended, and the exception in flight that was not when it began; None: it says nothing.
+StepIdRule = Callable[[StartedSpan], object]  # returns a step id of any type; None or blank text without one
+# Called with a span that has ended, and the exception in flight unless it was in flight already when the span began.
+# Returns None to leave the decision to the general rules.
 OutcomeRule = Callable[[StartedSpan, BaseException | None], Outcome | Verdict | None]
 
 
 def never(_span: SpanView) -> bool:
-    """No span."""
+    """Match no span."""
     return False
 
 
 def no_id(_span: StartedSpan) -> object:
-    """No step id: one is made from trace id and span id."""
+    """Return no step id, so that one is made from trace id and span id."""
     return None
 
 
 def no_outcome(_span: StartedSpan, _exception: BaseException | None) -> None:
-    """Nothing on the outcome: the general rules decide."""
+    """Return no outcome, so that the general rules decide."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # each is itself, and cheap to look for
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by identity, which is fast
 class Profile:
-    """What the spans of one framework look like. Most need *name*, *scopes*, *is_step* and *step_id*.
+    """Describes the spans of one framework. Most profiles need *name*, *scopes*, *is_step* and *step_id*.
 
-    *name* is what ``STEP_COMPLETE_PROFILES`` selects it by. *scopes* are the instrumentation scopes that its spans
-    have; without scopes it is asked about the spans of all scopes that no profile names. *required_attributes* are
-    attributes of which each of its steps has one, if not from its start; none: any span may be a step.
+    *name* selects the profile in ``STEP_COMPLETE_PROFILES``. *scopes* are the names of the instrumentation scopes of
+    its spans; a profile without scopes is asked about the spans of all scopes that no profile names.
+    *required_attributes* are keys of attributes: every step has at least one of them, at the latest when it ends.
+    Without them any span may be a step.
 
-    *is_step* says of a span, by its ``name`` and ``attributes``, whether it is a step. It is asked when the span
-    begins, and again when it ends. *sampled_names*, a regular expression, names the spans that may become steps, or
-    are needed to know one: `StepSampler` keeps those, and those that are steps by what they begin with.
+    *is_step* gets a span, with ``name`` and ``attributes``, and returns whether it is a step. It is called when the
+    span begins, and again when it ends. *sampled_names* is a regular expression for the whole names of spans that may
+    become steps, or by which steps are recognised: `StepSampler` records these, and spans that are steps already by
+    the name and the attributes that they begin with.
 
-    *step_id* reads the step id off a span; without one it is made from trace id and span id. *outcome* is what the
-    framework itself says of the outcome, given the span, with ``status``, ``events`` and ``end_time``, and the
-    exception in flight, if it was not in flight when the span began.
+    *step_id* returns the step id of a span, a value of any type; if that is None or blank text, an id is made from
+    trace id and span id. *outcome* gets the span, with ``status``, ``events`` and ``end_time`` (unix nanoseconds), and
+    the exception in flight, or None if that was in flight already when the span began. It returns an `Outcome`,
+    `NOT_TERMINAL` when the step has not ended, or None to leave the decision to the general rules.
 
-    Rules are called on the application's thread. Raises `ConfigurationError` for scopes or attributes that are no
-    names, for rules that are no functions, and for *sampled_names* that is no regular expression.
+    Rules are called on the application's threads. Raises `ConfigurationError` for *scopes* or *required_attributes*
+    that are no tuple of names, for rules that are no functions, and for *sampled_names* that is no regular expression.
     """
 
     name: str
@@ -103,19 +107,20 @@ class Profile:
             ) from None
 
     def may_be_step(self, span: SpanView) -> bool:
-        """Whether a span that begins so may become a step, or is needed to know one."""
+        """Whether *span*, as it begins, may become a step, or is one by which steps are recognised."""
         return bool(self.sampled_names and name_matches(self.sampled_names)(span)) or self.is_step(span)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrameworkProfile(Profile):
-    """What only the table of frameworks needs beside a `Profile`.
+    """A `Profile` with what only built-in profiles need.
 
-    *is_part* says of a span that is a step whether it is only a part of a step that another span reports; by the span
-    and those around it. *at_start* is asked for facts of the running code when a span begins. *ends_children* says of
-    a span that the steps directly below it end with it, those that have no end of their own. *details* reads a span
-    that is no step and knows more about one: its step id, and names with their values. With *report_once* a step is
-    reported once with each outcome. With *exclusive* an attribute ``step_id`` alone makes no step.
+    *is_part* returns whether a span for which *is_step* is true is only a part of a step that another span reports; it
+    gets the span and, through it, its ancestors. *at_start* returns facts about the running code when a span begins.
+    *ends_children* returns whether the steps directly below a span end with it if they have not ended before.
+    *details* reads a span that is no step but describes one, and returns the step's id, and further values by name.
+    With *report_once* a step is reported once with each outcome. With *exclusive* an attribute ``step_id`` alone does
+    not make a span a step.
     """
 
     is_part: PartRule | None = None
@@ -127,59 +132,60 @@ class FrameworkProfile(Profile):
 
     @classmethod
     def of(cls, profile: Profile) -> "FrameworkProfile":
-        """The same profile, with nothing besides; one that is from the table as it is."""
+        """Return *profile* as a `FrameworkProfile`, the same object if it is one."""
         if isinstance(profile, cls):
             return profile
         return cls(**{field.name: getattr(profile, field.name) for field in fields(Profile)})
 
 
 def has_attribute(key: str) -> Rule:
-    """Spans with this attribute."""
+    """Match spans that have the attribute *key*."""
     return lambda span: key in span.attributes
 
 
 def attribute_is(key: str, *values: str) -> Rule:
-    """Spans with this attribute, of one of these values."""
-    # In a tuple, not a set: a value may have no hash. An enum member that is text equals its value.
+    """Match spans whose attribute *key* has one of *values*."""
+    # In a tuple, not a set: an attribute's value may be unhashable. An enum member that is text equals its value.
     return lambda span: key in span.attributes and span.attributes[key] in values
 
 
 def name_matches(pattern: str) -> Rule:
-    """Spans whose whole name this regular expression fits."""
-    fits = re.compile(pattern, re.DOTALL).fullmatch
-    return lambda span: isinstance(span.name, str) and fits(span.name) is not None  # the SDK takes anything for a name
+    """Match spans whose whole name matches the regular expression *pattern*."""
+    matches = re.compile(pattern, re.DOTALL).fullmatch
+    # The SDK accepts a name of any type.
+    return lambda span: isinstance(span.name, str) and matches(span.name) is not None
 
 
 _S = TypeVar("_S", bound=SpanView)
 
 
 def both(one: Callable[[_S], bool], other: Callable[[_S], bool]) -> Callable[[_S], bool]:
-    """Spans that both rules fit."""
+    """Match spans that match both rules."""
     return lambda span: one(span) and other(span)
 
 
 def either(one: Callable[[_S], bool], other: Callable[[_S], bool]) -> Callable[[_S], bool]:
-    """Spans that one of the two rules fits."""
+    """Match spans that match at least one of the rules."""
     return lambda span: one(span) or other(span)
 
 
 def inside(rule: Rule, *scopes: str) -> PartRule:
-    """Spans with one around them, however far above, that the rule fits: of these scopes, or of the span's own."""
+    """Match spans with an ancestor that matches *rule* and is of one of *scopes*, or of the span's own scope."""
 
     def is_inside(span: StartedSpan) -> bool:
-        known = scopes or (span.scope,)
-        return any(above.scope in known and rule(above) for above in span.ancestors())
+        accepted_scopes = scopes or (span.scope,)
+        return any(above.scope in accepted_scopes and rule(above) for above in span.ancestors())
 
     return is_inside
 
 
 def not_below(rule: Rule) -> PartRule:
-    """Spans whose parent, if it is of the same scope, does not fit the rule; and those without one."""
+    """Match spans without a parent of the same scope that matches *rule*."""
     return lambda span: span.parent is None or span.parent.scope != span.scope or not rule(span.parent)
 
 
 def first_attribute(*keys: str, but_not: str = "") -> Callable[[StartedSpan], str | None]:
-    """The first of these attributes that says anything, unless that is *but_not*, a framework's word for nothing."""
+    """Return a rule for the first attribute that is not blank; None if it is *but_not*, the framework's placeholder."""
 
     def source(span: StartedSpan) -> str | None:
         for key in keys:
@@ -191,7 +197,7 @@ def first_attribute(*keys: str, but_not: str = "") -> Callable[[StartedSpan], st
 
 
 def joined_attributes(*keys: str) -> StepIdRule:
-    """All of these attributes, with a slash between them; none where one is missing."""
+    """Return a rule for all of these attributes, with slashes between them; None if one is missing or blank."""
 
     def source(span: StartedSpan) -> object:
         parts = [step_id_text(span.attributes.get(key)) for key in keys]
@@ -201,20 +207,20 @@ def joined_attributes(*keys: str) -> StepIdRule:
 
 
 def not_terminal_if(key: str) -> OutcomeRule:
-    """A step whose span has this attribute is not terminal."""
+    """Return a rule by which a step is not terminal if its span has the attribute *key*."""
     return lambda span, _: NOT_TERMINAL if key in span.attributes else None
 
 
 def outcome_from(key: str, outcomes: Mapping[str, Outcome | Verdict]) -> OutcomeRule:
-    """The outcome by the word in this attribute, whatever its case; any other word says nothing."""
+    """Return a rule that looks the attribute *key* up in *outcomes*, in lower case; None for a value not in there."""
     return lambda span, _: outcomes.get(as_text(span.attributes.get(key)).strip().lower())
 
 
 def outcome_if_event(name: str, outcome: Outcome) -> OutcomeRule:
-    """This outcome for a span with an event of this name."""
+    """Return a rule for *outcome*, for spans that have an event called *name*."""
     return lambda span, _: outcome if any(event.name == name for event in span.events) else None
 
 
 def as_text(value: object) -> str:
-    """*value*, if it is text: of an enum member that is text its value. What is no text says nothing."""
+    """Return *value* if it is text (of an enum member that is text, its value), and empty text otherwise."""
     return str.__str__(value) if isinstance(value, str) else ""
