@@ -1,8 +1,8 @@
-"""Which spans are steps: a table, one line per framework, and the rows for everybody else.
+"""The built-in profiles: one line for each framework, and profiles for the spans of all other scopes.
 
-Measured on the spans of real runs, which ``tests/corpus`` keeps, and read in the sources of those
-that are not there. A framework that has loops, nodes or tasks is recognised at that level, and its
-tools only where it has nothing better, so that one piece of work is one webhook.
+They were measured on the spans of real runs, which ``tests/corpus`` keeps; for frameworks without such spans, they
+were read from the source. In a framework that has loops, nodes or tasks, these are the steps. Tool calls are steps
+only where there is nothing of the kind around them, so that one piece of work is one webhook.
 """
 
 from otel_step_hook.steps.frameworks import (
@@ -39,7 +39,7 @@ PROFILES: tuple[Profile, ...] = (
     conventions.TRACELOOP,
     conventions.UTIL_GENAI,
     *letta.PROFILES,
-    # For the spans of all scopes that have no row above.
+    # Without scopes: for the spans of all scopes that no profile above names.
     GENERIC,
     conventions.HAYSTACK,
     conventions.CICD,

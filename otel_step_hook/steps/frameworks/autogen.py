@@ -1,4 +1,4 @@
-"""AutoGen: a step is what an agent of its runtime processes, or a tool call that no such step is around."""
+"""AutoGen: a step is a message that an agent of its runtime works on, or a tool call outside of such a step."""
 
 from otel_step_hook.steps.profile import (
     FrameworkProfile,
@@ -24,12 +24,13 @@ _MANAGERS = (
 )
 
 
-def _is_turn(span: SpanView) -> bool:
-    """Not what a team says to itself: of its messages only the request to speak is work."""
+def _is_work(span: SpanView) -> bool:
+    """Whether the message asks an agent to work. Among the messages of a team, only the request to speak does."""
     kind = span.attributes.get("recipient_agent_class")
     if kind == "ChatAgentContainer":
-        asked = span.attributes.get("message") == "{}"  # the others carry something
-        return asked and '"is_rpc": false' in as_text(span.attributes.get("message_context"))  # it is no reset or pause
+        is_request = span.attributes.get("message") == "{}"  # other messages have content
+        # A reset or a pause is empty, too, but a remote procedure call.
+        return is_request and '"is_rpc": false' in as_text(span.attributes.get("message_context"))
     return kind not in _MANAGERS
 
 
@@ -39,7 +40,7 @@ PROFILES = (
         scopes=_SCOPES,
         required_attributes=("messaging.operation", "gen_ai.operation.name"),
         sampled_names="autogen process .*|invoke_agent .*",
-        is_step=either(both(_PROCESS, _is_turn), _TOOL_CALL),
+        is_step=either(both(_PROCESS, _is_work), _TOOL_CALL),
         is_part=both(_TOOL_CALL, inside(_PROCESS, *_SCOPES)),
         step_id=first_attribute("gen_ai.tool.call.id"),
     ),

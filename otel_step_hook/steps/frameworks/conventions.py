@@ -1,6 +1,7 @@
-"""The rows that need no code, for frameworks that say all there is to say by names and attributes.
+"""The profiles that need no code, for frameworks whose names and attributes of spans are enough.
 
-Those of the conventions for generative AI and for CI/CD are for the spans of all scopes that no other row names.
+Those without scopes are for the spans of all scopes that no other profile names, such as those for OpenTelemetry's
+semantic conventions for generative AI and for CI/CD.
 """
 
 from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome
@@ -56,11 +57,10 @@ GOOGLE_ADK = FrameworkProfile(
     scopes=("gcp.vertex.agent",),
     required_attributes=("gen_ai.operation.name",),
     sampled_names="(invoke_node|invoke_agent|execute_tool|call_llm|generate_content).*",
-    # A merged call stands for several of them.
+    # A span for merged calls stands for several tool calls.
     is_step=either(_ADK_NODE, both(_TOOL_CALL, name_matches(r"(?!execute_tool \(merged\)).*"))),
-    is_part=both(
-        _TOOL_CALL, inside(either(_ADK_NODE, name_matches("invoke_node .*")))
-    ),  # by name: attributes are evicted
+    # By the name, too: beyond its limit, the SDK drops attributes.
+    is_part=both(_TOOL_CALL, inside(either(_ADK_NODE, name_matches("invoke_node .*")))),
     step_id=first_attribute("gen_ai.tool.call.id", but_not="<not specified>"),
 )
 AGENT_FRAMEWORK = FrameworkProfile(
@@ -77,7 +77,7 @@ LLAMA_INDEX = (
         name="llama-index",
         scopes=("openinference.instrumentation.llama_index",),
         required_attributes=("openinference.span.kind",),
-        # A function may be a step; the parts of a pipeline are called.
+        # A step may be a plain function. Components of a pipeline have spans such as `SentenceSplitter.__call__`.
         is_step=both(has_attribute("openinference.span.kind"), name_matches(r"(?!.*\.(run|__call__)$).+")),
         is_part=not_below(name_matches(r".*\.run")),
         outcome=outcome_if_event("span.cancelled", _CANCELLED),
@@ -113,8 +113,8 @@ AIRFLOW = Profile(
     ),
 )
 HAYSTACK = Profile(
-    name="haystack",
-    required_attributes=("haystack.agent.step", "haystack.component.name"),  # the tracer may be the application's own
+    name="haystack",  # without scopes: the application may supply the tracer
+    required_attributes=("haystack.agent.step", "haystack.component.name"),
     sampled_names=_HAYSTACK,
     is_step=name_matches(_HAYSTACK),
 )

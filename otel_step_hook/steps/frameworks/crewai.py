@@ -1,4 +1,4 @@
-"""CrewAI: a step is a task, or a method of a flow; by its own spans and by those of three instrumentations."""
+"""CrewAI: a step is a task, or a method of a flow; in its own spans, and in those of three instrumentations."""
 
 from opentelemetry.trace import StatusCode
 
@@ -26,16 +26,16 @@ _TRACELOOP = "opentelemetry.instrumentation.crewai.instrumentation"
 
 
 def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict | None:
-    """Cancelled, where its session has to end a span when it closes: CrewAI says nothing of what is cancelled."""
+    """Return cancelled for a span that CrewAI's closing session has ended: CrewAI does not report cancellations."""
     if span.attributes.get("crewai.event_name") == "method_execution_paused":
         return NOT_TERMINAL
     return Outcome.CANCELLED if as_text(span.status.description).startswith("Span orphaned") else None
 
 
 def _listeners_outcome(span: StartedSpan, _: BaseException | None) -> Verdict | None:
-    """Not terminal, where the listener ends what is still open when it is taken away: an error without a word."""
-    is_mute = not span.status.description and not span.events
-    return NOT_TERMINAL if is_mute and span.status.status_code is StatusCode.ERROR else None
+    """Return not terminal for an error without a reason: the listener ends open spans so when it is removed."""
+    has_no_reason = not span.status.description and not span.events
+    return NOT_TERMINAL if has_no_reason and span.status.status_code is StatusCode.ERROR else None
 
 
 PROFILES: tuple[Profile, ...] = (
@@ -67,7 +67,7 @@ PROFILES: tuple[Profile, ...] = (
         name="crewai",
         scopes=(_TRACELOOP,),
         required_attributes=("traceloop.span.kind",),
-        is_step=either(_TASK, _AGENT),  # an agent of a task in a thread of its own, which has no span
+        is_step=either(_TASK, _AGENT),  # the agent of a task that runs on its own thread: the task has no span
         is_part=both(_AGENT, inside(either(either(_TASK, _AGENT), name_matches(r".*\.(task|agent)")))),
     ),
 )

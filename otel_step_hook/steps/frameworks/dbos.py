@@ -1,4 +1,4 @@
-"""DBOS: a step of a workflow, by the workflow's id and the step's number, which only the running code knows."""
+"""DBOS: a step of a workflow. Its id is the workflow's id and the step's number, which only the running code knows."""
 
 from otel_step_hook.steps.event import Outcome, step_id_text
 from otel_step_hook.steps.profile import FrameworkProfile, attribute_is, either
@@ -9,14 +9,14 @@ _WORKFLOW_IDS = ("operationUUID", "dbos.operation.workflow_id")  # of older and 
 
 
 def step_id(span: StartedSpan) -> object:
-    """``workflow id/number``; nothing where one of the two is missing."""
+    """Return ``workflow id/number``; None if one of the two is missing."""
     number = step_id_text(span.facts.get("step_number"))
     workflow = next(filter(None, (step_id_text(span.attributes.get(key)) for key in _WORKFLOW_IDS)), "")
     return f"{workflow}/{number}" if workflow and number else None
 
 
 def outcome(_: StartedSpan, exception: BaseException | None) -> Outcome | None:
-    """Cancelled, where ``cancel_workflow`` has interrupted the step with an exception of DBOS's own."""
+    """Return cancelled if ``cancel_workflow`` has interrupted the step, for which DBOS has its own exception."""
     return Outcome.CANCELLED if type(exception).__name__ == "DBOSWorkflowCancelledError" else None
 
 

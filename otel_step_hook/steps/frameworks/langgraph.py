@@ -1,7 +1,7 @@
-"""LangGraph, under openinference and under traceloop: a step is one run of a node.
+"""LangGraph, instrumented by openinference or by traceloop: a step is one run of a node.
 
-In a graph a name may stand for several spans, one below the other: a node, the agent or the piece that was added as the
-node of its own name, and nodes inside of it. The checkpoint namespace tells them apart.
+In a graph, several spans below each other may have one name: a node, the agent or the chain that was added as the node
+of that name, and nodes inside of it. The checkpoint namespace distinguishes them.
 """
 
 import json
@@ -14,13 +14,13 @@ from otel_step_hook.steps.spans import StartedSpan
 
 _TRACELOOP = "traceloop.association.properties.langgraph_"
 _TASK = attribute_is("traceloop.span.kind", "task")
-# In JSON that the SDK may have cut short.
+# For JSON that the SDK may have cut short, so that it cannot be parsed.
 _CHECKPOINT = re.compile(r'"langgraph_checkpoint_ns": ("(?:[^"\\]|\\.)*")')
 _NODE = re.compile(r'"langgraph_node": ("(?:[^"\\]|\\.)*")')
 
 
 def _in_metadata(pattern: re.Pattern[str], span: SpanView) -> str:
-    """What *pattern* finds in the metadata that openinference adds, a text in JSON; empty where it finds none."""
+    """Return what *pattern* finds in ``metadata``, openinference's attribute of JSON text; empty without a match."""
     found = pattern.search(as_text(span.attributes.get("metadata")))
     with suppress(ValueError):  # an escape that JSON does not know
         return as_text(json.loads(found[1], strict=False)) if found else ""
@@ -28,29 +28,27 @@ def _in_metadata(pattern: re.Pattern[str], span: SpanView) -> str:
 
 
 def _is_node(span: SpanView) -> bool:
-    """Not a conditional edge, a model or a piece of a chain: they say, too, in which node they are."""
-    return (
-        "metadata" in span.attributes and _in_metadata(_NODE, span) == span.name and not _is_langgraphs_own(span.name)
-    )
+    """Whether the span is named as its node. Edges, models and parts of chains have a node, too, but other names."""
+    return "metadata" in span.attributes and _in_metadata(_NODE, span) == span.name and not _is_internal(span.name)
 
 
 def _is_traceloop_node(span: SpanView) -> bool:
-    """The task that is named as the node that it belongs to."""
+    """Whether the span is the task that is named as its node."""
     node = span.attributes.get(f"{_TRACELOOP}node")
     is_node = node is not None and span.attributes.get("traceloop.entity.name") == node and _TASK(span)
-    return is_node and not _is_langgraphs_own(as_text(node))
+    return is_node and not _is_internal(as_text(node))
 
 
-def _is_langgraphs_own(node: str) -> bool:
-    return node.startswith("__")  # such as __start__, where a conditional edge leads from there
+def _is_internal(node: str) -> bool:
+    return node.startswith("__")  # such as __start__, which has a span if a conditional edge leads from it
 
 
 def _is_part_of_node(span: StartedSpan, checkpoint: str, node: str) -> bool:
-    """Whether *span* is a piece of a node around it, and not one of the nodes of its name that *checkpoint* lists.
+    """Whether *span* is a part of the node around it, and not one of the nested nodes that *checkpoint* lists.
 
-    A node that is nested in others of its name has two running spans of that name above it for each, the other's and
-    its graph's, or one where the graph has another name; a piece has its own node's besides. One that the user has
-    given an id is a step.
+    A node inside other nodes of its name has, for each of them, two running spans of that name above it: the other
+    node's and that of its graph, or one if the graph has another name. A part of a node has one more: its node's. A
+    span to which the user has given a step id is a step.
     """
     if any(_has_text(span.attributes.get(key)) for key in STEP_ID_KEYS):
         return False
@@ -64,7 +62,7 @@ def _is_part_of_node(span: StartedSpan, checkpoint: str, node: str) -> bool:
 def _has_text(value: object) -> bool:
     try:
         return bool(step_id_text(value))
-    except ValueError:  # too long to be sent, which costs the step when it ends
+    except ValueError:  # too long to be sent: the step is dropped when it ends
         return True
 
 

@@ -1,6 +1,6 @@
-"""Letta's steps, which its ``StepManager`` ends: after the commit, as its own webhook does.
+"""Letta: a step ends when its ``StepManager`` has committed the step's last state, as for Letta's own webhook.
 
-Not its ``agent_step`` spans: they end before the commit, and not at all where a step has failed.
+Its ``agent_step`` spans are not used: they end before the commit, and never end if a step has failed.
 """
 
 from collections.abc import Mapping
@@ -17,23 +17,23 @@ _OUTCOMES = {
     "StepManager.update_step_error_async": Outcome.FAILED,
     "StepManager.update_step_cancelled_async": Outcome.CANCELLED,
 }
-_STEP_START = "StepManager.log_step_async"  # knows whose step it is
+_STEP_START = "StepManager.log_step_async"  # has the ids of the agent and of the run
 _SAMPLED = r"StepManager\.(update_step_(success|error|cancelled)|log_step)_async"
-# The types of what ends a step from outside. Letta writes the traceback of such a step as that of an unknown error.
+# The exceptions that end a step from outside. Letta saves their traceback as that of an unknown error.
 _CANCELLATIONS = CANCELLATIONS | {"GeneratorExit"}
 
 
 def _is_step(span: SpanView) -> bool:
-    """Whether a step's last state is being saved."""
+    """Whether the span saves the last state of a step."""
     is_known = isinstance(span.name, str) and span.name in _OUTCOMES
     return is_known and as_text(span.attributes.get("parameter.step_id")).startswith("step-")
 
 
 def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict:
-    """What has been saved; not terminal where saving it has failed.
+    """Return the outcome that has been saved; not terminal if saving has failed.
 
-    Letta saves a step that was cancelled as failed, with an error of type ``Unknown`` whose traceback
-    ends in the cancellation: that is reported as cancelled.
+    Letta saves a cancelled step as failed, with an error of type ``Unknown`` whose traceback ends in the
+    cancellation: such a step is reported as cancelled.
     """
     if span.status.status_code is not StatusCode.OK:
         return NOT_TERMINAL
@@ -46,12 +46,12 @@ def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict:
 
 
 def _details(span: StartedSpan) -> tuple[str, Mapping[str, str]] | None:
-    """The id of a step that begins, and whose it is."""
+    """Return the id of a step that begins, and the ids of its agent and its run."""
     step_id = as_text(span.attributes.get("parameter.step_id"))
     if span.name != _STEP_START or not step_id:
         return None
     known = {key: as_text(span.attributes.get(f"parameter.{key}")) for key in ("agent_id", "run_id")}
-    return step_id, {key: value for key, value in known.items() if value not in {"", "None"}}  # Letta's word for none
+    return step_id, {key: value for key, value in known.items() if value not in {"", "None"}}  # Letta writes None so
 
 
 PROFILES = (

@@ -1,4 +1,4 @@
-"""OpenAI Agents, under openinference and under traceloop: both say OK of what an exception passes through."""
+"""OpenAI Agents, instrumented by openinference or by traceloop: both set OK on a span that an exception leaves."""
 
 from opentelemetry.trace import StatusCode
 
@@ -9,7 +9,7 @@ from otel_step_hook.steps.spans import StartedSpan
 
 
 def _outcome(span: StartedSpan, exception: BaseException | None) -> Outcome | None:
-    """Failed, where status OK goes along with an exception in flight."""
+    """Return failed for status OK with a failure in flight."""
     return Outcome.FAILED if span.status.status_code is StatusCode.OK and is_failure(exception) else None
 
 
@@ -22,7 +22,7 @@ PROFILES = (
         outcome=_outcome,
     ),
     Profile(
-        name="openai-agents",  # the traces of traceloop and of opentelemetry-instrumentation-openai-agents-v2
+        name="openai-agents",  # the spans of traceloop and of opentelemetry-instrumentation-openai-agents-v2
         scopes=("opentelemetry.instrumentation.openai_agents",),
         required_attributes=("gen_ai.operation.name",),
         is_step=attribute_is("gen_ai.operation.name", "execute_tool"),

@@ -1,4 +1,4 @@
-"""Prefect: a step is a run of a task, and its last state says how it ended."""
+"""Prefect: a step is a run of a task, and its outcome is the last state of the run."""
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.profile import NOT_TERMINAL, Profile, Verdict, as_text, attribute_is, first_attribute
@@ -14,7 +14,7 @@ _STATES: dict[str, Outcome | Verdict] = {
 
 
 def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | Verdict | None:
-    """By Prefect's last state; CRASHED says nothing: a task that is cancelled crashes."""
+    """Return the outcome of the last state. CRASHED decides nothing: a task that is cancelled crashes, too."""
     for event in reversed(span.events):
         state = as_text((event.attributes or {}).get("prefect.state.type"))
         if state:

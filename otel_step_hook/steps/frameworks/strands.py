@@ -1,4 +1,7 @@
-"""Strands: a step is a cycle of an agent's event loop. The span of a cycle that is cancelled never ends."""
+"""Strands: a step is a cycle of an agent's event loop.
+
+The span of a cancelled cycle never ends (strands-agents/harness-sdk#3609), so the step ends with the agent's span.
+"""
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.profile import FrameworkProfile, as_text, first_attribute, has_attribute, name_matches
@@ -6,7 +9,7 @@ from otel_step_hook.steps.spans import StartedSpan
 
 
 def _outcome(span: StartedSpan, _: BaseException | None) -> Outcome | None:
-    """By the type of what has stopped an agent; a generator's end means that its consumer has heard enough."""
+    """Return the outcome by the exception that has stopped the agent; success if its consumer closed the generator."""
     stopped_by = as_text(span.attributes.get("strands.cancellation.type"))
     if not stopped_by:
         return None
