@@ -75,12 +75,12 @@ class StepHookProcessor(SpanProcessor):
         )
         alive = [weakref.ref(worker) for worker in workers]  # a worker lives as long as this processor or its thread
         self._exit_hook = functools.partial(_shut_down_at_exit, alive, self._settings.shutdown_timeout)
-        # Now, not at the first span: exit functions that are registered later run earlier, and may still end steps.
+        # Here, not at the first span: exit functions that are registered later run earlier, and may still end steps.
         atexit.register(self._exit_hook)
         self._workers = workers
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # A default argument, because globals are cleared when the interpreter ends. The exit hook has run by then.
+        # A default argument: a module's names may be gone when the interpreter ends. The exit hook has run by then.
         if not self._workers or is_finalizing():
             return
         for worker in self._workers:
@@ -93,7 +93,7 @@ class StepHookProcessor(SpanProcessor):
             return
         try:
             processors, registered = _sdk.registered(span)
-            # Again whenever processors have been registered since, perhaps this one a second time.
+            # Done again when processors have been registered since, perhaps this one a second time.
             if processors is not None and registered is not self._first_among:
                 self._register_first(span, processors, registered)
             self._reader.on_start(span, sys.exception())

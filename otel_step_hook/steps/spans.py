@@ -104,7 +104,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
     def see(self, exception: BaseException) -> None:
         """Record that *exception* was in flight already when the span began."""
         # By a weak reference: a strong one would keep every frame of the traceback. Exceptions that are written in C
-        # have no weak references, and an id is used again once its object is freed. So these get a mark in their
+        # do not support weak references, and CPython uses the id of a freed object again: these get a mark in their
         # `__dict__`.
         try:
             self._seen = weakref.ref(exception)
@@ -112,7 +112,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
             self._seen = vars(exception).setdefault(_SEEN_MARK, uuid.uuid4().hex)
 
     def has_seen(self, exception: BaseException | None) -> bool:
-        """Whether *exception* was in flight already when the span began, so that it is not the span's own."""
+        """Whether *exception* was in flight already when the span began: then it is not the span's own."""
         if exception is None or self._seen is None:
             return False
         if isinstance(self._seen, str):
@@ -167,7 +167,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         self.children[child.started.span_id] = child
 
     def take_children(self) -> "Iterator[Child]":
-        """Remove and yield each child, unless it has ended meanwhile, on this thread or another."""
+        """Remove and yield the children, except those that end meanwhile, on this thread or another."""
         children = self.children or {}
         while True:
             try:
