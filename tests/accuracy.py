@@ -1,6 +1,6 @@
-"""How often the rules say of a recorded step what truly became of it, and how often its status code alone would.
+"""How often the rules report the true outcome of a recorded step, and how often its status code alone would.
 
-`make accuracy` prints it.
+`make accuracy` prints the table.
 """
 
 from itertools import groupby
@@ -11,12 +11,12 @@ from emitting import StepRecorder
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from opentelemetry.trace import format_span_id
 
-_BY_STATUS = {"UNSET": "success", "OK": "success", "ERROR": "failed"}  # what everybody reads from a status
-PAUSED = "paused"  # of such a step nothing is sent
+_BY_STATUS = {"UNSET": "success", "OK": "success", "ERROR": "failed"}  # the usual reading of a status code
+PAUSED = "paused"  # the step has not ended, and nothing is sent
 
 
 class Verdict(NamedTuple):
-    """What the rules say of one step, and what its status code alone says."""
+    """The true outcome of one step, the outcome that is reported, and the outcome that its status code alone gives."""
 
     truth: Truth
     outcome: str
@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
 
 
 def outcomes_of(record: Record, sampler: Sampler = ALWAYS_ON) -> dict[str, str]:
-    """By span id, how the steps of *record* are reported; AssertionError where one is reported twice."""
+    """Return the reported outcome of each step of *record* by span id; AssertionError if a step is reported twice."""
     recorder = StepRecorder()
     replay(record, recorder, sampler=sampler)
     outcomes = {format_span_id(event.context.span_id): str(event.outcome) for event in recorder.events}
@@ -33,7 +33,10 @@ def outcomes_of(record: Record, sampler: Sampler = ALWAYS_ON) -> dict[str, str]:
 
 
 def verdicts(record: Record, outcomes: dict[str, str]) -> list[Verdict]:
-    """One for each step of *record*. A span that is reported and is no step counts as a step reported wrong."""
+    """Return a verdict for each step of *record*.
+
+    A span that is reported although it is no step counts as a step that is reported wrong.
+    """
     table = {truth.span_id: truth for truth in truths()[0] if truth.case == record.case}
     return [
         Verdict(
@@ -47,15 +50,15 @@ def verdicts(record: Record, outcomes: dict[str, str]) -> list[Verdict]:
 
 
 def score(found: list[Verdict]) -> tuple[int, int, int]:
-    """Of how many steps, how many are reported right, and how many by their status alone."""
+    """Count the steps, those that are reported right, and those whose status code alone gives the right outcome."""
     right = [verdict.outcome == verdict.truth.truth for verdict in found]
     return len(found), sum(right), sum(verdict.by_status == verdict.truth.truth for verdict in found)
 
 
 def main() -> None:
-    """Print the table, and each disagreement with its reason."""
-    line = "{:<30} {:>6} {:>12} {:>18}"
-    print(line.format("framework", "steps", "told right", "by status alone"))
+    """Print the table, and each step that is reported wrong with the reason."""
+    line = "{:<30} {:>6} {:>15} {:>18}"
+    print(line.format("framework", "steps", "reported right", "by status alone"))
     everything: list[Verdict] = []
     for framework, group in groupby(records(), lambda record: record.framework):
         found = [verdict for record in group for verdict in verdicts(record, outcomes_of(record))]
@@ -67,7 +70,7 @@ def main() -> None:
     for truth, outcome, _ in everything:
         if outcome != truth.truth:
             print(f"\n{truth.case}: {truth.span_name} ({truth.span_id})")
-            print(f"  in truth {truth.truth}, told as {outcome}: {truth.why or 'NOT EXPLAINED'}")
+            print(f"  in truth {truth.truth}, reported as {outcome}: {truth.why or 'NOT EXPLAINED'}")
 
 
 if __name__ == "__main__":

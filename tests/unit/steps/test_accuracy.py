@@ -1,4 +1,4 @@
-"""The rules, on every recorded span of real frameworks: the events are what the table of truths says."""
+"""The rules, on every recorded span of real frameworks: each event is as the table of truths says."""
 
 import re
 
@@ -15,23 +15,23 @@ from otel_step_hook.testing import ScriptedReceiver
 
 RECORDS = records()
 TRUTHS, _ = truths()
-# Of each record, by span id, how its steps are to be reported; those that have only paused are not.
+# The outcomes to report, by record and span id; steps that have only paused are not reported.
 EXPECTED: dict[str, dict[str, str]] = {record.case: {} for record in RECORDS}
 for _truth in TRUTHS:
-    if (_outcome := _truth.told_as or _truth.truth) != PAUSED:
+    if (_outcome := _truth.reported_as or _truth.truth) != PAUSED:
         EXPECTED[_truth.case][_truth.span_id] = _outcome
 
-# What makes these spans steps is set after their start.
+# Frameworks and records whose spans get the attributes that make them steps after their start.
 _LATE = {"dbos", "langgraph_openinference", "langgraph_traceloop", "otel_sdk-cancel-span-in-thread"}
 
 
 def test_each_record_has_the_events_of_the_table() -> None:
-    """Every step of the table with its outcome, once; and no other span."""
+    """Every step of the table is reported once with its outcome, and no other span is."""
     assert {record.case: outcomes_of(record) for record in RECORDS} == EXPECTED
 
 
 def test_each_record_has_the_same_events_under_a_sampler_that_drops_all() -> None:
-    """`StepSampler` keeps the steps; of frameworks that give their spans their attributes late, with all spans."""
+    """`StepSampler` records the steps; with `record_all` also those whose attributes are set after their start."""
     found = {}
     for record in RECORDS:
         is_late = bool(_LATE & {record.framework, record.case})
@@ -40,7 +40,7 @@ def test_each_record_has_the_same_events_under_a_sampler_that_drops_all() -> Non
 
 
 def test_all_records_arrive_as_webhooks(step_receiver: ScriptedReceiver) -> None:
-    """The same by the whole way, with the processor, its thread and a receiver."""
+    """The processor, its worker thread and a receiver together deliver exactly the steps of the table."""
     hook = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, payload="full", shutdown_timeout=30))
     for record in RECORDS:
         replay(record, hook)
@@ -53,8 +53,8 @@ def test_all_records_arrive_as_webhooks(step_receiver: ScriptedReceiver) -> None
 
 
 _IDS = {
-    "dbos": r"step-[-0-9a-f]{36}",  # the number of the step is known to the process that runs it, and not recorded
-    "langgraph_openinference": r"\w+:[-0-9a-f]{36}(\|\w+:[-0-9a-f]{36})?",  # the second: a node of a node
+    "dbos": r"step-[-0-9a-f]{36}",  # the number of the step is known only to the running process, and not recorded
+    "langgraph_openinference": r"\w+:[-0-9a-f]{36}(\|\w+:[-0-9a-f]{36})?",  # the second part: a node of a subgraph
     "langgraph_traceloop": r"\w+:[-0-9a-f]{36}(\|\w+:[-0-9a-f]{36})?",
     "openai_agents_openinference": r"step-[-0-9a-f]{36}",
     "otel_sdk": r"s\d",
@@ -63,8 +63,8 @@ _IDS = {
 }
 
 
-def test_the_step_ids_are_the_frameworks_own() -> None:
-    """Where it has one that a receiver could know; else they are made from the span's ids."""
+def test_the_step_ids_are_those_of_the_frameworks() -> None:
+    """A step has the id that its framework gives it; if there is none, one is generated from the span's ids."""
     ids = {record.case: [event.step_id for event in _events(record)] for record in RECORDS}
     other = {
         record.case: ids[record.case]
@@ -76,7 +76,7 @@ def test_the_step_ids_are_the_frameworks_own() -> None:
 
 @pytest.mark.parametrize("framework", ["langgraph_openinference", "langgraph_traceloop"])
 def test_a_node_keeps_its_id_over_attempts_and_pauses(framework: str) -> None:
-    """Two attempts at one node have one id, and any two nodes have two."""
+    """Two attempts of one node have the same step id, and different nodes have different ones."""
     (record,) = [record for record in RECORDS if record.case == f"{framework}-shapes"]
     ids = [event.step_id for event in _events(record)]
     assert len(ids) == len(set(ids)) + 1
@@ -90,7 +90,7 @@ def _events(record: Record) -> list[StepEvent]:
 
 
 def test_the_rules_are_better_than_the_status_alone() -> None:
-    """`make accuracy` counts the disagreements; each of the rules' own is explained in the table."""
+    """The table of truths explains each step that the rules report wrong; `make accuracy` counts them."""
     found = [verdict for record in RECORDS for verdict in verdicts(record, outcomes_of(record))]
     assert [truth for truth, outcome, _ in found if outcome != truth.truth and not truth.why] == []
     assert score(found) == (114, 112, 81)
@@ -98,10 +98,10 @@ def test_the_rules_are_better_than_the_status_alone() -> None:
 
 
 def test_make_accuracy_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line per framework, their sum, and the reason of each disagreement."""
+    """The table has one line per framework and the sum, and a reason for each step that is reported wrong."""
     accuracy.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["framework", "steps", "told", "right", "by", "status", "alone"]
+    assert lines[0].split() == ["framework", "steps", "reported", "right", "by", "status", "alone"]
     assert [line.split() for line in lines[1:3]] == [
         ["dbos", "7", "6", "4"],
         ["langgraph_openinference", "26", "26", "22"],
@@ -111,7 +111,7 @@ def test_make_accuracy_prints_the_table(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_span_that_is_no_step_counts_as_reported_wrong() -> None:
-    """The score would notice a rule that takes too much for a step."""
+    """A rule that recognises too many spans as steps lowers the score."""
     span = {**RECORDS[0].spans[0], "span_id": "00"}
     found = verdicts(Record(RECORDS[0].case, [*RECORDS[0].spans, span]), {"00": "success"})
     assert [verdict.truth.why for verdict in found if verdict.truth.span_id == "00"] == ["no step"]
