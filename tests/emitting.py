@@ -1,4 +1,4 @@
-"""Spans as frameworks make them: when their attributes are set, how they end, and which steps end with them."""
+"""Makes spans as frameworks make them, ends them in different ways, and collects the steps that are reported."""
 
 import gc
 import sys
@@ -37,55 +37,60 @@ class Step(NamedTuple):
 
 
 def ended(name: str, step_id: str, outcome: Outcome | None) -> list[Step]:
-    """One step; none where *outcome* is None: it has only paused."""
+    """Return the steps that a span is expected to report: one, or none if *outcome* is None because it has paused."""
     return [] if outcome is None else [Step(name, step_id, outcome)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """What is said of a span at its end, and the exception that is in flight then."""
+    """How a span ends: what is set on it before its end, and the exception that is in flight at its end."""
 
     status: StatusCode = UNSET
     description: str | None = None
     events: tuple[tuple[str, Attributes], ...] = ()
     attributes: Attributes = field(default_factory=dict)
-    flying: type[BaseException] | None = None
+    in_flight: type[BaseException] | None = None
 
 
 RETURNED, IS_OK = Ending(), Ending(status=OK)
 
 
-def in_flight(flying: type[BaseException], status: StatusCode = UNSET) -> Ending:
-    """The span ends while the exception passes through it, which nobody has recorded."""
-    return Ending(status=status, flying=flying)
+def in_flight(exception: type[BaseException], status: StatusCode = UNSET) -> Ending:
+    """Return an ending while *exception* passes through the span, and is not recorded on it."""
+    return Ending(status=status, in_flight=exception)
 
 
-def recorded(kind: str, flying: type[BaseException] | None = None, **said: Any) -> Ending:
-    """The exception is recorded as an event, under the status ERROR if nothing else is *said*."""
-    return Ending(**{"status": ERROR, "events": (("exception", {"exception.type": kind}),), "flying": flying, **said})
+def recorded(kind: str, in_flight: type[BaseException] | None = None, **fields: Any) -> Ending:
+    """Return an ending with an `exception` event of type *kind* and the status ERROR; *fields* replace both."""
+    defaults: dict[str, Any] = {
+        "status": ERROR,
+        "events": (("exception", {"exception.type": kind}),),
+        "in_flight": in_flight,
+    }
+    return Ending(**(defaults | fields))
 
 
 def endings(**shapes: tuple[Ending, Outcome | None]) -> pytest.MarkDecorator:
-    """A test for each of these: how a span ends, and the outcome of its step; None: it has not ended."""
+    """Parametrize a test with an ending and the expected outcome; None: the step has not ended."""
     return pytest.mark.parametrize(("ending", "outcome"), list(shapes.values()), ids=list(shapes))
 
 
 def end(span: Span, ending: Ending = RETURNED, end_time: int | None = None) -> None:
-    """End *span* so; *end_time* in unix nanoseconds."""
+    """End *span* with *ending*; *end_time* in unix nanoseconds, None: now."""
     span.set_attributes(ending.attributes)
     for name, attributes in ending.events:
         span.add_event(name, attributes)
     span.set_status(Status(ending.status, ending.description))
-    call_in_flight(ending.flying() if ending.flying else None, partial(span.end, end_time))
+    call_in_flight(ending.in_flight() if ending.in_flight else None, partial(span.end, end_time))
 
 
-def made_id(span: Span) -> str:
-    """The step id of a span that has none."""
+def generated_id(span: Span) -> str:
+    """Return the step id that is generated for a span without one."""
     return generated_step_id(span.get_span_context())
 
 
 class StepRecorder(SpanProcessor):
-    """Keeps the events of a reader with these profiles, which it asks as the processor does."""
+    """Calls a `StepReader` as `StepHookProcessor` does, keeps its events, and raises the errors of lost steps."""
 
     def __init__(self, profiles: Iterable[Profile] = PROFILES) -> None:
         self.losses: list[Exception] = []
@@ -103,15 +108,15 @@ class StepRecorder(SpanProcessor):
 
 
 def started(span: ReadableSpan, attributes: Mapping[str, Any] | None = None) -> StartedSpan:
-    """What the rules read of a span that was made by hand; with other *attributes*, if they are given."""
-    made = StartedSpan.of(span, lambda _: None, {})
-    made.ended = span
-    made.attributes = made.attributes if attributes is None else attributes
-    return made
+    """Return the `StartedSpan` of a span that a test has made; *attributes* replace the span's own, if given."""
+    view = StartedSpan.of(span, lambda _: None, {})
+    view.ended = span
+    view.attributes = view.attributes if attributes is None else attributes
+    return view
 
 
 def size_of(reader: StepReader) -> int:
-    """How many objects *reader* keeps, in whatever it keeps them; code aside."""
+    """Count the objects that can be reached from *reader*, without modules, classes, functions and integers."""
     found: dict[int, object] = {}
     rest: list[object] = [reader]
     while rest:
@@ -123,7 +128,7 @@ def size_of(reader: StepReader) -> int:
 
 
 class Framework:
-    """Makes spans of instrumentation scope *scope*, and keeps the steps that end with them."""
+    """Makes spans of the instrumentation scope *scope*, and collects the steps that are reported when they end."""
 
     def __init__(self, scope: str, profiles: Iterable[Profile] = PROFILES, limits: SpanLimits | None = None) -> None:
         self.scope = scope
@@ -144,20 +149,20 @@ class Framework:
         below: Span | None = None,
         scope: str | None = None,
     ) -> Span:
-        """A span that begins with *attributes*, and gets those of *later* after its start."""
+        """Start a span with *attributes*, whose parent is *below*, and set the attributes *later* after its start."""
         context = Context() if below is None else set_span_in_context(below, Context())
         span = self.provider.get_tracer(scope or self.scope).start_span(name, context, attributes=attributes)
         span.set_attributes(later or {})
         return span
 
     def emit(self, name: str, attributes: Attributes | None = None, *, ending: Ending = RETURNED, **more: Any) -> Span:
-        """The same, and its end."""
+        """Start a span as `start` does, and end it with *ending*."""
         span = self.start(name, attributes, **more)
         end(span, ending)
         return span
 
     def run(self, name: str, attributes: Attributes | None = None, raising: type[BaseException] | None = None) -> Span:
-        """A span around a block that may raise, as the SDK's own context manager ends it."""
+        """Start a span around a block that raises *raising*, if given, and end it by the SDK's context manager."""
         span = self.start(name, attributes)
         with suppress(raising or Exception), use_span(span, end_on_exit=True):
             if raising is not None:

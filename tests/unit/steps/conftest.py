@@ -1,4 +1,4 @@
-"""What the tests of steps share."""
+"""Fixtures of the tests of steps."""
 
 from collections.abc import Iterator
 
@@ -11,6 +11,6 @@ from otel_step_hook.testing import ScriptedReceiver
 
 @pytest.fixture
 def steps(step_receiver: ScriptedReceiver) -> Iterator[Steps]:
-    """Steps of a provider of their own, whose events go to the receiver."""
+    """Steps on a new provider, whose events are sent to the receiver."""
     with pipeline(step_receiver.url, payload="full") as hooked:
         yield Steps(hooked, step_receiver)

@@ -69,7 +69,7 @@ def _outcome(
     *,
     events: Sequence[Event] = (),
     attributes: Mapping[str, object] | None = None,
-    flying: BaseException | None = None,
+    in_flight: BaseException | None = None,
 ) -> Outcome | None:
     span = ReadableSpan(
         "step",
@@ -77,7 +77,7 @@ def _outcome(
         events=events,
         attributes=attributes,  # type: ignore[arg-type]  # -- anything may be in there
     )
-    return outcome_of(started(span), flying, GENERIC)
+    return outcome_of(started(span), in_flight, GENERIC)
 
 
 # 1. What the user says
@@ -97,7 +97,7 @@ def test_the_step_status_of_the_user_decides() -> None:
         for case in product(words, StatusCode, (None, ValueError, asyncio.CancelledError)):
             word, code, kind = case
             expected[case] = outcome
-            found[case] = _outcome(code, attributes={"step.status": word}, flying=kind and kind())
+            found[case] = _outcome(code, attributes={"step.status": word}, in_flight=kind and kind())
     assert found == expected
     assert len(found) == 117
 
@@ -117,7 +117,7 @@ def test_an_error_is_a_failure() -> None:
     assert _outcome(_ERROR) is _FAILED
     assert _outcome(_ERROR, "the payment was not Cancelled in time") is _FAILED
     assert _outcome(_ERROR, "ValueError: CancelledError") is _FAILED
-    assert _outcome(_ERROR, events=[_raised("ValueError")], flying=ValueError()) is _FAILED
+    assert _outcome(_ERROR, events=[_raised("ValueError")], in_flight=ValueError()) is _FAILED
     assert _outcome(_ERROR, events=[_raised("_OTHER")], attributes={"error.type": "503"}) is _FAILED
 
 
@@ -156,8 +156,8 @@ def test_other_events_are_no_exceptions() -> None:
 def test_a_pause_is_no_end(code: StatusCode) -> None:
     """A graph that waits for a human has not ended: nothing is sent, whatever the instrumentation made of it."""
     assert _outcome(code, events=[_raised("langgraph.errors.GraphInterrupt")]) is None
-    assert _outcome(code, flying=GraphInterrupt()) is None
-    assert _outcome(code, flying=_NodeInterrupt()) is None
+    assert _outcome(code, in_flight=GraphInterrupt()) is None
+    assert _outcome(code, in_flight=_NodeInterrupt()) is None
 
 
 def test_an_error_named_as_a_pause_is_no_end() -> None:
@@ -169,7 +169,7 @@ def test_an_error_named_as_a_pause_is_no_end() -> None:
 @pytest.mark.parametrize("code", [_ERROR, _UNSET])
 def test_a_pause_that_is_told_while_another_exception_is_in_flight_is_no_end(code: StatusCode) -> None:
     """A callback may end the span inside of somebody's handler; the span's own exception counts."""
-    assert _outcome(code, events=[_raised("langgraph.errors.GraphInterrupt")], flying=ValueError()) is None
+    assert _outcome(code, events=[_raised("langgraph.errors.GraphInterrupt")], in_flight=ValueError()) is None
 
 
 @pytest.mark.parametrize(("code", "outcome"), [(_ERROR, _FAILED), (_UNSET, _SUCCESS), (_OK, _SUCCESS)])
@@ -178,19 +178,19 @@ def test_an_exception_that_shares_a_pauses_name_is_none(code: StatusCode, outcom
     raised = [_raised("app.ApprovalRequired")]
     assert _outcome(code, events=raised) is outcome
     assert _outcome(_ERROR, "ApprovalRequired: by two", events=raised) is _FAILED
-    assert _outcome(_ERROR, "ApprovalRequired: by two", flying=ApprovalRequired("by two")) is _FAILED
-    assert _outcome(events=[_raised("ApprovalRequired")], flying=ApprovalRequired("by two")) is _FAILED
+    assert _outcome(_ERROR, "ApprovalRequired: by two", in_flight=ApprovalRequired("by two")) is _FAILED
+    assert _outcome(events=[_raised("ApprovalRequired")], in_flight=ApprovalRequired("by two")) is _FAILED
     assert _outcome(_ERROR, attributes={"error.type": "app.NodeInterrupt"}) is _FAILED
 
 
 def test_a_generator_closed_early_has_succeeded() -> None:
     """Its consumer had enough; unless the step tells of a failure besides."""
     closed = [_raised("GeneratorExit")]
-    assert _outcome(_ERROR, "GeneratorExit: ", events=closed, flying=GeneratorExit()) is _SUCCESS
-    assert _outcome(flying=GeneratorExit()) is _SUCCESS
-    assert _outcome(_ERROR, "database is down", events=closed, flying=GeneratorExit()) is _FAILED
+    assert _outcome(_ERROR, "GeneratorExit: ", events=closed, in_flight=GeneratorExit()) is _SUCCESS
+    assert _outcome(in_flight=GeneratorExit()) is _SUCCESS
+    assert _outcome(_ERROR, "database is down", events=closed, in_flight=GeneratorExit()) is _FAILED
     assert _outcome(_ERROR, events=closed, attributes={"error.type": "TimeoutError"}) is _FAILED
-    assert _outcome(_ERROR, "database is down", flying=GeneratorExit()) is _FAILED
+    assert _outcome(_ERROR, "database is down", in_flight=GeneratorExit()) is _FAILED
 
 
 # 3. to 5. An exception in flight, OK, UNSET
@@ -208,13 +208,13 @@ def test_a_cancellation_in_flight_is_cancelled() -> None:
         BaseExceptionGroup("", [asyncio.CancelledError(), BaseExceptionGroup("", [_trio_cancelled()])]),
         BaseExceptionGroup("", [asyncio.CancelledError(), GeneratorExit()]),
     )
-    found = {(code, one): _outcome(code, flying=one) for code, one in product(StatusCode, cancellations)}
+    found = {(code, one): _outcome(code, in_flight=one) for code, one in product(StatusCode, cancellations)}
     assert found == dict.fromkeys(found, _CANCELLED)
     assert len(found) == 24
 
 
 @pytest.mark.parametrize(
-    "flying",
+    "in_flight",
     [
         ValueError(),
         TimeoutError(),
@@ -224,14 +224,14 @@ def test_a_cancellation_in_flight_is_cancelled() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_exception_in_flight_is_a_failure_that_nobody_recorded(flying: BaseException) -> None:
+def test_an_exception_in_flight_is_a_failure_that_nobody_recorded(in_flight: BaseException) -> None:
     """Under UNSET it means failed; a group too, when but one of its members failed; OK is stronger."""
-    assert _outcome(_UNSET, flying=flying) is _FAILED
-    assert _outcome(_OK, flying=flying) is _SUCCESS
+    assert _outcome(_UNSET, in_flight=in_flight) is _FAILED
+    assert _outcome(_OK, in_flight=in_flight) is _SUCCESS
 
 
 @pytest.mark.parametrize(
-    "flying",
+    "in_flight",
     [
         GeneratorExit(),
         StopIteration(),
@@ -240,10 +240,10 @@ def test_an_exception_in_flight_is_a_failure_that_nobody_recorded(flying: BaseEx
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_control_flow_in_flight_means_nothing(flying: BaseException) -> None:
+def test_control_flow_in_flight_means_nothing(in_flight: BaseException) -> None:
     """Generators end by exceptions, which says nothing about the step."""
-    assert _outcome(_UNSET, flying=flying) is _SUCCESS
-    assert _outcome(_ERROR, flying=flying) is _FAILED
+    assert _outcome(_UNSET, in_flight=in_flight) is _SUCCESS
+    assert _outcome(_ERROR, in_flight=in_flight) is _FAILED
 
 
 def test_a_recorded_cancellation_under_unset_is_cancelled() -> None:

@@ -49,29 +49,29 @@ _spans = st.builds(
 
 
 @given(_spans, st.none() | _exceptions)
-def test_every_step_has_an_outcome_or_has_paused(span: ReadableSpan, flying: BaseException | None) -> None:
+def test_every_step_has_an_outcome_or_has_paused(span: ReadableSpan, in_flight: BaseException | None) -> None:
     """Whatever a span holds, it is classified without an error, and without being changed."""
     before = repr((span.attributes, span.events, span.status))
-    assert outcome_of(started(span), flying, GENERIC) in {*Outcome, None}
+    assert outcome_of(started(span), in_flight, GENERIC) in {*Outcome, None}
     assert repr((span.attributes, span.events, span.status)) == before
 
 
 @given(_spans, st.none() | _exceptions, st.randoms())
 def test_the_order_of_attributes_does_not_matter(
-    span: ReadableSpan, flying: BaseException | None, rand: random.Random
+    span: ReadableSpan, in_flight: BaseException | None, rand: random.Random
 ) -> None:
     """Attributes are a set: whoever set them last has no more to say."""
     items = list(live_attributes(span).items())
     rand.shuffle(items)
-    assert outcome_of(started(span, dict(items)), flying, GENERIC) is outcome_of(started(span), flying, GENERIC)
+    assert outcome_of(started(span, dict(items)), in_flight, GENERIC) is outcome_of(started(span), in_flight, GENERIC)
 
 
 @given(_spans, _leaves)
-def test_a_cancellation_in_flight_is_never_a_success(span: ReadableSpan, flying: BaseException) -> None:
+def test_a_cancellation_in_flight_is_never_a_success(span: ReadableSpan, in_flight: BaseException) -> None:
     """Without the user's word, a cancellation that passes through a step makes it cancelled, in every case."""
     attributes = {key: value for key, value in live_attributes(span).items() if key != "step.status"}
-    is_cancellation = isinstance(flying, asyncio.CancelledError | SystemExit)
-    assert not is_cancellation or outcome_of(started(span, attributes), flying, GENERIC) is Outcome.CANCELLED
+    is_cancellation = isinstance(in_flight, asyncio.CancelledError | SystemExit)
+    assert not is_cancellation or outcome_of(started(span, attributes), in_flight, GENERIC) is Outcome.CANCELLED
 
 
 @given(_spans)

@@ -16,8 +16,8 @@ from emitting import (
     Framework,
     end,
     ended,
+    generated_id,
     in_flight,
-    made_id,
     recorded,
 )
 from opentelemetry.sdk.trace import SpanLimits
@@ -103,7 +103,7 @@ def test_an_id_of_the_user_makes_a_step_of_a_tool_inside_of_a_step() -> None:
     end(node)
     assert adk.steps == [
         *ended("execute_tool weather", "mine", SUCCESS),
-        *ended("invoke_node plan", made_id(node), SUCCESS),
+        *ended("invoke_node plan", generated_id(node), SUCCESS),
     ]
 
 
@@ -127,7 +127,7 @@ def test_a_blank_id_says_nothing(blank: str) -> None:
     agent.emit("work", {"step_id": blank, "step.id": "second"})
     agent.emit("execute_tool x", {"step_id": blank, "step.id": blank, **_CALL})
     without_id = agent.emit("work", {"step_id": blank})
-    assert [step.step_id for step in agent.steps] == ["second", "call-1", made_id(without_id)]
+    assert [step.step_id for step in agent.steps] == ["second", "call-1", generated_id(without_id)]
 
 
 def test_the_step_status_of_the_user_overrules() -> None:

@@ -19,8 +19,8 @@ from emitting import (
     end,
     ended,
     endings,
+    generated_id,
     in_flight,
-    made_id,
     recorded,
 )
 
@@ -48,7 +48,7 @@ class UserError(Exception):
     timeout=(recorded("TimeoutError", TimeoutError), FAILED),
     cancelled=(recorded(_CANCELLED, asyncio.CancelledError), CANCELLED),
     deferred=(
-        Ending(attributes={"pydantic_ai.tool.deferral.name": "CallDeferred"}, flying=CallDeferred),
+        Ending(attributes={"pydantic_ai.tool.deferral.name": "CallDeferred"}, in_flight=CallDeferred),
         None,
     ),
     deferred_as_error=(
@@ -74,7 +74,7 @@ def test_pydantic_ai_tells_a_tool_call_after_its_run() -> None:
     end(run, in_flight(asyncio.CancelledError))
     assert agent.steps == []
     end(tool, recorded(_CANCELLED, asyncio.CancelledError))
-    assert agent.steps == ended("execute_tool weather", made_id(tool), CANCELLED)
+    assert agent.steps == ended("execute_tool weather", generated_id(tool), CANCELLED)
 
 
 # OpenAI Agents
@@ -92,7 +92,7 @@ def test_openai_agents_tells_its_turns(ending: Ending, outcome: Outcome) -> None
     """A turn is a step; its status is OK however it ended, and only the exception in flight tells."""
     agents = Framework("openinference.instrumentation.openai_agents")
     turn = agents.emit("turn", {"openinference.span.kind": "CHAIN"}, ending=ending)
-    assert agents.steps == ended("turn", made_id(turn), outcome)
+    assert agents.steps == ended("turn", generated_id(turn), outcome)
 
 
 def test_openai_agents_tells_nothing_else_than_turns() -> None:
@@ -106,7 +106,7 @@ def test_openai_agents_tells_nothing_else_than_turns() -> None:
     agents.emit("response", {"openinference.span.kind": "LLM"}, below=turn, ending=IS_OK)
     for span in (turn, agent, inner, root, tool):
         end(span, in_flight(asyncio.CancelledError, OK))
-    assert agents.steps == ended("turn", made_id(turn), CANCELLED)
+    assert agents.steps == ended("turn", generated_id(turn), CANCELLED)
 
 
 @endings(
@@ -125,7 +125,7 @@ def test_openai_agents_without_turns_tells_its_tools(ending: Ending, outcome: Ou
     agents.emit("execute_tool weather", _CALL, below=agent, ending=ending)
     end(agent, ending)
     assert agents.steps == [
-        *ended("weather.tool", made_id(tool), outcome),
+        *ended("weather.tool", generated_id(tool), outcome),
         *ended("execute_tool weather", "call-1", outcome),
     ]
 
@@ -137,7 +137,7 @@ _RAISED = ("exception", {"exception.type": "AgentError"})
 
 @endings(
     returned=(IS_OK, SUCCESS),
-    failed=(Ending(status=ERROR, description="broke", events=(_RAISED, _RAISED), flying=ValueError), FAILED),
+    failed=(Ending(status=ERROR, description="broke", events=(_RAISED, _RAISED), in_flight=ValueError), FAILED),
     interrupted=(in_flight(KeyboardInterrupt, OK), CANCELLED),
     recovered=(Ending(status=OK, events=(_RAISED, ("agent.step_recovery", {"error": "no such tool"}))), SUCCESS),
 )
@@ -153,7 +153,10 @@ def test_smolagents_tells_its_steps(ending: Ending, outcome: Outcome) -> None:
     for name in ("Step", "Step one", "Step 1 of 2", "My Step 1"):
         agent.emit(name, {"openinference.span.kind": "CHAIN"}, below=run, ending=ending)
     end(run, ending)
-    assert agent.steps == [*ended("Step 1", made_id(first), SUCCESS), *ended("Step 10", made_id(tenth), outcome)]
+    assert agent.steps == [
+        *ended("Step 1", generated_id(first), SUCCESS),
+        *ended("Step 10", generated_id(tenth), outcome),
+    ]
 
 
 # util-genai, and everybody who keeps the semantic conventions for generative AI
@@ -187,7 +190,7 @@ def test_the_conventions_for_generative_ai_tell_tool_calls() -> None:
         agent.emit("execute_tool weather", _CALL, below=run, ending=ending)
         without_id = agent.emit("execute_tool weather", _TOOL, below=run, ending=ending)
         end(run, ending)
-        ids = "call-1", made_id(without_id)
+        ids = "call-1", generated_id(without_id)
         expected[case] = [step for step_id in ids for step in ended("execute_tool weather", step_id, outcome)]
         found[case] = agent.steps
     assert found == expected
@@ -220,7 +223,7 @@ def test_haystack_tells_steps_and_components(
     haystack.emit("haystack.tool.run", later={"haystack.tool.name": "weather"}, below=pipeline, ending=ending)
     haystack.emit(name, below=pipeline, ending=ending)  # of somebody else, who has none of the attributes
     end(pipeline, ending)
-    assert haystack.steps == ended(name, made_id(step), outcome)
+    assert haystack.steps == ended(name, generated_id(step), outcome)
 
 
 def test_haystack_tells_what_the_sdk_ends() -> None:
@@ -252,7 +255,7 @@ _ORPHANED = "Span orphaned — execution ended before completion event"  # what 
     paused_with_error=(Ending(status=ERROR, attributes={"crewai.event_name": "method_execution_paused"}), None),
     finished=(Ending(status=OK, attributes={"crewai.event_name": "method_execution_finished"}), SUCCESS),
     left=(Ending(status=ERROR, description=_ORPHANED), CANCELLED),
-    left_by_a_timeout=(Ending(status=ERROR, description=_ORPHANED, flying=TimeoutError), CANCELLED),
+    left_by_a_timeout=(Ending(status=ERROR, description=_ORPHANED, in_flight=TimeoutError), CANCELLED),
 )
 def test_crewai_tells_tasks_and_methods(ending: Ending, outcome: Outcome | None) -> None:
     """Tasks and methods of flows are steps, by the id of their event; crews, agents, models and tools are none."""
@@ -269,7 +272,7 @@ def test_crewai_tells_tasks_and_methods(ending: Ending, outcome: Outcome | None)
         *ended("execute task", "event-1", outcome),
         *ended("execute task", "task-1", outcome),
         *ended("call method", "event-2", outcome),
-        *ended("call method", made_id(without_id), outcome),
+        *ended("call method", generated_id(without_id), outcome),
     ]
 
 
@@ -293,8 +296,8 @@ def test_crewai_with_openinference_tells_tasks_and_nodes(scope: str, ending: End
     crew.emit("ToolUsage._use", {"openinference.span.kind": "TOOL"}, below=task, ending=ending)
     end(kickoff, ending)
     assert crew.steps == [
-        *ended("Researcher._execute_core", made_id(task), outcome),
-        *ended("plan.execute", made_id(node), outcome),
+        *ended("Researcher._execute_core", generated_id(task), outcome),
+        *ended("plan.execute", generated_id(node), outcome),
     ]
 
 
@@ -316,7 +319,7 @@ def test_crewai_with_traceloop_tells_tasks_in_threads(ending: Ending, outcome: O
     agent = crew.start("Researcher.agent", {"traceloop.span.kind": "agent"}, below=workflow)
     crew.emit("Writer.agent", {"traceloop.span.kind": "agent"}, below=agent, ending=ending)
     end(agent, ending)
-    assert crew.steps == ended("Researcher.agent", made_id(agent), outcome)
+    assert crew.steps == ended("Researcher.agent", generated_id(agent), outcome)
 
 
 @_INSTRUMENTED
@@ -329,4 +332,4 @@ def test_crewai_with_traceloop_tells_tasks(ending: Ending, outcome: Outcome) -> 
     crew.emit("gpt.llm", {"gen_ai.operation.name": "chat"}, below=task, ending=ending)
     end(task, ending)
     end(workflow, ending)
-    assert crew.steps == ended("Research.task", made_id(task), outcome)
+    assert crew.steps == ended("Research.task", generated_id(task), outcome)

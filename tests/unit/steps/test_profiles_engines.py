@@ -21,8 +21,8 @@ from emitting import (
     end,
     ended,
     endings,
+    generated_id,
     in_flight,
-    made_id,
     recorded,
 )
 from opentelemetry.trace import StatusCode
@@ -67,7 +67,7 @@ def test_temporal_tells_an_activity_without_a_run_by_its_span(attributes: Attrib
     """Half an id would be that of other activities, too."""
     temporal = Framework("temporalio.contrib.opentelemetry")
     activity = temporal.emit("RunActivity:charge", attributes)
-    assert temporal.steps == ended("RunActivity:charge", made_id(activity), SUCCESS)
+    assert temporal.steps == ended("RunActivity:charge", generated_id(activity), SUCCESS)
 
 
 # DBOS
@@ -100,9 +100,9 @@ def dbos(monkeypatch: pytest.MonkeyPatch) -> _Dbos:
 @_DBOS_WORDS
 @endings(
     returned=(IS_OK, SUCCESS),
-    failed=(Ending(status=ERROR, description="step broke", flying=ValueError), FAILED),
+    failed=(Ending(status=ERROR, description="step broke", in_flight=ValueError), FAILED),
     failed_outside=(Ending(status=ERROR, description="step broke"), FAILED),
-    cancelled=(Ending(status=ERROR, description="", flying=asyncio.CancelledError), CANCELLED),
+    cancelled=(Ending(status=ERROR, description="", in_flight=asyncio.CancelledError), CANCELLED),
     retried=(
         Ending(status=OK, events=(("Step attempt 0 failed", {"error": "x"}), ("Step attempt 1 failed", {}))),
         SUCCESS,
@@ -141,7 +141,7 @@ def test_dbos_tells_a_step_without_workflow_or_number_by_its_span(
     dbos.begin_step(number)
     app = Framework("dbos-tracer")
     step = app.emit("charge", later={kind: "step"} if number else {kind: "step", workflow_id: "wf-1"})
-    assert app.steps == ended("charge", made_id(step), SUCCESS)
+    assert app.steps == ended("charge", generated_id(step), SUCCESS)
 
 
 class _OldDbos:
@@ -156,7 +156,7 @@ def test_dbos_that_does_not_answer_tells_steps_by_their_spans(dbos: _Dbos, kind:
     dbos.DBOS = _OldDbos()  # type: ignore[assignment]  # -- in the place of the whole module
     app = Framework("dbos-tracer")
     step = app.emit("charge", later={kind: "step", workflow_id: "wf-1"})
-    assert app.steps == ended("charge", made_id(step), SUCCESS)
+    assert app.steps == ended("charge", generated_id(step), SUCCESS)
 
 
 @_DBOS_WORDS
@@ -164,7 +164,7 @@ def test_dbos_that_has_not_been_imported_tells_steps_by_their_spans(kind: str, w
     """Spans of another process, or of an older version, say no number."""
     app = Framework("dbos-tracer")
     step = app.emit("charge", later={kind: "step", workflow_id: "wf-1"})
-    assert app.steps == ended("charge", made_id(step), SUCCESS)
+    assert app.steps == ended("charge", generated_id(step), SUCCESS)
 
 
 # Prefect
@@ -192,14 +192,14 @@ _RAISED = ("exception", {"exception.type": "ValueError"})
         SUCCESS,
     ),
     failed=(
-        Ending(status=ERROR, description="broke", events=(_RAISED, _state("FAILED")), flying=ValueError),
+        Ending(status=ERROR, description="broke", events=(_RAISED, _state("FAILED")), in_flight=ValueError),
         FAILED,
     ),
     returned_as_failed=(_ended_as("RUNNING", "FAILED"), FAILED),
     returned_as_cancelled=(_ended_as("RUNNING", "CANCELLED"), CANCELLED),
     cancelled_as_error=(_ended_as("RUNNING", "CANCELLED", status=ERROR), CANCELLED),
     crashed_by_cancellation=(
-        Ending(status=ERROR, events=(_STOPPED, _state("CRASHED")), flying=asyncio.CancelledError),
+        Ending(status=ERROR, events=(_STOPPED, _state("CRASHED")), in_flight=asyncio.CancelledError),
         CANCELLED,
     ),
     crashed_by_cancellation_seen_in_the_event=(Ending(status=ERROR, events=(_state("CRASHED"), _STOPPED)), CANCELLED),
@@ -276,7 +276,7 @@ def test_cicd_tells_tasks_by_their_result() -> None:
         without_id = pipeline.emit("build", below=run, ending=ending)
         end(run, ending=Ending(status=status))
         outcome = _RESULTS[result]
-        expected[case] = [*ended("build", "task-1", outcome), *ended("build", made_id(without_id), outcome)]
+        expected[case] = [*ended("build", "task-1", outcome), *ended("build", generated_id(without_id), outcome)]
         found[case] = pipeline.steps
     assert found == expected
 

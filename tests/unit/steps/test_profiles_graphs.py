@@ -19,7 +19,7 @@ from emitting import (
     end,
     ended,
     endings,
-    made_id,
+    generated_id,
     recorded,
 )
 from opentelemetry.sdk.trace import SpanLimits
@@ -115,7 +115,7 @@ def test_langgraph_reads_metadata_that_was_cut_short() -> None:
         node = graph.emit("plan", later=_metadata("plan", "plan:1"), ending=IS_OK)
         has_name = length > whole.index('plan"') + len("plan")
         has_checkpoint = length > whole.index('plan:1"') + len("plan:1")
-        step_id = "plan:1" if has_checkpoint else made_id(node)
+        step_id = "plan:1" if has_checkpoint else generated_id(node)
         assert graph.steps == ended("plan", step_id, SUCCESS if has_name else None)
 
 
@@ -181,7 +181,7 @@ def test_langgraph_with_traceloop_takes_the_id_of_the_task_where_there_is_no_che
     without_id = graph.emit("execute_task plan", later=_task("plan"))
     assert graph.steps == [
         *ended("execute_task plan", "task-1", SUCCESS),
-        *ended("execute_task plan", made_id(without_id), SUCCESS),
+        *ended("execute_task plan", generated_id(without_id), SUCCESS),
     ]
 
 
@@ -229,7 +229,7 @@ def test_llama_index_tells_the_steps_of_a_workflow(
     flow.emit("MockLLM.complete", later={"openinference.span.kind": "LLM", **_INPUT}, below=model, ending=ending)
     for span in (model, step, run):
         end(span, ending)
-    assert flow.steps == ended("MyFlow.plan", made_id(step), outcome)
+    assert flow.steps == ended("MyFlow.plan", generated_id(step), outcome)
 
 
 @_ROWS
@@ -245,8 +245,8 @@ def test_llama_index_tells_the_steps_of_a_workflow_inside_of_a_step(scope: str) 
     for span in (inner_run, step, run):
         end(span)
     assert flow.steps == [
-        *ended("Inner.look", made_id(inner_step), SUCCESS),
-        *ended("MyFlow.plan", made_id(step), SUCCESS),
+        *ended("Inner.look", generated_id(inner_step), SUCCESS),
+        *ended("MyFlow.plan", generated_id(step), SUCCESS),
     ]
 
 
@@ -257,7 +257,7 @@ def test_llama_index_tells_a_function_that_is_a_step(scope: str) -> None:
     flow = Framework(scope)
     run = flow.start("MyFlow.run", later=_KIND)
     step = flow.emit("plan", later=attributes, below=run)
-    assert flow.steps == ended("plan", made_id(step), SUCCESS)
+    assert flow.steps == ended("plan", generated_id(step), SUCCESS)
 
 
 def test_llama_index_takes_the_parts_of_an_ingestion_for_none() -> None:

@@ -116,7 +116,7 @@ class _Made:
     later: Mapping[str, object]
     events: list[tuple[str, Mapping[str, object]]]
     status: Status
-    flying: tuple[BaseException | None, BaseException | None]
+    in_flight: tuple[BaseException | None, BaseException | None]
     parent: int
     order: int | None
 
@@ -129,7 +129,7 @@ _made = st.builds(
     later=_attributes,
     events=_events,
     status=_statuses,
-    flying=st.tuples(_exceptions, _exceptions) | _exceptions.map(lambda same: (same, same)),
+    in_flight=st.tuples(_exceptions, _exceptions) | _exceptions.map(lambda same: (same, same)),
     parent=st.integers(0, 3),
     order=st.none() | st.integers(0, 3),
 )
@@ -152,16 +152,16 @@ class _Reading(SpanProcessor):
 
     def __init__(self) -> None:
         self.reader = StepReader(PROFILES, on_loss=lambda error: self.refusals.append(str(error)))
-        self.flying: BaseException | None = None
+        self.in_flight: BaseException | None = None
         self.events: list[StepEvent] = []
         self.refusals: list[str] = []
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         del parent_context
-        self.reader.on_start(span, self.flying)
+        self.reader.on_start(span, self.in_flight)
 
     def on_end(self, span: ReadableSpan) -> None:
-        self.events.extend(event for event, _ in self.reader.on_end(span, lambda: self.flying))
+        self.events.extend(event for event, _ in self.reader.on_end(span, lambda: self.in_flight))
 
 
 def _read(spans: list[_Made], rand: random.Random | None = None, reading: _Reading | None = None) -> _Reading:
@@ -171,7 +171,7 @@ def _read(spans: list[_Made], rand: random.Random | None = None, reading: _Readi
     provider.add_span_processor(reading)
     begun: list[trace.Span] = []
     for made in spans:
-        reading.flying = made.flying[0]
+        reading.in_flight = made.in_flight[0]
         above = begun[made.parent] if made.parent < len(begun) else None
         context = Context() if above is None else set_span_in_context(above, Context())
         attributes = _shuffled(made.at_start, rand)
@@ -184,7 +184,7 @@ def _read(spans: list[_Made], rand: random.Random | None = None, reading: _Readi
                 for name, about in made.events:
                     span.add_event(name, about, timestamp=1)  # type: ignore[arg-type]  # -- see above
                 span.set_status(made.status)
-                reading.flying = made.flying[1]
+                reading.in_flight = made.in_flight[1]
                 span.end(2)
     return reading
 
@@ -245,20 +245,20 @@ _by_hand = st.builds(
 
 
 @given(_by_hand, _exceptions)
-def test_the_outcome_of_every_profile_is_one_or_none(span: ReadableSpan, flying: BaseException | None) -> None:
+def test_the_outcome_of_every_profile_is_one_or_none(span: ReadableSpan, in_flight: BaseException | None) -> None:
     """What a framework says of the end is an outcome, that it is none, or nothing."""
     for profile in PROFILES:
-        assert profile.outcome(started(span), flying) in {*Outcome, *Verdict, None}
+        assert profile.outcome(started(span), in_flight) in {*Outcome, *Verdict, None}
 
 
 @given(_by_hand, _exceptions, st.randoms())
 def test_the_outcome_of_every_profile_does_not_depend_on_the_order_of_attributes(
-    span: ReadableSpan, flying: BaseException | None, rand: random.Random
+    span: ReadableSpan, in_flight: BaseException | None, rand: random.Random
 ) -> None:
     """Attributes are a set: whoever set them last has no more to say."""
     usual, shuffled = started(span), started(span, _shuffled(live_attributes(span), rand))
     for profile in PROFILES:
-        assert profile.outcome(shuffled, flying) is profile.outcome(usual, flying)
+        assert profile.outcome(shuffled, in_flight) is profile.outcome(usual, in_flight)
         assert profile.is_step(shuffled) == profile.is_step(usual)
 
 

@@ -13,7 +13,7 @@ from emitting import (
     Step,
     end,
     ended,
-    made_id,
+    generated_id,
 )
 from opentelemetry.sdk.trace import SpanLimits
 from profile_examples import ELSEWHERE, EXAMPLES
@@ -141,7 +141,7 @@ def test_the_first_profile_that_knows_a_step_reads_it() -> None:
     )
     agent = _with(mine, "pydantic-ai")
     tool = agent.emit("execute_tool x", _CALL)
-    assert agent.steps == ended("execute_tool x", made_id(tool), FAILED)
+    assert agent.steps == ended("execute_tool x", generated_id(tool), FAILED)
 
 
 def _always_failed(_span: StartedSpan, _exception: BaseException | None) -> Outcome | Verdict:

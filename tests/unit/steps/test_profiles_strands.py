@@ -17,8 +17,8 @@ from emitting import (
     end,
     ended,
     endings,
+    generated_id,
     in_flight,
-    made_id,
     recorded,
 )
 from opentelemetry.trace import Span
@@ -66,14 +66,14 @@ def test_a_cycle_is_told_once_by_its_own_end(ending: Ending, outcome: Outcome) -
 @endings(
     cancelled=(_stopped("CancelledError"), CANCELLED),
     cancelled_in_flight=(
-        Ending(attributes={"strands.cancellation.type": "CancelledError"}, flying=asyncio.CancelledError),
+        Ending(attributes={"strands.cancellation.type": "CancelledError"}, in_flight=asyncio.CancelledError),
         CANCELLED,
     ),
     interrupted=(_stopped("KeyboardInterrupt"), CANCELLED),
     exited=(_stopped("SystemExit"), CANCELLED),
     closed_early=(_stopped("GeneratorExit"), SUCCESS),
     closed_early_in_flight=(
-        Ending(attributes={"strands.cancellation.type": "GeneratorExit"}, flying=GeneratorExit),
+        Ending(attributes={"strands.cancellation.type": "GeneratorExit"}, in_flight=GeneratorExit),
         SUCCESS,
     ),
     stopped_without_a_word=(in_flight(asyncio.CancelledError), CANCELLED),
@@ -142,8 +142,8 @@ def test_a_blank_id_is_none() -> None:
     end(first)
     end(agent, _stopped("CancelledError"))
     assert strands.steps == [
-        *ended(_CYCLE, made_id(first), SUCCESS),
-        *ended(_CYCLE, made_id(left_open), CANCELLED),
+        *ended(_CYCLE, generated_id(first), SUCCESS),
+        *ended(_CYCLE, generated_id(left_open), CANCELLED),
     ]
 
 

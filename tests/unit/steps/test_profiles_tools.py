@@ -18,8 +18,8 @@ from emitting import (
     end,
     ended,
     endings,
+    generated_id,
     in_flight,
-    made_id,
     recorded,
 )
 
@@ -49,7 +49,7 @@ def test_google_adk_tells_its_nodes(raising: type[BaseException] | None, outcome
     """A node is a step, however the SDK's own block around it ends."""
     adk = Framework(_ADK)
     node = adk.run("invoke_node plan", _NODE, raising)
-    assert adk.steps == ended("invoke_node plan", made_id(node), outcome)
+    assert adk.steps == ended("invoke_node plan", generated_id(node), outcome)
 
 
 @endings(
@@ -59,7 +59,7 @@ def test_google_adk_tells_its_nodes(raising: type[BaseException] | None, outcome
             status=ERROR,
             events=(("exception", {"exception.type": "ValueError"}),) * 2,
             attributes={"error.type": "ValueError"},
-            flying=ValueError,
+            in_flight=ValueError,
         ),
         FAILED,
     ),
@@ -79,7 +79,7 @@ def test_google_adk_tells_the_tools_of_an_agent_without_nodes(ending: Ending, ou
     end(agent, ending)
     assert adk.steps == [
         *ended("execute_tool weather", "call-1", outcome),
-        *ended("execute_tool weather", made_id(without_id), outcome),
+        *ended("execute_tool weather", generated_id(without_id), outcome),
     ]
 
 
@@ -92,7 +92,7 @@ def test_google_adk_takes_tools_inside_of_a_node_for_a_part_of_it(between: str) 
     adk.emit("execute_tool weather", later=_CALL, below=inside)
     adk.emit("execute_tool (merged)", later=_CALL, below=inside)
     end(node)
-    assert adk.steps == ended("invoke_node plan", made_id(node), SUCCESS)
+    assert adk.steps == ended("invoke_node plan", generated_id(node), SUCCESS)
 
 
 def test_google_adk_knows_where_a_tool_began_when_its_node_has_ended() -> None:
@@ -103,7 +103,7 @@ def test_google_adk_knows_where_a_tool_began_when_its_node_has_ended() -> None:
     end(node)
     adk.emit("execute_tool weather", later=_CALL, below=tool)
     end(tool)
-    assert adk.steps == ended("invoke_node plan", made_id(node), SUCCESS)
+    assert adk.steps == ended("invoke_node plan", generated_id(node), SUCCESS)
 
 
 def test_google_adk_tells_tools_beside_a_node() -> None:
@@ -116,8 +116,8 @@ def test_google_adk_tells_tools_beside_a_node() -> None:
     end(node)
     assert adk.steps == [
         *ended("execute_tool weather", "call-1", SUCCESS),
-        *ended("invoke_node inner", made_id(inner), SUCCESS),
-        *ended("invoke_node plan", made_id(node), SUCCESS),
+        *ended("invoke_node inner", generated_id(inner), SUCCESS),
+        *ended("invoke_node plan", generated_id(node), SUCCESS),
     ]
 
 
@@ -142,7 +142,7 @@ _MAF = "agent_framework"
 
 @endings(
     returned=(RETURNED, SUCCESS),
-    failed=(Ending(status=ERROR, attributes={"error.type": "ValueError"}, flying=ValueError), FAILED),
+    failed=(Ending(status=ERROR, attributes={"error.type": "ValueError"}, in_flight=ValueError), FAILED),
     cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
 )
 def test_agent_framework_tells_executors_and_takes_their_tools_for_a_part(ending: Ending, outcome: Outcome) -> None:
@@ -156,7 +156,7 @@ def test_agent_framework_tells_executors_and_takes_their_tools_for_a_part(ending
     framework.emit("message.send", {"message.type": "text"}, below=executor, ending=ending)
     for span in (agent, executor, workflow):
         end(span, ending)
-    assert framework.steps == ended("executor.process plan", made_id(executor), outcome)
+    assert framework.steps == ended("executor.process plan", generated_id(executor), outcome)
 
 
 @endings(
@@ -176,7 +176,7 @@ def test_agent_framework_tells_the_tools_of_an_agent_outside_of_workflows(ending
     end(agent, ending)
     assert framework.steps == [
         *ended("execute_tool weather", "call-1", outcome),
-        *ended("execute_tool weather", made_id(without_id), outcome),
+        *ended("execute_tool weather", generated_id(without_id), outcome),
     ]
     assert type(framework.steps[0].step_id) is str
 
@@ -199,7 +199,7 @@ def test_autogen_tells_what_its_agents_process(
     step = autogen.run("autogen process writer.(default)-A", {"messaging.operation": "process"}, raising)
     for operation in ("create", "send", "publish", "ack"):
         autogen.run(f"autogen {operation} writer.(default)-A", {"messaging.operation": operation}, raising)
-    assert autogen.steps == ended("autogen process writer.(default)-A", made_id(step), outcome)
+    assert autogen.steps == ended("autogen process writer.(default)-A", generated_id(step), outcome)
 
 
 def test_autogen_tells_the_turns_of_a_team() -> None:
@@ -218,7 +218,7 @@ def test_autogen_tells_the_turns_of_a_team() -> None:
         autogen, (kind, message, context) = Framework(case[0]), case[1]
         attributes = {"recipient_agent_class": kind, "message": message, "message_context": context}
         turn = autogen.emit("autogen process writer.(default)-A", {"messaging.operation": "process", **attributes})
-        step = ended("autogen process writer.(default)-A", made_id(turn), SUCCESS)
+        step = ended("autogen process writer.(default)-A", generated_id(turn), SUCCESS)
         expected[case] = step if is_step[case[1]] else []
         found[case] = autogen.steps
     assert found == expected
@@ -248,10 +248,10 @@ def test_autogen_takes_tools_inside_of_a_processing_for_a_part_of_it(scope: str)
     autogen.emit("execute_tool weather", _CALL, below=alone, ending=in_flight(asyncio.CancelledError))
     without_id = autogen.emit("execute_tool weather", _TOOL, below=alone)
     assert autogen.steps == [
-        *ended("autogen process writer.(default)-A", made_id(step), SUCCESS),
+        *ended("autogen process writer.(default)-A", generated_id(step), SUCCESS),
         *ended("execute_tool weather", "call-1", FAILED),
         *ended("execute_tool weather", "call-1", CANCELLED),
-        *ended("execute_tool weather", made_id(without_id), SUCCESS),
+        *ended("execute_tool weather", generated_id(without_id), SUCCESS),
     ]
 
 
@@ -279,8 +279,8 @@ def test_traceloop_tells_tasks_and_takes_their_tools_for_a_part(ending: Ending, 
     for span in (model, task, agent, workflow):
         end(span, ending)
     assert app.steps == [
-        *ended("review.task", made_id(inner), outcome),
-        *ended("write.task", made_id(task), outcome),
+        *ended("review.task", generated_id(inner), outcome),
+        *ended("write.task", generated_id(task), outcome),
     ]
 
 
@@ -295,7 +295,7 @@ def test_traceloop_tells_tools_outside_of_tasks(ending: Ending, outcome: Outcome
     alone = app.emit("search.tool", later={"traceloop.span.kind": "tool"}, ending=ending)
     end(workflow, IS_OK)
     assert app.steps == [
-        *ended("fetch.tool", made_id(inner), outcome),
-        *ended("search.tool", made_id(outer), outcome),
-        *ended("search.tool", made_id(alone), outcome),
+        *ended("fetch.tool", generated_id(inner), outcome),
+        *ended("search.tool", generated_id(outer), outcome),
+        *ended("search.tool", generated_id(alone), outcome),
     ]
