@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures of all tests."""
 
 import os
 import runpy
@@ -10,18 +10,18 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Settings of whoever runs the tests must not reach them.
+# Environment variables of the shell that runs pytest must not reach the code under test.
 for _name in [name for name in os.environ if name.startswith(("STEP_COMPLETE_", "OTEL_"))]:
     del os.environ[_name]
 
-# Whoever runs the tests in the background has them ignore Ctrl-C, and every process that they start.
+# A shell starts background jobs with SIGINT ignored, and child processes inherit that: restore Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tests interrupt their own process, too.
+# Some tests send SIGINT to their own process.
 runpy.run_path(str(Path(__file__).parent / "programs" / "interruptible.py"))
 
-# A machine that is busy makes no test fail. Where a person waits, every run tries the same few examples; CI
-# tries new ones each time, and says how to repeat a failure.
+# No deadline: a busy machine must not fail a test. "brief", the default, tries the same few examples in every run;
+# "thorough" tries new ones in each CI run, and prints how to repeat a failure.
 hypothesis.settings.register_profile("brief", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.register_profile("thorough", deadline=None, derandomize="CI" not in os.environ, print_blob=True)
 hypothesis.settings.load_profile("brief")
@@ -29,13 +29,13 @@ hypothesis.settings.load_profile("brief")
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Tests marked with `anyio` run on asyncio; those for trio say so themselves."""
+    """The backend of tests that are marked with `anyio`: asyncio, unless a test names another one."""
     return "asyncio"
 
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port on loopback that is taken, and on which nothing listens."""
+    """A loopback port on which nothing listens; it stays bound, so that nothing else can take it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

@@ -1,4 +1,4 @@
-"""One step of each row of the table of profiles, and of each of its scopes."""
+"""One example step for each row of the table of profiles and each of its instrumentation scopes."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ _CYCLE, _INPUT = {"event_loop.cycle_id": "1"}, {"llamaindex.step.input_event": "
 _OPENINFERENCE, _OTEL = "openinference.instrumentation", "opentelemetry.instrumentation"
 _AIRFLOW = "airflow.api_fastapi.execution_api.routes.task_instances"
 _GENAI = ("agno", "dspy", "qwen_agent", "langchain", "llama_index", "openai_agents", "smolagents")
-ELSEWHERE = "the.application"  # a scope that no row names
+ELSEWHERE = "the.application"  # an instrumentation scope that is in no row
 
 
 class Example(NamedTuple):
-    """A step of the rows of *profile*; *parent* is the name of the span that it began below, where that matters."""
+    """A span that is a step by the rows of *profile*; *parent* is the name of its parent span, if its rule asks."""
 
     profile: str
     scope: str
@@ -27,10 +27,10 @@ class Example(NamedTuple):
     def emit(
         self, framework: Framework, more: Attributes | None = None, *, scope: str = "", ending: Ending = IS_OK
     ) -> None:
-        """End such a step, with *more* attributes."""
+        """Start and end the step, with *more* attributes."""
         scope = scope or self.scope or ELSEWHERE
-        above = framework.start(self.parent, _CHAIN, scope=scope) if self.parent else None
-        framework.emit(self.name, {**self.attributes, **(more or {})}, below=above, scope=scope, ending=ending)
+        parent = framework.start(self.parent, _CHAIN, scope=scope) if self.parent else None
+        framework.emit(self.name, {**self.attributes, **(more or {})}, below=parent, scope=scope, ending=ending)
 
 
 EXAMPLES = [

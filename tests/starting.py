@@ -1,4 +1,4 @@
-"""Fixtures of the tests of whole programs: a receiver, and programs whose webhooks go there."""
+"""Fixtures for tests of whole programs: a receiver, and programs that send their webhooks to it."""
 
 from collections.abc import Iterator
 
@@ -8,14 +8,14 @@ from processes import Program, Run, Start, StepReceiver, python_program
 
 @pytest.fixture
 def receiver() -> Iterator[StepReceiver]:
-    """A `StepReceiver` that is running."""
+    """A running `StepReceiver`."""
     with StepReceiver() as receiver:
         yield receiver
 
 
 @pytest.fixture
 def start(receiver: StepReceiver) -> Iterator[Start]:
-    """Starts a program whose webhooks go to *receiver*; what still runs after the test is killed."""
+    """Start a program that sends its webhooks to *receiver*; it is killed after the test if it still runs."""
     programs: list[Program] = []
 
     def start(name: str, *args: str, **settings: object) -> Program:
@@ -29,5 +29,5 @@ def start(receiver: StepReceiver) -> Iterator[Start]:
 
 @pytest.fixture
 def run(start: Start) -> Run:
-    """Runs a program to its end."""
+    """Start a program, and wait until it has ended."""
     return lambda name, *args, **settings: start(name, *args, **settings).ended()

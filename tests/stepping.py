@@ -1,4 +1,4 @@
-"""What the tests on cancellation share: steps in each form that people write, and what a receiver hears of them."""
+"""Steps for the tests of cancellation, in each form that applications write, and the outcomes that arrive."""
 
 import asyncio
 import contextlib
@@ -16,22 +16,22 @@ Work = Callable[[], Coroutine[None, None, None]]
 
 @dataclass
 class Steps:
-    """Makes steps, on a real provider with a hook; the name of each is its step id."""
+    """Makes steps on a real provider with a hook; the name of a step is its step id."""
 
     hooked: Pipeline
     receiver: ScriptedReceiver
 
     def current(self, name: str = "step") -> contextlib.AbstractContextManager[Span]:
-        """``with tracer.start_as_current_span(…)``, which is a decorator, too."""
+        """Call ``tracer.start_as_current_span(…)``, for ``with`` or as a decorator."""
         return self.hooked.tracer.start_as_current_span(name, attributes={"step_id": name})
 
     def begin(self, name: str = "step") -> Span:
-        """``tracer.start_span(…)``, for spans that are ended by hand or by ``with``."""
+        """Call ``tracer.start_span(…)``, for spans that are ended by a call or by ``with``."""
         return self.hooked.tracer.start_span(name, attributes={"step_id": name})
 
     @property
     def outcomes(self) -> dict[str, object]:
-        """The outcome of each step, as the receiver has it."""
+        """The outcome of each step that the receiver has got, by step id."""
         assert self.hooked.provider.force_flush()
         received = self.receiver.received
         outcomes = {webhook.step_id: webhook.data["outcome"] for webhook in received}
@@ -40,12 +40,12 @@ class Steps:
 
 
 def fail(error: BaseException | type[BaseException]) -> NoReturn:
-    """Raise *error*, as work does."""
+    """Raise *error*, as an expression."""
     raise error
 
 
 def cancel(work: Callable[[Work], Coroutine[None, None, None]], *, times: int = 1) -> None:
-    """Run *work* as a task of asyncio, and cancel it each time it awaits what it is given, which hangs."""
+    """Run *work* as an asyncio task, and cancel it *times* times, each time it awaits its argument, which hangs."""
 
     async def main() -> None:
         hanging = asyncio.Semaphore(0)
@@ -64,7 +64,7 @@ def cancel(work: Callable[[Work], Coroutine[None, None, None]], *, times: int = 
     asyncio.run(main())
 
 
-# The forms in which a step is written.
+# The forms in which applications write a step.
 
 
 @contextlib.contextmanager
@@ -88,16 +88,16 @@ def _ended_in_except(steps: Steps, name: str) -> Iterator[None]:
 
 
 BLOCKS: dict[str, Callable[[Steps, str], contextlib.AbstractContextManager[object]]] = {
-    "as current": Steps.current,  # the usual one
-    "with span": Steps.begin,  # records every exception there is
-    "in finally": _ended_in_finally,  # says nothing of how it went, as the next
+    "as current": Steps.current,  # the usual form
+    "with span": Steps.begin,  # records every exception, BaseException too
+    "in finally": _ended_in_finally,  # neither this nor the next form sets a status or records an exception
     "in except": _ended_in_except,
 }
 FORMS = (*BLOCKS, "decorated", "by exit stack")
 
 
 async def do(form: str, steps: Steps, work: Work) -> None:
-    """Await *work* inside a step of this form, which is its name; no form depends on the library that runs it."""
+    """Await *work* inside a step of this form; the form is also its name. Works under asyncio, trio and anyio."""
     if form in BLOCKS:
         with BLOCKS[form](steps, form):
             await work()
