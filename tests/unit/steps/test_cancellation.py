@@ -1,6 +1,6 @@
-"""Steps that asyncio cancels, as real programs: the rows of the table that the outcome rules were measured with.
+"""Steps that asyncio cancels, in real event loops: the cases that the outcome rules were measured with.
 
-A row's letter stands in its test's name. Rows H to S and Z: test_cancellation_cleanup.py.
+A test's name contains the letters of its cases. Cases H to S and Z are in test_cancellation_cleanup.py.
 """
 
 import asyncio
@@ -12,18 +12,18 @@ import pytest
 from opentelemetry.trace import StatusCode
 from stepping import FORMS, Steps, Work, cancel, do, fail
 
-# A step that is cancelled
+# Steps that are cancelled
 
 
 def test_abcdf_a_cancelled_step_is_cancelled(steps: Steps) -> None:
-    """However a step is written, ``task.cancel()`` makes it cancelled."""
+    """In each form of a step, ``task.cancel()`` makes it cancelled."""
     for form in FORMS:
         cancel(partial(do, form, steps))
     assert steps.outcomes == dict.fromkeys(FORMS, "cancelled")
 
 
 def test_a_step_that_fails_is_failed(steps: Steps) -> None:
-    """However a step is written, an exception that leaves it makes it failed, recorded or not."""
+    """In each form of a step, an exception that leaves it makes it failed, recorded or not."""
 
     async def work() -> None:
         raise ValueError("no")
@@ -34,8 +34,8 @@ def test_a_step_that_fails_is_failed(steps: Steps) -> None:
     assert steps.outcomes == dict.fromkeys(FORMS, "failed")
 
 
-def test_a_step_that_ends_well_is_a_success(steps: Steps) -> None:
-    """However a step is written, reaching its end makes it a success."""
+def test_a_step_without_an_exception_is_a_success(steps: Steps) -> None:
+    """In each form of a step, reaching its end makes it a success."""
 
     async def succeed() -> None:
         await asyncio.sleep(0)
@@ -46,7 +46,7 @@ def test_a_step_that_ends_well_is_a_success(steps: Steps) -> None:
 
 
 def test_e_nested_steps_are_all_cancelled(steps: Steps) -> None:
-    """A cancellation passes through every step that is open."""
+    """A cancellation cancels every open step that it passes through."""
 
     async def work(hang: Work) -> None:
         with steps.current("outer"), steps.current("inner"):
@@ -57,7 +57,7 @@ def test_e_nested_steps_are_all_cancelled(steps: Steps) -> None:
 
 
 def test_g_a_step_that_swallows_its_cancellation_is_a_success(steps: Steps) -> None:
-    """A step that catches the cancellation and goes on has done its work; leaving by ``return`` is the same."""
+    """A step that catches the cancellation is a success, whether it goes on or returns."""
 
     async def goes_on() -> None:
         with steps.current("goes on"), contextlib.suppress(asyncio.CancelledError):
@@ -76,7 +76,7 @@ def test_g_a_step_that_swallows_its_cancellation_is_a_success(steps: Steps) -> N
 
 
 def test_o_a_status_ok_does_not_hide_a_cancellation(steps: Steps) -> None:
-    """Instrumentations set OK too early; the cancellation comes later, and is true."""
+    """Some instrumentations set OK before the step ends; a cancellation after that still counts."""
 
     async def work(hang: Work) -> None:
         with steps.current() as span:
@@ -100,11 +100,11 @@ def test_ctrl_c_cancels_the_step_of_the_main_task(steps: Steps) -> None:
     assert steps.outcomes == {"step": "cancelled"}
 
 
-# A limit in time, a failing sibling
+# Timeouts and failing siblings
 
 
-def test_p_a_step_that_runs_out_of_its_own_time_is_failed(steps: Steps) -> None:
-    """``asyncio.timeout`` inside the step: TimeoutError leaves it."""
+def test_p_a_step_with_a_timeout_inside_is_failed(steps: Steps) -> None:
+    """When ``asyncio.timeout`` inside the step expires, a TimeoutError leaves the step."""
 
     async def work() -> None:
         with steps.current():
@@ -116,8 +116,8 @@ def test_p_a_step_that_runs_out_of_its_own_time_is_failed(steps: Steps) -> None:
     assert steps.outcomes == {"step": "failed"}
 
 
-def test_p_a_step_that_runs_out_of_its_caller_s_time_is_cancelled(steps: Steps) -> None:
-    """``asyncio.timeout`` outside of the step: to the step it is a cancellation."""
+def test_p_a_step_with_a_timeout_around_it_is_cancelled(steps: Steps) -> None:
+    """When ``asyncio.timeout`` around the step expires, a CancelledError leaves the step."""
 
     async def work() -> None:
         async with asyncio.timeout(0):
@@ -130,7 +130,7 @@ def test_p_a_step_that_runs_out_of_its_caller_s_time_is_cancelled(steps: Steps) 
 
 
 def test_p_wait_for_cancels_the_inner_step_and_fails_the_outer(steps: Steps) -> None:
-    """P1 and P2: whoever waits has failed, whoever was waited for was cancelled."""
+    """P1 and P2: the step that waits gets a TimeoutError, the step that it waits for a CancelledError."""
 
     async def inner() -> None:
         with steps.current("inner"):
@@ -146,7 +146,7 @@ def test_p_wait_for_cancels_the_inner_step_and_fails_the_outer(steps: Steps) -> 
 
 
 def test_u_a_failing_task_cancels_its_sibling(steps: Steps) -> None:
-    """In a TaskGroup one fails, its sibling is cancelled, and the step around them has failed."""
+    """In a TaskGroup, one task fails, its sibling is cancelled, and the step around both has failed."""
 
     async def work() -> None:
         is_waiting = asyncio.Event()

@@ -1,6 +1,6 @@
-"""Steps that begin or end while a cancellation by asyncio is handled, as real programs.
+"""Steps that start or end inside a handler of an asyncio cancellation, in real event loops.
 
-A row's letter of the table stands in its test's name, as in test_cancellation.py.
+A test's name contains the letter of its case, as in test_cancellation.py.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ async def _clean_up(steps: Steps) -> None:
 
 
 def test_h_a_step_inside_except_is_a_success(steps: Steps) -> None:
-    """The exception that is being handled is not the new step's."""
+    """The exception that is being handled was in flight before the step started, so it does not count."""
 
     async def work(hang: Work) -> None:
         try:
@@ -32,7 +32,7 @@ def test_h_a_step_inside_except_is_a_success(steps: Steps) -> None:
 
 
 def test_i_a_step_inside_finally_is_a_success(steps: Steps) -> None:
-    """The same in ``finally``; the cancelled step around it is cancelled."""
+    """An exception that passes a ``finally`` does not count for a step in it, but for the step around it."""
 
     async def work(hang: Work) -> None:
         with steps.current("outer"):
@@ -47,7 +47,7 @@ def test_i_a_step_inside_finally_is_a_success(steps: Steps) -> None:
 
 
 def test_j_a_step_in_a_function_that_except_awaits_is_a_success(steps: Steps) -> None:
-    """The handler may be far away, in a caller."""
+    """The ``except`` may be in a caller of the function that starts the step."""
 
     async def work(hang: Work) -> None:
         try:
@@ -59,8 +59,8 @@ def test_j_a_step_in_a_function_that_except_awaits_is_a_success(steps: Steps) ->
     assert steps.outcomes == {"clean-up": "success"}
 
 
-def test_k_a_step_in_a_task_that_except_makes_is_a_success(steps: Steps) -> None:
-    """A task of its own sees nothing of its maker's exception."""
+def test_k_a_step_in_a_task_that_except_creates_is_a_success(steps: Steps) -> None:
+    """In the new task no exception is in flight."""
 
     async def work(hang: Work) -> None:
         try:
@@ -72,8 +72,8 @@ def test_k_a_step_in_a_task_that_except_makes_is_a_success(steps: Steps) -> None
     assert steps.outcomes == {"clean-up": "success"}
 
 
-def test_l_a_step_that_only_passes_on_what_was_in_flight_is_a_success(steps: Steps) -> None:
-    """The known limit of the rule for H, I and J: the same exception, raised again inside the step, is not seen."""
+def test_l_a_step_that_reraises_the_handled_exception_is_a_success(steps: Steps) -> None:
+    """A known limit of the rule for H, I and J: the same exception, raised again inside the step, does not count."""
 
     async def work(hang: Work) -> None:
         try:
@@ -87,7 +87,7 @@ def test_l_a_step_that_only_passes_on_what_was_in_flight_is_a_success(steps: Ste
 
 
 def test_m_a_clean_up_that_is_cancelled_too_is_cancelled(steps: Steps) -> None:
-    """A second cancellation is a new exception, and the step's own."""
+    """A second cancellation is a new exception, so it counts for the step."""
 
     async def work(hang: Work) -> None:
         try:
@@ -101,7 +101,7 @@ def test_m_a_clean_up_that_is_cancelled_too_is_cancelled(steps: Steps) -> None:
 
 
 def test_n_a_step_ended_in_the_handler_of_its_cancellation_is_cancelled(steps: Steps) -> None:
-    """It began before, so the exception is its own, though it is not raised again."""
+    """The step started before the exception, so the exception counts, although it is not raised again."""
 
     async def work(hang: Work) -> None:
         span = steps.begin()
@@ -118,7 +118,7 @@ def test_n_a_step_ended_in_the_handler_of_its_cancellation_is_cancelled(steps: S
 
 
 def test_s_an_async_generator_that_is_closed_early_is_a_success(steps: Steps) -> None:
-    """Its consumer had enough: GeneratorExit is no failure, recorded or not."""
+    """A consumer that stops early raises GeneratorExit in the generator, which is no failure, recorded or not."""
 
     async def current() -> AsyncIterator[int]:
         with steps.current("current"):
@@ -129,8 +129,8 @@ def test_s_an_async_generator_that_is_closed_early_is_a_success(steps: Steps) ->
             yield 1
 
     async def work() -> None:
-        for made in (current(), recorded()):
-            async with contextlib.aclosing(made) as items:  # type: ignore[type-var]  # -- generators, as written
+        for generator in (current(), recorded()):
+            async with contextlib.aclosing(generator) as items:  # type: ignore[type-var]  # -- they are generators
                 async for _ in items:
                     break
 
@@ -138,8 +138,8 @@ def test_s_an_async_generator_that_is_closed_early_is_a_success(steps: Steps) ->
     assert steps.outcomes == {"current": "success", "recorded": "success"}
 
 
-def test_z_a_generator_resumed_by_a_handler_is_cancelled(steps: Steps) -> None:
-    """The one false positive that is left: the step began before, and ends by chance inside the handler."""
+def test_z_a_step_in_a_generator_that_a_handler_resumes_is_cancelled(steps: Steps) -> None:
+    """A known false positive: the step started before the exception, and happens to end inside its handler."""
 
     def generator() -> Iterator[None]:
         with steps.current():
@@ -158,7 +158,7 @@ def test_z_a_generator_resumed_by_a_handler_is_cancelled(steps: Steps) -> None:
 
 
 def test_r_a_step_ended_by_a_callback_is_a_success(steps: Steps) -> None:
-    """A known limit: in a task's callback nothing of its cancellation is in flight."""
+    """A known limit: in a done callback of a cancelled task no exception is in flight."""
 
     async def main() -> None:
         span = steps.begin()
@@ -172,7 +172,7 @@ def test_r_a_step_ended_by_a_callback_is_a_success(steps: Steps) -> None:
 
 
 def test_z2_a_step_ended_in_another_thread_is_a_success(steps: Steps) -> None:
-    """A known limit: another thread does not see what is in flight."""
+    """A known limit: another thread does not see the exception in flight."""
 
     async def work(hang: Work) -> None:
         span = steps.begin()

@@ -1,4 +1,4 @@
-"""Steps that trio and anyio cancel, as real programs."""
+"""Steps that trio and anyio cancel, in real event loops."""
 
 import anyio
 import anyio.lowlevel
@@ -10,7 +10,7 @@ from stepping import FORMS, Steps, do
 
 
 def test_a_step_that_trio_cancels_is_cancelled(steps: Steps) -> None:
-    """However a step is written, a cancelled scope makes it cancelled."""
+    """In each form of a step, a cancelled scope makes it cancelled."""
 
     async def main(form: str) -> None:
         async with trio.open_nursery() as nursery:
@@ -30,7 +30,7 @@ def test_a_step_that_trio_cancels_is_cancelled(steps: Steps) -> None:
 
 
 def test_a_failing_child_of_a_nursery_cancels_its_sibling(steps: Steps) -> None:
-    """In trio's nursery too: one fails, its sibling is cancelled, the step around them has failed."""
+    """In a nursery, one task fails, its sibling is cancelled, and the step around both has failed."""
 
     async def main() -> None:
         is_waiting = trio.Event()
@@ -56,7 +56,7 @@ def test_a_failing_child_of_a_nursery_cancels_its_sibling(steps: Steps) -> None:
 
 
 def test_a_step_around_a_cancelled_nursery_is_cancelled(steps: Steps) -> None:
-    """A cancellation that leaves a nursery, alone or as a group of cancellations, is one."""
+    """A cancellation that leaves a nursery, alone or as a group of cancellations, cancels the step around it."""
 
     async def main() -> None:
         with trio.CancelScope() as scope, steps.current():
@@ -76,7 +76,7 @@ _backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 @_backends
 def test_a_step_that_anyio_cancels_is_cancelled(backend: str, steps: Steps) -> None:
-    """However a step is written, and whichever backend runs it, a cancelled task group makes it cancelled."""
+    """In each form of a step, and on each backend, a cancelled task group makes it cancelled."""
 
     async def main(form: str) -> None:
         async with anyio.create_task_group() as group:
@@ -97,7 +97,7 @@ def test_a_step_that_anyio_cancels_is_cancelled(backend: str, steps: Steps) -> N
 
 @_backends
 def test_a_step_is_cancelled_by_its_caller_s_scope_alone(backend: str, steps: Steps) -> None:
-    """``move_on_after`` around a step cancels it; inside a step it is the step's own business."""
+    """``move_on_after`` around a step cancels it; inside a step it does not."""
 
     async def main() -> None:
         with anyio.move_on_after(0), steps.current("inside"):
@@ -110,8 +110,8 @@ def test_a_step_is_cancelled_by_its_caller_s_scope_alone(backend: str, steps: St
 
 
 @_backends
-def test_a_step_that_runs_out_of_its_own_time_is_failed(backend: str, steps: Steps) -> None:
-    """``fail_after`` inside the step: TimeoutError leaves it."""
+def test_a_step_with_a_timeout_inside_is_failed(backend: str, steps: Steps) -> None:
+    """When ``fail_after`` inside the step expires, a TimeoutError leaves the step."""
 
     async def main() -> None:
         with steps.current(), anyio.fail_after(0):
@@ -124,7 +124,7 @@ def test_a_step_that_runs_out_of_its_own_time_is_failed(backend: str, steps: Ste
 
 @_backends
 def test_a_shielded_clean_up_is_a_success(backend: str, steps: Steps) -> None:
-    """The step that cleans up in ``finally`` is not the one that was cancelled."""
+    """A step that cleans up in ``finally`` is not the step that was cancelled."""
 
     async def main() -> None:
         with anyio.CancelScope() as scope, steps.current("work"):

@@ -1,6 +1,6 @@
-"""Steps that other exceptions than an event loop's cancellation pass through, or that begin while one is handled.
+"""Steps that exceptions other than an event loop's cancellation pass through, or that start in a handler of one.
 
-A row's letter of the table stands in its test's name, as in test_cancellation.py.
+A test's name contains the letter of its case, as in test_cancellation.py.
 """
 
 import concurrent.futures
@@ -13,10 +13,10 @@ from stepping import BLOCKS, Steps, fail
 
 
 class _OwnError(Exception):
-    """Written in Python, so that it can be referred to weakly."""
+    """An exception of a Python class, which supports weak references, unlike built-in ones."""
 
 
-def test_a_step_ends_as_the_exception_that_leaves_it_says(steps: Steps) -> None:
+def test_the_exception_that_leaves_a_step_decides_its_outcome(steps: Steps) -> None:
     """Ctrl-C, ``sys.exit()`` and a cancelled future make a step cancelled; any other exception, failed."""
     outcomes = {
         KeyboardInterrupt(): "cancelled",
@@ -38,8 +38,8 @@ def test_a_step_ends_as_the_exception_that_leaves_it_says(steps: Steps) -> None:
     assert steps.outcomes == expected
 
 
-def test_a_future_that_was_cancelled_cancels_the_step_that_waits_for_it(steps: Steps) -> None:
-    """A real one, of a thread pool."""
+def test_a_cancelled_future_cancels_the_step_that_waits_for_it(steps: Steps) -> None:
+    """A step that asks a cancelled ``concurrent.futures.Future`` for its result is cancelled."""
     future: concurrent.futures.Future[None] = concurrent.futures.Future()
     future.cancel()
     with pytest.raises(concurrent.futures.CancelledError), steps.current():
@@ -48,7 +48,7 @@ def test_a_future_that_was_cancelled_cancels_the_step_that_waits_for_it(steps: S
 
 
 def test_n_a_step_ended_in_the_handler_of_its_failure_is_failed(steps: Steps) -> None:
-    """It began before, so the exception is its own, though nobody recorded it."""
+    """The step started before the exception, so the exception counts, although it is not recorded."""
     span = steps.begin()
     try:
         fail(ValueError)
@@ -58,7 +58,7 @@ def test_n_a_step_ended_in_the_handler_of_its_failure_is_failed(steps: Steps) ->
 
 
 def test_y_a_generator_that_is_closed_early_is_a_success(steps: Steps) -> None:
-    """Its consumer had enough: GeneratorExit is no failure, recorded or not."""
+    """A consumer that stops early raises GeneratorExit in the generator, which is no failure, recorded or not."""
 
     def current() -> Iterator[int]:
         with steps.current("current"):
@@ -70,7 +70,7 @@ def test_y_a_generator_that_is_closed_early_is_a_success(steps: Steps) -> None:
 
     for items in (current(), recorded()):
         assert next(items) == 1
-        items.close()  # type: ignore[attr-defined]  # -- generators, as written
+        items.close()  # type: ignore[attr-defined]  # -- they are generators
     assert steps.outcomes == {"current": "success", "recorded": "success"}
 
 
@@ -78,7 +78,7 @@ def test_y_a_generator_that_is_closed_early_is_a_success(steps: Steps) -> None:
 
 
 def test_t_a_step_inside_except_is_a_success(steps: Steps) -> None:
-    """The fallback that works is no failure, for exceptions that are written in C and for others."""
+    """A fallback that works is a success, whether the handled exception is of a C or of a Python class."""
     for name, kind in {"builtin": ValueError, "own": _OwnError}.items():
         try:
             fail(kind)
@@ -89,7 +89,7 @@ def test_t_a_step_inside_except_is_a_success(steps: Steps) -> None:
 
 
 def test_a_step_inside_finally_is_a_success(steps: Steps) -> None:
-    """While an exception passes by, a step that cleans up is a success; the step that it leaves has failed."""
+    """An exception that passes a ``finally`` does not fail a step in it, but the step that it leaves."""
     span = steps.begin("work")
     with contextlib.suppress(ValueError):
         try:
@@ -101,7 +101,7 @@ def test_a_step_inside_finally_is_a_success(steps: Steps) -> None:
 
 
 def test_a_step_inside_except_that_fails_itself_is_failed(steps: Steps) -> None:
-    """A new exception is the step's own, recorded or not, of the same type or not."""
+    """An exception that is raised inside the step counts, also if it has the type of the handled one."""
     for name, kind in {"same": ValueError, "other": KeyError}.items():
         with contextlib.suppress(kind):
             try:
@@ -115,8 +115,8 @@ def test_a_step_inside_except_that_fails_itself_is_failed(steps: Steps) -> None:
     assert steps.outcomes == {"same": "failed", "other": "failed"}
 
 
-def test_a_retry_begun_in_one_handler_and_ended_by_the_next_exception_is_failed(steps: Steps) -> None:
-    """Two exceptions of one type, of which the second stands where the first stood in memory, are still two."""
+def test_a_retry_started_in_one_handler_and_ended_by_the_next_exception_is_failed(steps: Steps) -> None:
+    """A new exception counts, also if it has the type and the memory address of the handled one."""
     for number in range(20):
         retry = None
         for _ in range(2):
@@ -133,7 +133,7 @@ def test_a_retry_begun_in_one_handler_and_ended_by_the_next_exception_is_failed(
 
 
 def test_a_step_inside_nested_handlers_is_a_success(steps: Steps) -> None:
-    """The innermost exception counts, at the start and at the end."""
+    """The innermost handled exception is compared, at the start and at the end."""
     try:
         fail(ValueError)
     except ValueError:
