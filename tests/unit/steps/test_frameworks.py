@@ -1,4 +1,4 @@
-"""Real frameworks, whose own instrumentation makes the spans."""
+"""Steps of real frameworks, whose own instrumentation makes the spans."""
 
 import asyncio
 
@@ -13,20 +13,20 @@ from otel_step_hook.testing import ScriptedReceiver
 
 
 def is_tool(span: ReadableSpan) -> bool:
-    """A user's own rule: each tool call of pydantic-ai is a step."""
+    """Whether *span* is a tool call of pydantic-ai: a rule that a user may pass to the hook."""
     return (span.attributes or {}).get("gen_ai.operation.name") == "execute_tool"
 
 
 def traced_agent(hooked: Pipeline) -> Agent[object, str]:
-    """An agent with a model that needs no network, whose spans go to *hooked*."""
+    """Return an agent with a model that needs no network, whose spans go to *hooked*."""
     agent = Agent(TestModel())
     agent.instrument = InstrumentationSettings(tracer_provider=hooked.provider)
     return agent
 
 
 @pytest.mark.anyio
-async def test_a_tool_call_of_pydantic_ai_is_told(step_receiver: ScriptedReceiver) -> None:
-    """A pydantic-ai agent under a user's rule: one webhook for its tool call, shown below the tool's span."""
+async def test_a_tool_call_of_pydantic_ai_is_reported(step_receiver: ScriptedReceiver) -> None:
+    """With a user's rule, a tool call of a pydantic-ai agent gives one webhook, and a delivery span below its span."""
     with pipeline(step_receiver.url, is_step=is_tool, payload="full") as hooked:
         agent = traced_agent(hooked)
 
@@ -43,12 +43,12 @@ async def test_a_tool_call_of_pydantic_ai_is_told(step_receiver: ScriptedReceive
     assert webhook.data["outcome"] == "success"
     assert webhook.data["name"] == "execute_tool weather"
     assert delivery.parent == tool.context
-    assert webhook.step_id == "pyd_ai_tool_call_id__weather"  # whoever says that it is a step
+    assert webhook.step_id == "pyd_ai_tool_call_id__weather"  # the framework's id, although the user's rule decided
 
 
 @pytest.mark.anyio
-async def test_a_cancelled_tool_call_of_pydantic_ai_is_told_as_cancelled(step_receiver: ScriptedReceiver) -> None:
-    """A pydantic-ai run that is cancelled inside its tool tells that tool call as cancelled."""
+async def test_a_cancelled_tool_call_of_pydantic_ai_is_reported_as_cancelled(step_receiver: ScriptedReceiver) -> None:
+    """When a pydantic-ai run is cancelled inside its tool, that tool call is reported as cancelled."""
     with pipeline(step_receiver.url, is_step=is_tool, payload="full") as hooked:
         started = asyncio.Event()
         agent = traced_agent(hooked)
