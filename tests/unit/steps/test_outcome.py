@@ -1,4 +1,7 @@
-"""How a step ended, rule by rule. Any span whatever: test_outcome_of_anything.py. Real ones: test_cancellation*.py."""
+"""The rules for the outcome of a step, one by one.
+
+Spans with arbitrary content are in test_outcome_of_anything.py, real cancellations in test_cancellation*.py.
+"""
 
 import asyncio
 import concurrent.futures
@@ -20,8 +23,8 @@ _SUCCESS, _FAILED, _CANCELLED = Outcome
 _UNSET, _OK, _ERROR = StatusCode
 
 
-class ApprovalRequired(Exception):  # noqa: N818 -- the name is the point
-    """The application's own; pydantic-ai has one of that name."""
+class ApprovalRequired(Exception):  # noqa: N818 -- pydantic-ai has an exception of this name
+    """An exception of the application that has the name of a pause of pydantic-ai."""
 
 
 class GraphInterrupt(Exception):  # noqa: N818 -- LangGraph's own name
@@ -39,7 +42,7 @@ class _Cancelled(asyncio.CancelledError):
 
 
 def _trio_cancelled() -> BaseException:
-    """One that trio itself has made: it allows nobody else to."""
+    """Return a `trio.Cancelled`, which only trio itself can make."""
     caught: list[BaseException] = []
 
     async def main() -> None:
@@ -55,7 +58,7 @@ def _trio_cancelled() -> BaseException:
     return caught[0]
 
 
-class _Word(str, enum.Enum):  # noqa: UP042 -- the old way, whose str() is not the value
+class _Status(str, enum.Enum):  # noqa: UP042 -- str() of such a member is not its value
     STOPPED = "Cancelled"
 
 
@@ -75,45 +78,45 @@ def _outcome(
         "step",
         status=Status(code, description),
         events=events,
-        attributes=attributes,  # type: ignore[arg-type]  # -- anything may be in there
+        attributes=attributes,  # type: ignore[arg-type]  # -- values of any type
     )
     return outcome_of(started(span), in_flight, GENERIC)
 
 
-# 1. What the user says
+# 1. The attribute step.status
 
 
 _STATUSES = {
     _SUCCESS: ("success", "succeeded", "ok", "completed"),
     _FAILED: ("failed", "failure", "error", "timeout"),
-    _CANCELLED: ("cancelled", "canceled", "cancellation", " CANCELLED\n", _Word.STOPPED),
+    _CANCELLED: ("cancelled", "canceled", "cancellation", " CANCELLED\n", _Status.STOPPED),
 }
 
 
-def test_the_step_status_of_the_user_decides() -> None:
-    """``step.status`` is stronger than the span's status and than any exception."""
+def test_step_status_decides() -> None:
+    """``step.status`` overrules the span's status and any exception."""
     expected, found = {}, {}
-    for outcome, words in _STATUSES.items():
-        for case in product(words, StatusCode, (None, ValueError, asyncio.CancelledError)):
-            word, code, kind = case
+    for outcome, values in _STATUSES.items():
+        for case in product(values, StatusCode, (None, ValueError, asyncio.CancelledError)):
+            value, code, kind = case
             expected[case] = outcome
-            found[case] = _outcome(code, attributes={"step.status": word}, in_flight=kind and kind())
+            found[case] = _outcome(code, attributes={"step.status": value}, in_flight=kind and kind())
     assert found == expected
     assert len(found) == 117
 
 
-def test_a_step_status_that_says_nothing_is_passed_over() -> None:
-    """An unknown one, or one that is no text, leaves the decision to the other rules."""
-    for word in ("", "running", b"failed", 1, None, ("failed",), {"failed": True}, 10**5000):
-        found = [_outcome(code, attributes={"step.status": word}) for code in (_OK, _ERROR)]
-        assert (type(word), found) == (type(word), [_SUCCESS, _FAILED])
+def test_an_unknown_step_status_is_ignored() -> None:
+    """If ``step.status`` has an unknown value, or no text, the other rules decide."""
+    for value in ("", "running", b"failed", 1, None, ("failed",), {"failed": True}, 10**5000):
+        found = [_outcome(code, attributes={"step.status": value}) for code in (_OK, _ERROR)]
+        assert (type(value), found) == (type(value), [_SUCCESS, _FAILED])
 
 
 # 2. The status ERROR
 
 
 def test_an_error_is_a_failure() -> None:
-    """Without other evidence ERROR means failed, whatever its description says."""
+    """ERROR means failed, unless an exception type or the start of the description names a cancellation."""
     assert _outcome(_ERROR) is _FAILED
     assert _outcome(_ERROR, "the payment was not Cancelled in time") is _FAILED
     assert _outcome(_ERROR, "ValueError: CancelledError") is _FAILED
@@ -131,21 +134,21 @@ def test_an_error_is_a_failure() -> None:
     ],
 )
 def test_an_error_that_is_a_cancellation_is_cancelled(kind: str) -> None:
-    """The last event, ``error.type`` and the description's first word are each enough."""
+    """Under ERROR, the last event, ``error.type`` or the type at the start of the description makes it cancelled."""
     assert _outcome(_ERROR, events=[_raised("ValueError"), _raised(kind)]) is _CANCELLED
     assert _outcome(_ERROR, attributes={"error.type": kind}) is _CANCELLED
     assert _outcome(_ERROR, f"{kind}: stopped") is _CANCELLED
     assert _outcome(_ERROR, f"{kind}()Traceback (most recent call last)") is _CANCELLED
 
 
-def test_a_cancellation_that_was_survived_is_not_the_last_word() -> None:
-    """Only the last exception that was recorded tells how it ended."""
+def test_a_recorded_cancellation_before_the_last_exception_is_ignored() -> None:
+    """Only the last recorded exception counts."""
     assert _outcome(_ERROR, events=[_raised("CancelledError"), _raised("ValueError")]) is _FAILED
     assert _outcome(events=[_raised("CancelledError"), _raised("ValueError")]) is _SUCCESS
 
 
-def test_other_events_are_no_exceptions() -> None:
-    """An event of another name, or without a type, says nothing, not even between two others."""
+def test_other_events_are_ignored() -> None:
+    """An event of another name, or without a type, is no recorded exception, not even as the last event."""
     other = [Event("retry", {"exception.type": "CancelledError"}), Event("exception")]
     assert _outcome(_ERROR, events=other[:1]) is _FAILED
     assert _outcome(_ERROR, events=[_raised("trio.Cancelled"), other[0]]) is _CANCELLED
@@ -153,28 +156,30 @@ def test_other_events_are_no_exceptions() -> None:
 
 
 @pytest.mark.parametrize("code", [_ERROR, _UNSET, _OK])
-def test_a_pause_is_no_end(code: StatusCode) -> None:
-    """A graph that waits for a human has not ended: nothing is sent, whatever the instrumentation made of it."""
+def test_a_paused_step_has_no_outcome(code: StatusCode) -> None:
+    """A graph that waits for a human has not ended, whatever status the instrumentation has set."""
     assert _outcome(code, events=[_raised("langgraph.errors.GraphInterrupt")]) is None
     assert _outcome(code, in_flight=GraphInterrupt()) is None
     assert _outcome(code, in_flight=_NodeInterrupt()) is None
 
 
-def test_an_error_named_as_a_pause_is_no_end() -> None:
-    """Under ERROR the description and ``error.type`` tell of a pause as well."""
+def test_an_error_that_names_a_pause_has_no_outcome() -> None:
+    """Under ERROR, the description or ``error.type`` may name the pause as well."""
     assert _outcome(_ERROR, "GraphInterrupt(())") is None
     assert _outcome(_ERROR, attributes={"error.type": "NodeInterrupt"}) is None
 
 
 @pytest.mark.parametrize("code", [_ERROR, _UNSET])
-def test_a_pause_that_is_told_while_another_exception_is_in_flight_is_no_end(code: StatusCode) -> None:
-    """A callback may end the span inside of somebody's handler; the span's own exception counts."""
+def test_a_recorded_pause_overrules_another_exception_in_flight(code: StatusCode) -> None:
+    """A callback may end the span while another exception is handled; the recorded exception counts."""
     assert _outcome(code, events=[_raised("langgraph.errors.GraphInterrupt")], in_flight=ValueError()) is None
 
 
 @pytest.mark.parametrize(("code", "outcome"), [(_ERROR, _FAILED), (_UNSET, _SUCCESS), (_OK, _SUCCESS)])
-def test_an_exception_that_shares_a_pauses_name_is_none(code: StatusCode, outcome: Outcome) -> None:
-    """It is the application's own, and means what other exceptions mean; a name alone does not overrule it."""
+def test_an_exception_of_the_application_with_the_name_of_a_pause_is_no_pause(
+    code: StatusCode, outcome: Outcome
+) -> None:
+    """An exception of another package counts like any other, although it has the name of a pause."""
     raised = [_raised("app.ApprovalRequired")]
     assert _outcome(code, events=raised) is outcome
     assert _outcome(_ERROR, "ApprovalRequired: by two", events=raised) is _FAILED
@@ -184,7 +189,7 @@ def test_an_exception_that_shares_a_pauses_name_is_none(code: StatusCode, outcom
 
 
 def test_a_generator_closed_early_has_succeeded() -> None:
-    """Its consumer had enough; unless the step tells of a failure besides."""
+    """GeneratorExit is a success, unless description or ``error.type`` names a failure."""
     closed = [_raised("GeneratorExit")]
     assert _outcome(_ERROR, "GeneratorExit: ", events=closed, in_flight=GeneratorExit()) is _SUCCESS
     assert _outcome(in_flight=GeneratorExit()) is _SUCCESS
@@ -197,7 +202,7 @@ def test_a_generator_closed_early_has_succeeded() -> None:
 
 
 def test_a_cancellation_in_flight_is_cancelled() -> None:
-    """A step that ends while a cancellation passes through it was cancelled, even under OK."""
+    """A step that ends while a cancellation passes through it is cancelled, even under OK."""
     cancellations = (
         asyncio.CancelledError(),
         _Cancelled(),
@@ -224,8 +229,8 @@ def test_a_cancellation_in_flight_is_cancelled() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_exception_in_flight_is_a_failure_that_nobody_recorded(in_flight: BaseException) -> None:
-    """Under UNSET it means failed; a group too, when but one of its members failed; OK is stronger."""
+def test_an_exception_in_flight_is_a_failure_under_unset(in_flight: BaseException) -> None:
+    """An exception, or a group with at least one failure, means failed under UNSET; OK overrules it."""
     assert _outcome(_UNSET, in_flight=in_flight) is _FAILED
     assert _outcome(_OK, in_flight=in_flight) is _SUCCESS
 
@@ -240,23 +245,23 @@ def test_an_exception_in_flight_is_a_failure_that_nobody_recorded(in_flight: Bas
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_control_flow_in_flight_means_nothing(in_flight: BaseException) -> None:
-    """Generators end by exceptions, which says nothing about the step."""
+def test_control_flow_in_flight_is_ignored(in_flight: BaseException) -> None:
+    """The exceptions by which generators end do not change the outcome."""
     assert _outcome(_UNSET, in_flight=in_flight) is _SUCCESS
     assert _outcome(_ERROR, in_flight=in_flight) is _FAILED
 
 
 def test_a_recorded_cancellation_under_unset_is_cancelled() -> None:
-    """A handler that records what stopped the step, and sets no status, has said enough."""
+    """A recorded cancellation is enough, without a status."""
     assert _outcome(events=[_raised("asyncio.exceptions.CancelledError")]) is _CANCELLED
 
 
 def test_a_recorded_exception_under_unset_is_no_failure() -> None:
-    """An exception that was recorded and survived, without a status, is none of the step's own."""
+    """A step that records an exception and sets no status has handled it."""
     assert _outcome(events=[_raised("ValueError")]) is _SUCCESS
 
 
-def test_ok_is_success() -> None:
-    """OK is the word of whoever wrote the step."""
+def test_ok_overrules_recorded_exceptions() -> None:
+    """OK means success, whatever exceptions have been recorded."""
     assert _outcome(_OK, events=[_raised("ValueError")]) is _SUCCESS
     assert _outcome(_OK, events=[_raised("CancelledError")]) is _SUCCESS

@@ -1,4 +1,4 @@
-"""How a step ended, whatever its span holds."""
+"""The outcome of steps whose spans have arbitrary content."""
 
 import asyncio
 import random
@@ -49,8 +49,8 @@ _spans = st.builds(
 
 
 @given(_spans, st.none() | _exceptions)
-def test_every_step_has_an_outcome_or_has_paused(span: ReadableSpan, in_flight: BaseException | None) -> None:
-    """Whatever a span holds, it is classified without an error, and without being changed."""
+def test_every_span_has_an_outcome_or_has_paused(span: ReadableSpan, in_flight: BaseException | None) -> None:
+    """Any span is classified without an error, and is not changed."""
     before = repr((span.attributes, span.events, span.status))
     assert outcome_of(started(span), in_flight, GENERIC) in {*Outcome, None}
     assert repr((span.attributes, span.events, span.status)) == before
@@ -60,7 +60,7 @@ def test_every_step_has_an_outcome_or_has_paused(span: ReadableSpan, in_flight: 
 def test_the_order_of_attributes_does_not_matter(
     span: ReadableSpan, in_flight: BaseException | None, rand: random.Random
 ) -> None:
-    """Attributes are a set: whoever set them last has no more to say."""
+    """The same attributes in another order give the same outcome."""
     items = list(live_attributes(span).items())
     rand.shuffle(items)
     assert outcome_of(started(span, dict(items)), in_flight, GENERIC) is outcome_of(started(span), in_flight, GENERIC)
@@ -68,15 +68,15 @@ def test_the_order_of_attributes_does_not_matter(
 
 @given(_spans, _leaves)
 def test_a_cancellation_in_flight_is_never_a_success(span: ReadableSpan, in_flight: BaseException) -> None:
-    """Without the user's word, a cancellation that passes through a step makes it cancelled, in every case."""
+    """Without ``step.status``, a cancellation that passes through a step makes it cancelled, whatever its span has."""
     attributes = {key: value for key, value in live_attributes(span).items() if key != "step.status"}
     is_cancellation = isinstance(in_flight, asyncio.CancelledError | SystemExit)
     assert not is_cancellation or outcome_of(started(span, attributes), in_flight, GENERIC) is Outcome.CANCELLED
 
 
 @given(_spans)
-def test_an_error_without_a_pause_is_told(span: ReadableSpan) -> None:
-    """What is no pause is never kept back."""
-    told = f"{span.status.description} {span.attributes} {[event.attributes for event in span.events]}"
-    has_pause = any(pause in told for pause in PAUSES)
+def test_a_span_without_the_name_of_a_pause_is_reported(span: ReadableSpan) -> None:
+    """A span has an outcome unless its status, attributes or events name a pause."""
+    text = f"{span.status.description} {span.attributes} {[event.attributes for event in span.events]}"
+    has_pause = any(pause in text for pause in PAUSES)
     assert has_pause or outcome_of(started(span), None, GENERIC) is not None
