@@ -262,6 +262,6 @@ def test_a_recorded_exception_under_unset_is_no_failure() -> None:
 
 
 def test_ok_overrules_recorded_exceptions() -> None:
-    """OK means success, whatever exceptions have been recorded."""
+    """OK means success, although a failure or a cancellation has been recorded."""
     assert _outcome(_OK, events=[_raised("ValueError")]) is _SUCCESS
     assert _outcome(_OK, events=[_raised("CancelledError")]) is _SUCCESS
