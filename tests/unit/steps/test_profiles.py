@@ -1,6 +1,6 @@
-"""The table of profiles as a whole: which rows are asked, and what decides between them.
+"""The table of profiles as a whole: which rows are asked, and which of them decides.
 
-One row after the other: test_profiles_*.py. Whatever a span holds: test_profiles_of_anything.py.
+The tests of the single rows are in test_profiles_*.py, spans with arbitrary content in test_profiles_of_anything.py.
 """
 
 from itertools import product
@@ -33,8 +33,8 @@ _CALL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1
 # Each row
 
 
-def test_each_row_has_a_step_below() -> None:
-    """No row of the table, and no scope of a row, is without a test."""
+def test_each_row_has_an_example() -> None:
+    """Each row of the table, and each scope of a row, is tested with an example."""
     rows = [(profile.name, scope) for profile in PROFILES for scope in profile.scopes or ("",)]
     assert sorted(rows) == sorted((example.profile, example.scope) for example in EXAMPLES)
 
@@ -44,7 +44,7 @@ def _own_rows(profile: str) -> list[Profile]:
 
 
 def test_a_step_of_each_row_is_reported_once() -> None:
-    """By the whole table, and by its own rows alone, too."""
+    """One event is reported, both with the whole table and with the rows of the framework alone."""
     expected, found = {}, {}
     for example in EXAMPLES:
         for which, profiles in (("all", PROFILES), ("own", _own_rows(example.profile))):
@@ -56,7 +56,7 @@ def test_a_step_of_each_row_is_reported_once() -> None:
 
 
 def test_the_rows_of_a_scope_are_asked_about_that_scope_alone() -> None:
-    """What is a step of one framework is none under a scope that is not its own."""
+    """A span like a step of a framework is no step if it has another scope."""
     found = {}
     for example in EXAMPLES:
         framework = Framework(ELSEWHERE, [row for row in _own_rows(example.profile) if row.scopes])
@@ -69,8 +69,8 @@ def test_the_rows_of_a_scope_are_asked_about_that_scope_alone() -> None:
 # Precedence
 
 
-def test_the_id_of_the_user_wins() -> None:
-    """``step_id`` on the step of a framework is reported instead of the framework's own id, but for Letta's."""
+def test_the_users_step_id_replaces_the_frameworks() -> None:
+    """``step_id`` on the step of a framework is reported instead of the framework's own id, except for Letta."""
     expected, found = {}, {}
     for example, key in product(EXAMPLES, ("step_id", "step.id")):
         framework = Framework(ELSEWHERE)
@@ -81,8 +81,8 @@ def test_the_id_of_the_user_wins() -> None:
     assert found == expected
 
 
-def test_an_id_of_the_user_makes_a_step() -> None:
-    """``step_id`` on a span of a framework that is no step of its makes it one, but for Letta's."""
+def test_the_users_step_id_makes_a_step() -> None:
+    """``step_id`` on another span of a framework makes it a step, except for Letta."""
     both = [*ended("something else", "mine", SUCCESS), *ended("something else", "mine", CANCELLED)]
     expected, found = {}, {}
     for example, key in product(EXAMPLES, ("step_id", "step.id")):
@@ -95,8 +95,8 @@ def test_an_id_of_the_user_makes_a_step() -> None:
     assert found == expected
 
 
-def test_an_id_of_the_user_makes_a_step_of_a_tool_inside_of_a_step() -> None:
-    """A part of a step that the user has given an id is a step of its own."""
+def test_the_users_step_id_makes_a_tool_inside_a_step_a_step() -> None:
+    """A span that is only a part of a step is a step of its own if the user has given it a step id."""
     adk = Framework("gcp.vertex.agent")
     node = adk.start("invoke_node plan", {"gen_ai.operation.name": "invoke_node"})
     adk.emit("execute_tool weather", later={**_CALL, "step_id": "mine"}, below=node)
@@ -107,8 +107,8 @@ def test_an_id_of_the_user_makes_a_step_of_a_tool_inside_of_a_step() -> None:
     ]
 
 
-def test_a_step_that_the_user_has_named_ends_by_the_rules_of_its_framework() -> None:
-    """Whoever says that a span is a step, what the framework says of its end still counts."""
+def test_the_framework_decides_the_outcome_of_a_step_with_the_users_step_id() -> None:
+    """If the user's ``step_id`` makes a span a step, the framework's rule for the outcome still applies."""
     llama = Framework("llamaindex.opentelemetry.tracer")
     llama.emit("work", {"step_id": "a"}, ending=Ending(events=(("SpanCancelledEvent", {}),)))
     agents = Framework("openinference.instrumentation.openai_agents")
@@ -121,8 +121,8 @@ def test_a_step_that_the_user_has_named_ends_by_the_rules_of_its_framework() -> 
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
-def test_a_blank_id_says_nothing(blank: str) -> None:
-    """The next source of an id is asked: ``step.id``, the framework, and at last the span."""
+def test_a_blank_step_id_is_ignored(blank: str) -> None:
+    """After a blank ``step_id``, ``step.id`` is used, then the framework's id, and last a generated one."""
     agent = Framework("pydantic-ai")
     agent.emit("work", {"step_id": blank, "step.id": "second"})
     agent.emit("execute_tool x", {"step_id": blank, "step.id": blank, **_CALL})
@@ -130,22 +130,22 @@ def test_a_blank_id_says_nothing(blank: str) -> None:
     assert [step.step_id for step in agent.steps] == ["second", "call-1", generated_id(without_id)]
 
 
-def test_the_step_status_of_the_user_overrules() -> None:
-    """``step.status`` on the step of any framework decides how it ended."""
-    words = {"failed": FAILED, "cancelled": CANCELLED, "completed": SUCCESS}
+def test_step_status_decides() -> None:
+    """``step.status`` on the step of any framework decides its outcome."""
+    outcomes = {"failed": FAILED, "cancelled": CANCELLED, "completed": SUCCESS}
     expected, found = {}, {}
-    for example, word in product(EXAMPLES, words):
+    for example, status in product(EXAMPLES, outcomes):
         framework = Framework(ELSEWHERE)
         for ending in (IS_OK, recorded("ValueError", ValueError), in_flight(KeyboardInterrupt)):
-            example.emit(framework, {"step.status": word}, ending=ending)
-        times = 1 if example.profile == "letta" else 3  # Letta's are reported once with each outcome
-        expected[example.profile, example.scope, word] = [words[word]] * times
-        found[example.profile, example.scope, word] = [step.outcome for step in framework.steps]
+            example.emit(framework, {"step.status": status}, ending=ending)
+        times = 1 if example.profile == "letta" else 3  # Letta's steps are reported once with each outcome
+        expected[example.profile, example.scope, status] = [outcomes[status]] * times
+        found[example.profile, example.scope, status] = [step.outcome for step in framework.steps]
     assert found == expected
 
 
-def test_the_step_status_of_the_user_overrules_the_framework() -> None:
-    """A step that its framework takes for paused has ended if the user says so; an unknown status says nothing."""
+def test_step_status_overrules_a_pause_of_the_framework() -> None:
+    """With a known ``step.status``, a step has ended although it is paused by the rule of its framework."""
     agent = Framework("pydantic-ai")
     deferred = {**_CALL, "pydantic_ai.tool.deferral.name": "CallDeferred"}
     agent.emit("execute_tool x", {**deferred, "step.status": "completed"})
@@ -155,14 +155,14 @@ def test_the_step_status_of_the_user_overrules_the_framework() -> None:
 
 @pytest.mark.parametrize("profiles", [PROFILES, [Profile(name="all", scopes=(SCOPE,), is_step=lambda *_: True)]])
 def test_a_span_of_the_hook_itself_is_never_a_step(profiles: list[Profile]) -> None:
-    """Whatever its attributes, and whatever the profiles say: it would tell of itself for ever."""
+    """No attribute or profile makes a delivery span a step, which would cause deliveries without end."""
     framework = Framework(SCOPE, profiles)
     framework.emit("step_hook.deliver", {"step_id": "mine", **_CALL})
     assert framework.steps == []
 
 
-def test_what_logfire_ends_beside_the_real_spans_is_no_step() -> None:
-    """A pending span has the attributes of the one that it announces; only the real one is reported."""
+def test_logfires_pending_spans_and_logs_are_no_steps() -> None:
+    """A pending span has the attributes of the real span that follows, and only the real one is reported."""
     times = {"pending_span": 0, "log": 0, "span": 1, "": 1}
     both = [*ended("execute_tool x", "call-1", SUCCESS), *ended("work", "mine", SUCCESS)]
     expected, found = {}, {}
@@ -186,10 +186,10 @@ def test_what_logfire_ends_beside_the_real_spans_is_no_step() -> None:
         (ELSEWHERE, "build", {"cicd.pipeline.task.run.id": "task-1"}, "task-1"),
     ],
 )
-def test_a_step_stays_one_when_the_sdk_has_evicted_its_attributes(
+def test_a_step_is_reported_although_the_sdk_has_evicted_its_attributes(
     scope: str, name: str, attributes: Attributes, step_id: str
 ) -> None:
-    """The SDK drops the oldest attributes beyond its limit; what a step began with is remembered."""
+    """The SDK evicts the oldest attributes beyond its limit; the step and its id are known from the start."""
     limits = SpanLimits(max_span_attributes=2)
     for evicting in range(1, 4):
         framework = Framework(scope, limits=limits)
