@@ -1,4 +1,4 @@
-"""The rows of frameworks that are recognised by one span each: agents, their turns and their tools."""
+"""The rows whose steps are recognised by their own span alone: agents' turns, tool calls and tasks."""
 
 import asyncio
 from itertools import product
@@ -32,11 +32,11 @@ _CALL = {**_TOOL, "gen_ai.tool.call.id": "call-1"}
 
 
 class CallDeferred(Exception):  # noqa: N818 -- pydantic-ai's own name
-    """The call will be answered by somebody else."""
+    """pydantic-ai's exception for a tool call that is answered outside of the run."""
 
 
 class UserError(Exception):
-    """OpenAI Agents' own."""
+    """The exception of OpenAI Agents."""
 
 
 # pydantic-ai
@@ -58,15 +58,15 @@ class UserError(Exception):
     approval=(Ending(attributes={"pydantic_ai.tool.deferral.name": "ApprovalRequired"}), None),
 )
 @pytest.mark.parametrize("name", ["execute_tool weather", "running tool"])
-def test_pydantic_ai_tells_its_tool_calls(name: str, ending: Ending, outcome: Outcome | None) -> None:
-    """A tool call of pydantic-ai is a step, by the id of the call; one that is deferred has not ended."""
+def test_pydantic_ai_reports_its_tool_calls(name: str, ending: Ending, outcome: Outcome | None) -> None:
+    """A tool call is a step under the id of the call; a deferred call has not ended."""
     agent = Framework("pydantic-ai")
     agent.emit(name, _CALL, ending=ending)
     assert agent.steps == ended(name, "call-1", outcome)
 
 
-def test_pydantic_ai_tells_a_tool_call_after_its_run() -> None:
-    """The run and the model call, which a cancellation ends first, are no steps; the tool call is."""
+def test_pydantic_ai_reports_a_tool_call_that_ends_after_its_run() -> None:
+    """A cancellation ends the spans of run and model call first, which are no steps; the tool call is one."""
     agent = Framework("pydantic-ai")
     run = agent.start("invoke_agent demo", {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.call.id": "run-1"})
     agent.emit("chat test", {"gen_ai.operation.name": "chat"}, below=run, ending=in_flight(asyncio.CancelledError))
@@ -88,15 +88,15 @@ def test_pydantic_ai_tells_a_tool_call_after_its_run() -> None:
     closed_early=(in_flight(GeneratorExit, OK), SUCCESS),
     error=(Ending(status=ERROR, description="Max turns exceeded: {'max_turns': 1}"), FAILED),
 )
-def test_openai_agents_tells_its_turns(ending: Ending, outcome: Outcome) -> None:
-    """A turn is a step; its status is OK however it ended, and only the exception in flight tells."""
+def test_openai_agents_reports_its_turns(ending: Ending, outcome: Outcome) -> None:
+    """A turn is a step; its status is OK also after a failure, and only the exception in flight shows the outcome."""
     agents = Framework("openinference.instrumentation.openai_agents")
     turn = agents.emit("turn", {"openinference.span.kind": "CHAIN"}, ending=ending)
     assert agents.steps == ended("turn", generated_id(turn), outcome)
 
 
-def test_openai_agents_tells_nothing_else_than_turns() -> None:
-    """Workflow, agent, model and tools are no steps, not even a tool named as a turn that ends last of all."""
+def test_openai_agents_reports_nothing_but_turns() -> None:
+    """Workflow, agent, model and tools are no steps, not even a tool named `turn`."""
     agents = Framework("openinference.instrumentation.openai_agents")
     root = agents.start("Agent workflow", {"openinference.span.kind": "AGENT"})
     inner = agents.start("Agent workflow", {"openinference.span.kind": "CHAIN"}, below=root)
@@ -116,8 +116,8 @@ def test_openai_agents_tells_nothing_else_than_turns() -> None:
     failed_in_flight=(in_flight(UserError, OK), FAILED),
     cancelled=(in_flight(asyncio.CancelledError, OK), CANCELLED),
 )
-def test_openai_agents_without_turns_tells_its_tools(ending: Ending, outcome: Outcome) -> None:
-    """Of the instrumentations that know no turns the tools are the steps; agents and responses are none."""
+def test_openai_agents_without_turns_reports_its_tools(ending: Ending, outcome: Outcome) -> None:
+    """With instrumentations that have no turns, tool calls are the steps; agents and responses are none."""
     agents = Framework("opentelemetry.instrumentation.openai_agents")
     agent = agents.start("demo.agent", {"gen_ai.operation.name": "invoke_agent", "traceloop.span.kind": "agent"})
     tool = agents.emit("weather.tool", _TOOL, below=agent, ending=ending)
@@ -141,8 +141,8 @@ _RAISED = ("exception", {"exception.type": "AgentError"})
     interrupted=(in_flight(KeyboardInterrupt, OK), CANCELLED),
     recovered=(Ending(status=OK, events=(_RAISED, ("agent.step_recovery", {"error": "no such tool"}))), SUCCESS),
 )
-def test_smolagents_tells_its_steps(ending: Ending, outcome: Outcome) -> None:
-    """``Step N`` is a step; the run, the model, the tools and steps by another name are none."""
+def test_smolagents_reports_its_steps(ending: Ending, outcome: Outcome) -> None:
+    """A span named ``Step N`` is a step; the run, the model, the tools and spans of similar names are none."""
     agent = Framework("openinference.instrumentation.smolagents")
     run = agent.start("CodeAgent.run", {"openinference.span.kind": "AGENT"})
     first = agent.start("Step 1", {"openinference.span.kind": "CHAIN"}, below=run)
@@ -159,7 +159,7 @@ def test_smolagents_tells_its_steps(ending: Ending, outcome: Outcome) -> None:
     ]
 
 
-# util-genai, and everybody who keeps the semantic conventions for generative AI
+# util-genai, and other spans that follow the semantic conventions for generative AI
 
 _CONVENTIONAL = {
     "returned": (RETURNED, SUCCESS),
@@ -174,13 +174,13 @@ _CONVENTIONAL_SCOPES = (
     "opentelemetry.instrumentation.genai.llama_index",
     "opentelemetry.instrumentation.genai.openai_agents",
     "opentelemetry.instrumentation.genai.smolagents",
-    "the.application",  # gen-ai: the conventions under a scope that no row names
+    "the.application",  # the profile gen-ai: the conventions under a scope that is in no row
     "",
 )
 
 
-def test_the_conventions_for_generative_ai_tell_tool_calls() -> None:
-    """A tool call is a step, under whatever scope; workflow, agent and model are none."""
+def test_the_conventions_for_generative_ai_report_tool_calls() -> None:
+    """A tool call is a step under any scope; workflow, agent and model are none."""
     expected, found = {}, {}
     for case in product(_CONVENTIONAL_SCOPES, _CONVENTIONAL):
         agent, (ending, outcome) = Framework(case[0]), _CONVENTIONAL[case[1]]
@@ -212,39 +212,39 @@ def test_the_conventions_for_generative_ai_tell_tool_calls() -> None:
         ("haystack.component.run", {"haystack.component.name": "retriever"}),
     ],
 )
-def test_haystack_tells_steps_and_components(
+def test_haystack_reports_steps_and_components(
     scope: str, name: str, later: Attributes, ending: Ending, outcome: Outcome
 ) -> None:
-    """Steps of agents and components are steps, under whatever tracer; pipeline, agent and tools are none."""
+    """Agents' steps and components are steps under any scope; pipeline, agent and tools are none."""
     haystack = Framework(scope)
     pipeline = haystack.start("haystack.pipeline.run", later={"haystack.pipeline.metadata": "{}"})
     step = haystack.emit(name, later=later, below=pipeline, ending=ending)
     haystack.emit("haystack.agent.run", later={"haystack.agent.max_steps": 3}, below=pipeline, ending=ending)
     haystack.emit("haystack.tool.run", later={"haystack.tool.name": "weather"}, below=pipeline, ending=ending)
-    haystack.emit(name, below=pipeline, ending=ending)  # of somebody else, who has none of the attributes
+    haystack.emit(name, below=pipeline, ending=ending)  # another library's span, without the attributes
     end(pipeline, ending)
     assert haystack.steps == ended(name, generated_id(step), outcome)
 
 
-def test_haystack_tells_what_the_sdk_ends() -> None:
-    """Failures and cancellations that end the SDK's own blocks are told as such."""
+def test_haystack_reports_components_that_the_sdk_ends() -> None:
+    """An exception that leaves the SDK's own context manager decides the outcome."""
     haystack = Framework("haystack")
     for raising in (ValueError, asyncio.CancelledError):
         haystack.run("haystack.component.run", {"haystack.component.name": "llm"}, raising)
     assert [step.outcome for step in haystack.steps] == [FAILED, CANCELLED]
 
 
-def test_haystack_tells_no_breakpoint() -> None:
-    """A snapshot has been made, from which the pipeline goes on."""
+def test_haystack_reports_no_breakpoint() -> None:
+    """At a breakpoint the pipeline has saved a snapshot, from which it continues later."""
     haystack = Framework("haystack")
     broken = recorded("haystack.core.errors.BreakpointException", description="BreakpointException: Breaking at …")
     haystack.emit("haystack.component.run", later={"haystack.component.name": "llm"}, ending=broken)
     assert haystack.steps == []
 
 
-# CrewAI, by itself and by two instrumentations
+# CrewAI, by its own spans and by those of two instrumentations
 
-_ORPHANED = "Span orphaned — execution ended before completion event"  # what its session says when it closes
+_ORPHANED = "Span orphaned — execution ended before completion event"  # the description that CrewAI sets when it closes
 
 
 @endings(
@@ -254,11 +254,11 @@ _ORPHANED = "Span orphaned — execution ended before completion event"  # what 
     paused=(Ending(attributes={"crewai.event_name": "method_execution_paused"}), None),
     paused_with_error=(Ending(status=ERROR, attributes={"crewai.event_name": "method_execution_paused"}), None),
     finished=(Ending(status=OK, attributes={"crewai.event_name": "method_execution_finished"}), SUCCESS),
-    left=(Ending(status=ERROR, description=_ORPHANED), CANCELLED),
-    left_by_a_timeout=(Ending(status=ERROR, description=_ORPHANED, in_flight=TimeoutError), CANCELLED),
+    orphaned=(Ending(status=ERROR, description=_ORPHANED), CANCELLED),
+    orphaned_by_a_timeout=(Ending(status=ERROR, description=_ORPHANED, in_flight=TimeoutError), CANCELLED),
 )
-def test_crewai_tells_tasks_and_methods(ending: Ending, outcome: Outcome | None) -> None:
-    """Tasks and methods of flows are steps, by the id of their event; crews, agents, models and tools are none."""
+def test_crewai_reports_tasks_and_methods(ending: Ending, outcome: Outcome | None) -> None:
+    """Tasks and methods of flows are steps under the id of their event; crews, agents, models and tools are none."""
     crew = Framework("crewai")
     for operation in ("invoke_workflow", "invoke_agent", "chat", "execute_tool"):
         crew.emit(operation, later={"gen_ai.operation.name": operation, "event_id": "event-0"}, ending=ending)
@@ -287,7 +287,7 @@ _INSTRUMENTED = endings(
 @pytest.mark.parametrize(
     "scope", ["openinference.instrumentation.crewai", "openinference.instrumentation.crewai._event_listener"]
 )
-def test_crewai_with_openinference_tells_tasks_and_nodes(scope: str, ending: Ending, outcome: Outcome) -> None:
+def test_crewai_with_openinference_reports_tasks_and_nodes(scope: str, ending: Ending, outcome: Outcome) -> None:
     """Tasks and nodes of flows are steps; crews, agents and tools are none."""
     crew = Framework(scope)
     kickoff = crew.start("Crew_1.kickoff", {"openinference.span.kind": "CHAIN"})
@@ -301,8 +301,8 @@ def test_crewai_with_openinference_tells_tasks_and_nodes(scope: str, ending: End
     ]
 
 
-def test_crewai_with_openinference_tells_no_pause() -> None:
-    """A method that waits for somebody's word has not ended; nor has what a listener leaves when it is taken away."""
+def test_crewai_with_openinference_reports_no_pause() -> None:
+    """A method that waits for human feedback has not ended, nor has one whose span a removed event listener ends."""
     flow = Framework("openinference.instrumentation.crewai")
     pending = recorded("crewai.flow.async_feedback.types.HumanFeedbackPending", description="")
     flow.emit("Flow_1.ask", later={"flow.node.name": "ask"}, ending=pending)
@@ -312,8 +312,8 @@ def test_crewai_with_openinference_tells_no_pause() -> None:
 
 
 @_INSTRUMENTED
-def test_crewai_with_traceloop_tells_tasks_in_threads(ending: Ending, outcome: Outcome) -> None:
-    """Such a task has no span: its agent's stands for it, and not that of another agent which helps."""
+def test_crewai_with_traceloop_reports_tasks_in_threads(ending: Ending, outcome: Outcome) -> None:
+    """A task that runs in a thread has no span: the span of its agent is the step, and not those of agents below it."""
     crew = Framework("opentelemetry.instrumentation.crewai.instrumentation")
     workflow = crew.start("crewai.workflow", {"traceloop.span.kind": "workflow"})
     agent = crew.start("Researcher.agent", {"traceloop.span.kind": "agent"}, below=workflow)
@@ -323,7 +323,7 @@ def test_crewai_with_traceloop_tells_tasks_in_threads(ending: Ending, outcome: O
 
 
 @_INSTRUMENTED
-def test_crewai_with_traceloop_tells_tasks(ending: Ending, outcome: Outcome) -> None:
+def test_crewai_with_traceloop_reports_tasks(ending: Ending, outcome: Outcome) -> None:
     """Tasks are steps; workflow, agents and models are none."""
     crew = Framework("opentelemetry.instrumentation.crewai.instrumentation")
     workflow = crew.start("crewai.workflow", {"traceloop.span.kind": "workflow"})
