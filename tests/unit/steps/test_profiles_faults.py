@@ -1,4 +1,4 @@
-"""Profiles whose rules raise: they cost nobody else's steps, and the log tells of them."""
+"""Profiles whose rules raise: no step of another profile is lost, and the error is logged."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,12 +21,12 @@ Provided = Callable[..., TracerProvider]  # the type of the fixture `provided`
 
 
 def _fail(*_: object) -> Any:
-    raise LookupError("not of ours")
+    raise LookupError("raised by a rule")
 
 
 @pytest.fixture
 def provided(step_receiver: ScriptedReceiver) -> Iterator[Callable[..., TracerProvider]]:
-    """Makes providers whose hooks have these rules; they are shut down in the end, at the latest."""
+    """Make providers whose hooks get these options; they are shut down after the test."""
     made: list[TracerProvider] = []
 
     def provider(**options: Any) -> TracerProvider:
@@ -41,7 +41,7 @@ def provided(step_receiver: ScriptedReceiver) -> Iterator[Callable[..., TracerPr
 
 
 def _theirs(**rules: Any) -> Profile:
-    """Of the scope of a framework that has a row of its own."""
+    """Return a profile for a scope that also has a row in the table."""
     return FrameworkProfile(name="theirs", scopes=("pydantic-ai",), **rules)
 
 
@@ -56,10 +56,10 @@ def _theirs(**rules: Any) -> Profile:
         _theirs(details=lambda *_: ("one", "two", "three")),
     ],
 )
-def test_a_rule_that_raises_costs_no_step_of_the_row_beside_it(
+def test_a_rule_that_raises_loses_no_step_of_another_profile(
     profile: Profile, provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another profile for the same scope is asked all the same."""
+    """The next profile for the same scope is asked, too."""
     provider = provided(extra_profiles=[profile])
     with provider.get_tracer("pydantic-ai").start_as_current_span("run"):
         provider.get_tracer("pydantic-ai").start_span("execute_tool x", attributes=_CALL).end()
@@ -68,10 +68,10 @@ def test_a_rule_that_raises_costs_no_step_of_the_row_beside_it(
     assert [webhook.step_id for webhook in step_receiver.received] == ["call-1"]
 
 
-def test_a_profile_without_scopes_that_raises_costs_no_step_that_has_an_id(
+def test_a_profile_without_scopes_that_raises_loses_no_step_with_a_step_id(
     provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is asked about the spans of everybody, and knows the attributes of few."""
+    """A profile without scopes is asked about spans whose attributes it does not expect."""
     provider = provided(extra_profiles=[Profile(name="theirs", is_step=_fail)])
     provider.get_tracer("tests").start_span("step", attributes={"step_id": "step-1"}).end()
     provider.shutdown()
@@ -80,8 +80,8 @@ def test_a_profile_without_scopes_that_raises_costs_no_step_that_has_an_id(
 
 
 @pytest.mark.parametrize("given", ["pydantic-ai", [int], [None], None, 5])
-def test_what_is_no_profile_is_refused_at_the_start(given: Any) -> None:
-    """With what was expected, and where names go."""
+def test_extra_profiles_without_profiles_are_refused(given: Any) -> None:
+    """The constructor raises an error that says what was expected, and where names of profiles belong."""
     with pytest.raises(
         ConfigurationError, match=r"extra_profiles holds .*; expected Profile values; their names go into"
     ):
@@ -91,7 +91,7 @@ def test_what_is_no_profile_is_refused_at_the_start(given: Any) -> None:
 def test_a_span_that_may_have_been_a_step_is_counted_as_dropped(
     provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody else takes it, and whether the rule would have cannot be known."""
+    """If the only matching rule raises, the span may have been a step, so it is logged and counted as dropped."""
     provider = provided(extra_profiles=[_theirs(is_step=_fail)])
     provider.get_tracer("pydantic-ai").start_span("run").end()
     provider.shutdown()
@@ -99,10 +99,10 @@ def test_a_span_that_may_have_been_a_step_is_counted_as_dropped(
     assert step_receiver.received == []
 
 
-def test_a_source_of_ids_that_raises_is_logged_when_the_step_ends(
+def test_a_step_id_rule_that_raises_is_logged_when_the_step_ends(
     provided: Provided, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The step began as one, and cannot be named: it is dropped, and counted once."""
+    """A step without a readable id is logged and counted as dropped, once."""
     profile = Profile(name="theirs", scopes=("theirs",), is_step=lambda *_: True, step_id=_fail)
     provider = provided(extra_profiles=[profile])
     provider.get_tracer("theirs").start_span("unit").end()
@@ -112,10 +112,8 @@ def test_a_source_of_ids_that_raises_is_logged_when_the_step_ends(
     assert step_receiver.received == []
 
 
-def test_a_rule_of_the_users_is_not_stopped_by_a_profile_that_raises(
-    provided: Provided, step_receiver: ScriptedReceiver
-) -> None:
-    """It replaces the rules of all profiles for what a step is."""
+def test_the_users_is_step_works_although_a_profile_raises(provided: Provided, step_receiver: ScriptedReceiver) -> None:
+    """*is_step* of the hook replaces the rules of all profiles."""
     options = {"extra_profiles": [_theirs(is_step=_fail)], "is_step": lambda span: span.name == "mine"}
     provider = provided(**options)
     provider.get_tracer("pydantic-ai").start_span("mine", attributes={"step_id": "step-1"}).end()
@@ -123,10 +121,10 @@ def test_a_rule_of_the_users_is_not_stopped_by_a_profile_that_raises(
     assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
 
 
-def test_a_rule_of_the_users_makes_a_step_of_any_span_of_lettas(
+def test_the_users_is_step_makes_a_step_of_another_span_of_letta(
     provided: Provided, step_receiver: ScriptedReceiver
 ) -> None:
-    """What Letta's row says of the end of a step is about the spans that save one."""
+    """Letta's outcome rule, which is written for the spans that save a step, does not suppress it."""
     provider = provided(is_step=lambda span: span.name == "agent_step")
     provider.get_tracer("letta.otel.tracing").start_span("agent_step", attributes={"step_id": "step-1"}).end()
     assert provider.force_flush()
@@ -134,12 +132,12 @@ def test_a_rule_of_the_users_makes_a_step_of_any_span_of_lettas(
 
 
 @pytest.mark.parametrize("scope", ["theirs", "tests"])
-def test_a_span_without_required_attributes_is_asked_nothing(scope: str) -> None:
-    """One look-up for its scope tells that it is no step: no rule is asked."""
+def test_no_rule_is_asked_about_a_span_without_required_attributes(scope: str) -> None:
+    """The look-up by scope already shows that the span is no step."""
     reader = StepReader(
         [
             Profile(name="theirs", scopes=("theirs",), required_attributes=("their.kind",), is_step=_fail),
-            Profile(name="everybody's", required_attributes=("kind",), is_step=_fail),
+            Profile(name="any scope's", required_attributes=("kind",), is_step=_fail),
         ]
     )
     span = TracerProvider(shutdown_on_exit=False).get_tracer(scope).start_span("run", attributes={"other": 1})
