@@ -1,4 +1,4 @@
-"""The rows of engines that run tasks: Temporal, DBOS, Prefect, Airflow, and pipelines of CI/CD."""
+"""The rows of workflow engines: Temporal, DBOS, Prefect, Airflow, and CI/CD pipelines."""
 
 import asyncio
 import sys
@@ -31,13 +31,13 @@ from otel_step_hook.steps.event import Outcome
 
 _CANCELLED = "asyncio.exceptions.CancelledError"
 
-# Temporal, in an application that has not imported it: only where an activity runs does its SDK say more
+# Temporal, outside of a running activity, where its SDK cannot be asked. The rest: test_frameworks_temporal.py
 
 _ACTIVITY = {"temporalActivityID": "7", "temporalWorkflowID": "order-1", "temporalRunID": "run-1"}
 
 
 class ApplicationError(Exception):
-    """Temporal's own."""
+    """Temporal's own exception."""
 
 
 @endings(
@@ -51,8 +51,8 @@ class ApplicationError(Exception):
     ),
 )
 @pytest.mark.parametrize("scope", ["temporalio.contrib.opentelemetry", "the.application", ""])
-def test_temporal_tells_activities_by_run_and_activity(scope: str, ending: Ending, outcome: Outcome) -> None:
-    """An activity that runs is a step, under whatever tracer; workflows and what only starts one are none."""
+def test_temporal_reports_activities_under_run_and_activity_id(scope: str, ending: Ending, outcome: Outcome) -> None:
+    """A running activity is a step under any scope; workflows, and spans that only start an activity, are none."""
     temporal = Framework(scope)
     workflow = {"temporalWorkflowID": "order-1", "temporalRunID": "run-1"}
     for name in ("RunWorkflow:Order", "StartActivity:charge", "CompleteWorkflow:Order", "RunActivity:charge"):
@@ -63,8 +63,8 @@ def test_temporal_tells_activities_by_run_and_activity(scope: str, ending: Endin
 
 
 @pytest.mark.parametrize("attributes", [{"temporalActivityID": "7"}, {"temporalActivityID": "7", "temporalRunID": ""}])
-def test_temporal_tells_an_activity_without_a_run_by_its_span(attributes: Attributes) -> None:
-    """Half an id would be that of other activities, too."""
+def test_temporal_reports_an_activity_without_a_run_id_under_a_generated_id(attributes: Attributes) -> None:
+    """The activity id alone is not unique, so that the id is generated from the span's ids."""
     temporal = Framework("temporalio.contrib.opentelemetry")
     activity = temporal.emit("RunActivity:charge", attributes)
     assert temporal.steps == ended("RunActivity:charge", generated_id(activity), SUCCESS)
@@ -72,14 +72,14 @@ def test_temporal_tells_an_activity_without_a_run_by_its_span(attributes: Attrib
 
 # DBOS
 
-_DBOS_WORDS = pytest.mark.parametrize(
+_DBOS_ATTRIBUTES = pytest.mark.parametrize(
     ("kind", "workflow_id"),
     [("operationType", "operationUUID"), ("dbos.operation.type", "dbos.operation.workflow_id")],
 )
 
 
 class _Dbos:
-    """Stands for the module ``dbos``: its class knows the number of the step that is running."""
+    """Stands for the module ``dbos``, whose class has the number of the running step."""
 
     def __init__(self) -> None:
         self.DBOS = SimpleNamespace(step_id=None)
@@ -90,14 +90,14 @@ class _Dbos:
 
 @pytest.fixture
 def dbos(monkeypatch: pytest.MonkeyPatch) -> _Dbos:
-    """What the row asks for the number of the step, in an application that has imported DBOS."""
+    """A replacement for the module ``dbos``, in an application that has imported it."""
     module = _Dbos()
-    # DBOS itself needs a database to run a step in; the row looks it up among the imported modules.
+    # DBOS itself needs a database to run a step; the row looks for the module in sys.modules.
     monkeypatch.setitem(sys.modules, "dbos", module)
     return module
 
 
-@_DBOS_WORDS
+@_DBOS_ATTRIBUTES
 @endings(
     returned=(IS_OK, SUCCESS),
     failed=(Ending(status=ERROR, description="step broke", in_flight=ValueError), FAILED),
@@ -108,10 +108,10 @@ def dbos(monkeypatch: pytest.MonkeyPatch) -> _Dbos:
         SUCCESS,
     ),
 )
-def test_dbos_tells_steps_by_workflow_and_number(
+def test_dbos_reports_steps_under_workflow_id_and_number(
     dbos: _Dbos, kind: str, workflow_id: str, ending: Ending, outcome: Outcome
 ) -> None:
-    """A step is told by its workflow's id and its number, as of its start; workflows and transactions are none."""
+    """A step's id is its workflow's id and its number at its start; workflows and transactions are no steps."""
     app = Framework("dbos-tracer")
     workflow = app.start("wf", later={kind: "workflow", workflow_id: "wf-1"})
     dbos.begin_step(3)
@@ -123,21 +123,21 @@ def test_dbos_tells_steps_by_workflow_and_number(
     assert app.steps == ended("charge", "wf-1/3", outcome)
 
 
-@_DBOS_WORDS
+@_DBOS_ATTRIBUTES
 def test_dbos_counts_from_zero(dbos: _Dbos, kind: str, workflow_id: str) -> None:
-    """The first step has a number as well."""
+    """Step number 0 is a number, and not a missing one."""
     app = Framework("dbos-tracer")
     dbos.begin_step(0)
     app.emit("charge", {kind: "step", workflow_id: "wf-1"})
     assert app.steps == ended("charge", "wf-1/0", SUCCESS)
 
 
-@_DBOS_WORDS
+@_DBOS_ATTRIBUTES
 @pytest.mark.parametrize("number", [None, 1])
-def test_dbos_tells_a_step_without_workflow_or_number_by_its_span(
+def test_dbos_reports_a_step_without_workflow_id_or_number_under_a_generated_id(
     dbos: _Dbos, kind: str, workflow_id: str, number: int | None
 ) -> None:
-    """Where one of the two is missing, the other alone is no id."""
+    """If one of the two is missing, the other alone is not used as the step id."""
     dbos.begin_step(number)
     app = Framework("dbos-tracer")
     step = app.emit("charge", later={kind: "step"} if number else {kind: "step", workflow_id: "wf-1"})
@@ -150,18 +150,18 @@ class _OldDbos:
         raise RuntimeError("not initialized")
 
 
-@_DBOS_WORDS
-def test_dbos_that_does_not_answer_tells_steps_by_their_spans(dbos: _Dbos, kind: str, workflow_id: str) -> None:
-    """A number that cannot be had costs the id, and not the step."""
-    dbos.DBOS = _OldDbos()  # type: ignore[assignment]  # -- in the place of the whole module
+@_DBOS_ATTRIBUTES
+def test_dbos_that_raises_gives_steps_a_generated_id(dbos: _Dbos, kind: str, workflow_id: str) -> None:
+    """If the number cannot be read, the step is reported under a generated id."""
+    dbos.DBOS = _OldDbos()  # type: ignore[assignment]  # -- another class for the same attribute
     app = Framework("dbos-tracer")
     step = app.emit("charge", later={kind: "step", workflow_id: "wf-1"})
     assert app.steps == ended("charge", generated_id(step), SUCCESS)
 
 
-@_DBOS_WORDS
-def test_dbos_that_has_not_been_imported_tells_steps_by_their_spans(kind: str, workflow_id: str) -> None:
-    """Spans of another process, or of an older version, say no number."""
+@_DBOS_ATTRIBUTES
+def test_dbos_that_has_not_been_imported_gives_steps_a_generated_id(kind: str, workflow_id: str) -> None:
+    """Without the module ``dbos`` in the process, the number of a step is not known."""
     app = Framework("dbos-tracer")
     step = app.emit("charge", later={kind: "step", workflow_id: "wf-1"})
     assert app.steps == ended("charge", generated_id(step), SUCCESS)
@@ -177,7 +177,7 @@ def _state(kind: str) -> tuple[str, Attributes]:
 
 
 def _ended_as(*kinds: str, status: StatusCode = OK) -> Ending:
-    """The events of these states, the last one last."""
+    """Return an ending with one event for each of these states, in this order."""
     return Ending(status=status, events=tuple(_state(kind) for kind in kinds))
 
 
@@ -211,8 +211,8 @@ _RAISED = ("exception", {"exception.type": "ValueError"})
     without_states=(IS_OK, SUCCESS),
     running=(_ended_as("RUNNING", status=ERROR), FAILED),
 )
-def test_prefect_tells_tasks_by_their_last_state(ending: Ending, outcome: Outcome | None) -> None:
-    """A task run is a step, by its run id, and its last state tells how it ended; a flow run is none."""
+def test_prefect_reports_task_runs_by_their_last_state(ending: Ending, outcome: Outcome | None) -> None:
+    """A task run is a step under its run id, and its last state decides the outcome; a flow run is none."""
     prefect = Framework("prefect")
     flow = prefect.start("my-flow", {"prefect.run.type": "flow", "prefect.run.id": "flow-1"})
     prefect.emit("charge-0", _TASK_RUN, below=flow, ending=ending)
@@ -240,8 +240,8 @@ _AIRFLOW = "airflow.api_fastapi.execution_api.routes.task_instances"
         ("a_state_to_come", OK, SUCCESS),
     ],
 )
-def test_airflow_tells_task_instances_by_their_state(state: str, status: StatusCode, outcome: Outcome | None) -> None:
-    """A task instance is a step, and its state tells how it ended; each state but success has the status ERROR."""
+def test_airflow_reports_task_instances_by_their_state(state: str, status: StatusCode, outcome: Outcome | None) -> None:
+    """A task instance is a step, and its state decides the outcome; each state but success has the status ERROR."""
     airflow = Framework(_AIRFLOW)
     instance = {"airflow.task_instance.id": "ti-1", "airflow.task_instance.state": state}
     airflow.emit("task_run.extract", later=instance, ending=Ending(status=status))
@@ -264,8 +264,8 @@ _RESULTS = {
 }
 
 
-def test_cicd_tells_tasks_by_their_result() -> None:
-    """A task of a pipeline is a step, under whatever scope, and its result is stronger than its status."""
+def test_cicd_reports_tasks_by_their_result() -> None:
+    """A task of a pipeline is a step under any scope, and its result overrules its status."""
     expected, found = {}, {}
     for case in product(("ci", "github.actions", ""), _RESULTS, StatusCode):
         scope, result, status = case
@@ -287,8 +287,8 @@ def test_cicd_tells_tasks_by_their_result() -> None:
     unknown_error=(Ending(status=ERROR, attributes={"cicd.pipeline.task.run.result": "neutral"}), FAILED),
     cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
 )
-def test_cicd_without_a_known_result_is_told_by_the_general_rules(ending: Ending, outcome: Outcome) -> None:
-    """A task run that says nothing of its result is told as any other step."""
+def test_cicd_without_a_known_result_is_reported_by_the_general_rules(ending: Ending, outcome: Outcome) -> None:
+    """The outcome of a task run without a known result follows from its status and exception."""
     pipeline = Framework("ci")
     pipeline.emit("build", {"cicd.pipeline.task.run.id": "task-1"}, ending=ending)
     assert pipeline.steps == ended("build", "task-1", outcome)
