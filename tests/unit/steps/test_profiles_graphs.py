@@ -1,4 +1,4 @@
-"""The rows of frameworks that are recognised by where a span is: nodes of graphs, steps of workflows."""
+"""The rows whose steps are recognised by their ancestors: nodes of graphs, steps of workflows."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ _OPENINFERENCE = "openinference.instrumentation.langchain"
 
 
 def _metadata(node: str, checkpoint: str = "", **more: Value) -> Attributes:
-    """What the instrumentation sets on a span, in the order in which LangGraph has it."""
+    """Return the attributes that openinference sets, with the metadata in LangGraph's order."""
     metadata: dict[str, Value] = {"ls_integration": "langgraph", "langgraph_step": 1, "langgraph_node": node}
     if checkpoint:
         metadata["langgraph_checkpoint_ns"] = checkpoint
@@ -50,8 +50,8 @@ def _metadata(node: str, checkpoint: str = "", **more: Value) -> Attributes:
     interrupted_as_error=(recorded(_INTERRUPT, description="GraphInterrupt(())Traceback"), None),
     stream_left_early=(recorded("GeneratorExit", description="GeneratorExit()Traceback (most recent call)"), SUCCESS),
 )
-def test_langgraph_with_openinference_tells_its_nodes(ending: Ending, outcome: Outcome | None) -> None:
-    """A node is a step, by its checkpoint; graph, edges, models, tools and pieces of chains in it are none."""
+def test_langgraph_with_openinference_reports_its_nodes(ending: Ending, outcome: Outcome | None) -> None:
+    """A node is a step under its checkpoint; graph, edges, and models, tools and runnables inside it are none."""
     graph = Framework(_OPENINFERENCE)
     root = graph.start("LangGraph", later={"metadata": json.dumps({"ls_integration": "langgraph"})})
     inside = _metadata("plan", "plan:1", checkpoint_ns="plan:1")
@@ -63,8 +63,8 @@ def test_langgraph_with_openinference_tells_its_nodes(ending: Ending, outcome: O
     assert graph.steps == ended("plan", "plan:1", outcome)
 
 
-def test_langgraph_tells_each_attempt_under_the_same_id() -> None:
-    """A node that is tried again, or resumed, has one span per attempt, and the same checkpoint."""
+def test_langgraph_reports_each_attempt_under_the_same_id() -> None:
+    """A node that is retried or resumed has one span per attempt, all with the same checkpoint."""
     graph = Framework(_OPENINFERENCE)
     graph.emit("flaky", later=_metadata("flaky", "flaky:1"), ending=recorded("ConnectionError"))
     graph.emit("flaky", later=_metadata("flaky", "flaky:1"), ending=recorded(_INTERRUPT, status=OK))
@@ -72,8 +72,8 @@ def test_langgraph_tells_each_attempt_under_the_same_id() -> None:
     assert graph.steps == [*ended("flaky", "flaky:1", FAILED), *ended("flaky", "flaky:1", SUCCESS)]
 
 
-def test_langgraph_with_openinference_tells_a_namesake_once() -> None:
-    """An agent that was added as the node of its own name is a part of that node, its own nodes are steps."""
+def test_langgraph_with_openinference_reports_an_agent_with_the_name_of_its_node_once() -> None:
+    """An agent that was added as a node of the same name is a part of that node; the agent's nodes are steps."""
     graph = Framework(_OPENINFERENCE)
     root = graph.start("LangGraph", later={"metadata": json.dumps({"ls_integration": "langgraph"})})
     node = graph.start("researcher", later=_metadata("researcher", "researcher:1"), below=root)
@@ -89,17 +89,17 @@ def test_langgraph_with_openinference_tells_a_namesake_once() -> None:
     ]
 
 
-def test_langgraph_tells_a_node_below_a_namesake_of_another_scope() -> None:
-    """The span of an application that has the name of the node says nothing about it."""
+def test_langgraph_reports_a_node_below_a_span_of_its_name_in_another_scope() -> None:
+    """A span of the application that has the name of the node does not make the node a part."""
     graph = Framework(_OPENINFERENCE)
-    above = graph.start("plan", scope="the.application")
-    graph.emit("plan", later=_metadata("plan", "plan:1"), below=above)
+    parent = graph.start("plan", scope="the.application")
+    graph.emit("plan", later=_metadata("plan", "plan:1"), below=parent)
     assert graph.steps == ended("plan", "plan:1", SUCCESS)
 
 
 @pytest.mark.parametrize("name", ["plan", 'the "plan"', "C:\\plan", "планирование", "a\nb", "}, {", "🗺"])
 def test_langgraph_nodes_may_have_any_name(name: str) -> None:
-    """The name of a node is compared as what it says, however JSON writes it."""
+    """The name of a node is compared after decoding the JSON."""
     graph = Framework(_OPENINFERENCE)
     for is_ascii in (True, False):
         metadata = json.dumps({"langgraph_node": name, "langgraph_checkpoint_ns": f"{name}:1"}, ensure_ascii=is_ascii)
@@ -108,7 +108,7 @@ def test_langgraph_nodes_may_have_any_name(name: str) -> None:
 
 
 def test_langgraph_reads_metadata_that_was_cut_short() -> None:
-    """A limit on the length of attributes leaves a node a step, while its name is there, without its checkpoint."""
+    """If a length limit cuts the metadata after the name of the node, the node is a step under a generated id."""
     whole = str(_metadata("plan", "plan:1")["metadata"])
     for length in range(len(whole) + 1):
         graph = Framework(_OPENINFERENCE, limits=SpanLimits(max_span_attribute_length=length))
@@ -121,7 +121,7 @@ def test_langgraph_reads_metadata_that_was_cut_short() -> None:
 
 @pytest.mark.parametrize("metadata", ["", "plan", "null", '{"langgraph_node": 1}', '{"langgraph_node": null}', 7])
 def test_langgraph_metadata_without_a_node_makes_no_step(metadata: Value) -> None:
-    """Metadata of other programs, or none, tells nothing."""
+    """Spans without metadata, or with metadata of another form, are no steps."""
     graph = Framework(_OPENINFERENCE)
     graph.emit("plan", later={"metadata": metadata})
     graph.emit("plan")
@@ -159,8 +159,8 @@ def _task(node: str, entity: str = "", *, checkpoint: str = "", kind: str = "tas
     ),
     stream_left_early=(recorded("GeneratorExit", GeneratorExit), SUCCESS),
 )
-def test_langgraph_with_traceloop_tells_its_nodes(ending: Ending, outcome: Outcome | None) -> None:
-    """A node is a step, by its checkpoint; graph, edges, models, tools and pieces of chains in it are none."""
+def test_langgraph_with_traceloop_reports_its_nodes(ending: Ending, outcome: Outcome | None) -> None:
+    """A node is a step under its checkpoint; graph, edges, and models, tools and runnables inside it are none."""
     graph = Framework(_TRACELOOP)
     agent = graph.start("invoke_agent LangGraph", later={"gen_ai.operation.name": "invoke_agent"})
     root = graph.start("LangGraph.workflow", later={"traceloop.span.kind": "workflow"}, below=agent)
@@ -174,8 +174,8 @@ def test_langgraph_with_traceloop_tells_its_nodes(ending: Ending, outcome: Outco
     assert graph.steps == ended("execute_task plan", "plan:1", outcome)
 
 
-def test_langgraph_with_traceloop_takes_the_id_of_the_task_where_there_is_no_checkpoint() -> None:
-    """Without a checkpoint the attempt's own id is told, and without that one made from the span."""
+def test_langgraph_with_traceloop_uses_the_task_id_if_there_is_no_checkpoint() -> None:
+    """Without a checkpoint the step id is the task id of the attempt, and without that a generated id."""
     graph = Framework(_TRACELOOP)
     graph.emit("execute_task plan", later=_task("plan", task_id="task-1"))
     without_id = graph.emit("execute_task plan", later=_task("plan"))
@@ -185,8 +185,8 @@ def test_langgraph_with_traceloop_takes_the_id_of_the_task_where_there_is_no_che
     ]
 
 
-def test_langgraph_with_traceloop_tells_a_namesake_once() -> None:
-    """An agent that was added as the node of its own name is a part of that node."""
+def test_langgraph_with_traceloop_reports_an_agent_with_the_name_of_its_node_once() -> None:
+    """An agent that was added as a node of the same name is a part of that node."""
     graph = Framework(_TRACELOOP)
     node = graph.start("execute_task researcher", later=_task("researcher", checkpoint="researcher:1"))
     graph.emit("execute_task researcher", later=_task("researcher", checkpoint="researcher:1"), below=node)
@@ -194,7 +194,7 @@ def test_langgraph_with_traceloop_tells_a_namesake_once() -> None:
     assert graph.steps == ended("execute_task researcher", "researcher:1", SUCCESS)
 
 
-# LlamaIndex workflows, with openinference and by themselves
+# LlamaIndex workflows, with openinference and with LlamaIndex's own spans
 
 _KIND = {"openinference.span.kind": "CHAIN"}
 _INPUT = {"llamaindex.step.input_event": "{}"}
@@ -216,10 +216,10 @@ _ROWS = pytest.mark.parametrize("scope", _LLAMA_INDEX)
         (lambda _: Ending(status=OK, events=(("span.resumed", {}),)), SUCCESS),
     ],
 )
-def test_llama_index_tells_the_steps_of_a_workflow(
+def test_llama_index_reports_the_steps_of_a_workflow(
     scope: str, ending_of: Callable[[str], Ending], outcome: Outcome
 ) -> None:
-    """What begins directly below a workflow's run is a step; the run itself, and models in the step, are none."""
+    """A span directly below a workflow's run is a step; the run, and models inside the step, are none."""
     attributes, cancelled = _LLAMA_INDEX[scope]
     ending = ending_of(cancelled)
     flow = Framework(scope)
@@ -233,8 +233,8 @@ def test_llama_index_tells_the_steps_of_a_workflow(
 
 
 @_ROWS
-def test_llama_index_tells_the_steps_of_a_workflow_inside_of_a_step(scope: str) -> None:
-    """The run of an inner workflow is no step, wherever it began; its steps are."""
+def test_llama_index_reports_the_steps_of_a_workflow_inside_a_step(scope: str) -> None:
+    """The run of an inner workflow is no step; its steps are steps."""
     attributes, _ = _LLAMA_INDEX[scope]
     flow = Framework(scope)
     run = flow.start("MyFlow.run", later=_KIND)
@@ -251,8 +251,8 @@ def test_llama_index_tells_the_steps_of_a_workflow_inside_of_a_step(scope: str) 
 
 
 @_ROWS
-def test_llama_index_tells_a_function_that_is_a_step(scope: str) -> None:
-    """``@step(workflow=…)`` makes a step of it, without a class in its name."""
+def test_llama_index_reports_a_function_that_is_a_step(scope: str) -> None:
+    """The span of a function with ``@step(workflow=…)`` has no class in its name."""
     attributes, _ = _LLAMA_INDEX[scope]
     flow = Framework(scope)
     run = flow.start("MyFlow.run", later=_KIND)
@@ -260,8 +260,8 @@ def test_llama_index_tells_a_function_that_is_a_step(scope: str) -> None:
     assert flow.steps == ended("plan", generated_id(step), SUCCESS)
 
 
-def test_llama_index_takes_the_parts_of_an_ingestion_for_none() -> None:
-    """Its pipeline runs as a workflow does, and calls what it consists of."""
+def test_llama_index_reports_no_components_of_an_ingestion_pipeline() -> None:
+    """The components of a pipeline are below a span named like a workflow's run, and are no steps."""
     pipeline = Framework("openinference.instrumentation.llama_index")
     run = pipeline.start("IngestionPipeline.run", later=_KIND)
     pipeline.emit("SentenceSplitter.__call__", later=_KIND, below=run)
@@ -269,8 +269,8 @@ def test_llama_index_takes_the_parts_of_an_ingestion_for_none() -> None:
 
 
 @_ROWS
-def test_llama_index_tells_nothing_outside_of_a_run(scope: str) -> None:
-    """Without a parent, or below one of another scope, no name makes a step."""
+def test_llama_index_reports_nothing_outside_of_a_run(scope: str) -> None:
+    """A span without a parent, or below a span of another scope, is no step."""
     attributes, _ = _LLAMA_INDEX[scope]
     flow = Framework(scope)
     flow.emit("MockLLM.chat", later=attributes)
@@ -279,8 +279,8 @@ def test_llama_index_tells_nothing_outside_of_a_run(scope: str) -> None:
 
 
 @_ROWS
-def test_llama_index_tells_nothing_of_spans_without_its_attributes(scope: str) -> None:
-    """A span directly below a run that the framework's own marks are missing on is no step."""
+def test_llama_index_reports_no_span_without_its_attributes(scope: str) -> None:
+    """A span directly below a run that lacks the framework's attributes is no step."""
     flow = Framework(scope)
     flow.emit("MyFlow.plan", below=flow.start("MyFlow.run"))
     assert flow.steps == []
