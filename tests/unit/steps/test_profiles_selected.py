@@ -1,4 +1,4 @@
-"""Which rows of the table are asked, and profiles of the user's beside them."""
+"""Selected rows of the table, and a user's profiles beside the table."""
 
 import pytest
 from emitting import (
@@ -40,7 +40,7 @@ _CALL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "call-1
 
 
 def test_only_the_selected_rows_report() -> None:
-    """Of the steps of all frameworks those of the selected one are reported, and no span is a step by its id alone."""
+    """Only the steps of the selected framework are reported, and ``step_id`` alone makes no step."""
     expected, found = {}, {}
     for selected in {profile.name for profile in PROFILES if profile.scopes}:
         framework = Framework(ELSEWHERE, [profile for profile in PROFILES if profile.name == selected])
@@ -53,7 +53,7 @@ def test_only_the_selected_rows_report() -> None:
 
 
 def test_several_rows_may_be_selected() -> None:
-    """Those that name no scope are asked about the spans of the frameworks that have not been selected."""
+    """Selected rows without scopes are asked about the spans of frameworks that are not selected."""
     framework = Framework("pydantic-ai", [row for row in PROFILES if row.name in {"prefect", "gen-ai"}])
     framework.emit("execute_tool x", _CALL)
     framework.emit("x-0", {"prefect.run.type": "task", "prefect.run.id": "run-1"}, scope="prefect")
@@ -61,8 +61,8 @@ def test_several_rows_may_be_selected() -> None:
     assert framework.steps == [*ended("execute_tool x", "call-1", SUCCESS), *ended("x-0", "run-1", SUCCESS)]
 
 
-def test_the_generic_row_alone_tells_steps_of_all_scopes() -> None:
-    """Only ``step_id`` and ``step.id`` make a step then, whosever the span is."""
+def test_the_generic_row_alone_reports_steps_of_all_scopes() -> None:
+    """Only ``step_id`` and ``step.id`` make a step then, under any scope."""
     framework = Framework("pydantic-ai", [GENERIC])
     framework.emit("execute_tool x", _CALL)
     for scope in ("pydantic-ai", "letta.otel.tracing", ELSEWHERE):
@@ -70,22 +70,22 @@ def test_the_generic_row_alone_tells_steps_of_all_scopes() -> None:
     assert framework.steps == ended("work", "mine", SUCCESS) * 3
 
 
-def test_no_row_tells_nothing() -> None:
+def test_without_rows_nothing_is_reported() -> None:
     """Without profiles no span is a step."""
     framework = Framework(ELSEWHERE, ())
     framework.emit("work", {"step_id": "mine", **_CALL})
     assert framework.steps == []
 
 
-# Profiles of the user's
+# A user's profiles
 
 
 def _with(profile: Profile, scope: str = ELSEWHERE) -> Framework:
     return Framework(scope, (profile, *PROFILES))
 
 
-def test_a_profile_of_the_users_reads_a_scope_of_its_own() -> None:
-    """Its rules say what is a step of its scope, under which id, and how it ended."""
+def test_a_users_profile_decides_about_its_own_scope() -> None:
+    """Its rules decide which spans of its scopes are steps, their ids and their outcomes."""
     mine = Profile(
         name="mine",
         scopes=("mine", "mine.too"),
@@ -112,8 +112,8 @@ def test_a_profile_of_the_users_reads_a_scope_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_profile_of_the_users_adds_steps_to_a_framework(*, is_first: bool) -> None:
-    """Under a scope that the table knows both are asked; each tells what it knows, by its own id."""
+def test_a_users_profile_adds_steps_to_a_framework(*, is_first: bool) -> None:
+    """With a scope of the table, both profiles are asked, and each reports its steps under its own ids."""
     mine = Profile(
         name="mine",
         scopes=("pydantic-ai",),
@@ -131,8 +131,8 @@ def test_a_profile_of_the_users_adds_steps_to_a_framework(*, is_first: bool) -> 
     ]
 
 
-def test_the_first_profile_that_knows_a_step_reads_it() -> None:
-    """A profile before the table takes a step over from the row below."""
+def test_the_first_matching_profile_decides() -> None:
+    """A profile before the table replaces id and outcome of the table's row."""
     mine = Profile(
         name="mine",
         scopes=("pydantic-ai",),
@@ -149,8 +149,8 @@ def _always_failed(_span: StartedSpan, _exception: BaseException | None) -> Outc
 
 
 @pytest.mark.parametrize("required", [(), ("job.id",)])
-def test_a_profile_without_scopes_is_asked_about_all_scopes_that_no_row_names(required: tuple[str, ...]) -> None:
-    """It is asked before the rows below it; required attributes make it cheaper, and change nothing else."""
+def test_a_profile_without_scopes_is_asked_about_all_scopes_that_are_in_no_row(required: tuple[str, ...]) -> None:
+    """It is asked before the table's rows without scopes; required attributes make it cheaper, and change nothing else."""
     mine = Profile(
         name="mine", required_attributes=required, is_step=name_matches("job .*"), step_id=first_attribute("job.id")
     )
@@ -168,20 +168,20 @@ def test_a_profile_without_scopes_is_asked_about_all_scopes_that_no_row_names(re
     ]
 
 
-def test_a_step_without_required_attributes_is_known_only_where_all_spans_are_looked_at() -> None:
-    """A profile with required attributes is not asked about spans without any; another is asked about every span."""
-    by_mark = _with(Profile(name="mine", required_attributes=("job.id",), is_step=name_matches("job .*")))
+def test_a_profile_with_required_attributes_is_not_asked_about_spans_without_them() -> None:
+    """A profile without required attributes is asked about every span."""
+    by_attribute = _with(Profile(name="mine", required_attributes=("job.id",), is_step=name_matches("job .*")))
     by_name = _with(Profile(name="mine", is_step=name_matches("job .*")))
-    for framework in (by_mark, by_name):
+    for framework in (by_attribute, by_name):
         framework.emit("job 1")
         framework.emit("task 1")
         framework.emit("execute_tool x", _CALL)
-    assert [step.name for step in by_mark.steps] == ["execute_tool x"]
+    assert [step.name for step in by_attribute.steps] == ["execute_tool x"]
     assert [step.name for step in by_name.steps] == ["job 1", "execute_tool x"]
 
 
-def test_a_step_of_a_profile_of_the_users_is_remembered_from_its_start() -> None:
-    """A step that has another name at its end, and has lost its id, is still that step."""
+def test_a_step_of_a_users_profile_is_known_from_its_start() -> None:
+    """A step that was renamed, and whose id the SDK has evicted, is reported under the id of its start."""
     mine = Profile(name="mine", is_step=name_matches("job .*"), step_id=first_attribute("job.id"))
     framework = Framework(ELSEWHERE, (mine,), SpanLimits(max_span_attributes=1))
     span = framework.start("job 1", {"job.id": "1"}, later={"other": "x"})
@@ -190,8 +190,8 @@ def test_a_step_of_a_profile_of_the_users_is_remembered_from_its_start() -> None
     assert framework.steps == ended("renamed", "1", FAILED)
 
 
-def test_a_profile_that_is_asked_to_tells_a_step_once_with_each_outcome() -> None:
-    """Of the spans of one step with the same outcome the first is told."""
+def test_a_profile_with_report_once_reports_a_step_once_with_each_outcome() -> None:
+    """Of several spans with the same step id and outcome, the first one is reported."""
     mine = FrameworkProfile(
         name="mine", is_step=has_attribute("job.id"), step_id=first_attribute("job.id"), report_once=True
     )
