@@ -1,4 +1,4 @@
-"""The rules of every profile, and the reader that asks them, whatever a span holds."""
+"""The rules of every profile, and the reader that asks them, on spans with arbitrary content."""
 
 import asyncio
 import json
@@ -31,16 +31,16 @@ class CallDeferred(Exception):  # noqa: N818 -- pydantic-ai's own name
 
 _TOO_LONG = "x" * (MAX_STEP_ID + 1)
 _any_text = st.text(st.characters(exclude_categories=()), max_size=20)
-# What the rules look for, so that spans are steps as often as not.
+# Attributes, values and names that the rules look for, so that many of the spans are steps.
 _KEYS = sorted(
-    {mark for profile in PROFILES for mark in profile.required_attributes}
+    {key for profile in PROFILES for key in profile.required_attributes}
     | {"step.status", "error.type", "gen_ai.tool.call.id", "traceloop.entity.name", "logfire.span_type"}
     | {"operationUUID", "dbos.operation.workflow_id", "step_number", "temporalRunID", "prefect.run.id", "event_id"}
     | {"strands.cancellation.type", "airflow.task_instance.state", "crewai.event_name", "gen_ai.task.id"}
     | {"pydantic_ai.tool.deferral.name", "traceloop.association.properties.langgraph_checkpoint_ns"}
     | {"parameter.error_type", "parameter.error_traceback", "parameter.agent_id", "parameter.run_id"}
 )
-_WORDS = (
+_TEXTS = (
     *("execute_tool", "invoke_node", "execute_task", "execute_method", "task", "tool", "step", "CHAIN", "plan"),
     *("<not specified>", "unknown", "success", "failed", "Cancelled", "skip", "deferred", "method_execution_paused"),
     *("CancelledError", "GeneratorExit", "ValueError", "pending_span", "step-1", "Unknown", "None", "", " ", _TOO_LONG),
@@ -63,7 +63,7 @@ _metadata = st.builds(
     st.integers(0, 80) | st.none(),
 )
 _scalars = (
-    st.sampled_from(_WORDS)
+    st.sampled_from(_TEXTS)
     | _metadata
     | _any_text.filter(lambda text: "langgraph_" not in text)
     | st.none()
@@ -88,13 +88,13 @@ _events = st.lists(
     ),
     max_size=3,
 )
-_statuses = st.builds(Status, st.just(StatusCode.ERROR), st.none() | st.sampled_from(_WORDS)) | st.sampled_from(
+_statuses = st.builds(Status, st.just(StatusCode.ERROR), st.none() | st.sampled_from(_TEXTS)) | st.sampled_from(
     [StatusCode.UNSET, StatusCode.OK]
 ).map(Status)
 
 
 class _Counting(IdGenerator):
-    """The same ids in each run."""
+    """Generates the same ids in each run."""
 
     def __init__(self) -> None:
         self._ids = count(1)
@@ -107,8 +107,11 @@ class _Counting(IdGenerator):
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A span as somebody makes it: *parent* is the number of an earlier one, and *order* when it ends; None: never."""
+class _SpanSpec:
+    """How a span is made: *parent* is the index of an earlier span, *order* the position of its end; None: no end.
+
+    *in_flight* are the exceptions in flight at its start and at its end.
+    """
 
     scope: str
     name: str
@@ -121,8 +124,8 @@ class _Made:
     order: int | None
 
 
-_made = st.builds(
-    _Made,
+_specs = st.builds(
+    _SpanSpec,
     scope=st.sampled_from(_SCOPES),
     name=_names,
     at_start=_attributes,
@@ -135,26 +138,26 @@ _made = st.builds(
 )
 
 
-def _as_a_step(made: _Made, example: Example, *, is_seen_at_start: bool) -> _Made:
-    """The same span, with what makes it a step of some framework, at its start or later."""
-    made = replace(made, scope=example.scope or ELSEWHERE, name=example.name)
+def _as_a_step(spec: _SpanSpec, example: Example, *, is_seen_at_start: bool) -> _SpanSpec:
+    """Return the same span with the scope, name and attributes of *example*, set at its start or later."""
+    spec = replace(spec, scope=example.scope or ELSEWHERE, name=example.name)
     if is_seen_at_start:
-        return replace(made, at_start={**made.at_start, **example.attributes})
-    return replace(made, later={**made.later, **example.attributes})
+        return replace(spec, at_start={**spec.at_start, **example.attributes})
+    return replace(spec, later={**spec.later, **example.attributes})
 
 
-_steps = st.builds(_as_a_step, _made, st.sampled_from(EXAMPLES), is_seen_at_start=st.booleans())
-_several = st.lists(_steps | _made, max_size=4)
+_steps = st.builds(_as_a_step, _specs, st.sampled_from(EXAMPLES), is_seen_at_start=st.booleans())
+_several = st.lists(_steps | _specs, max_size=4)
 
 
 class _Reading(SpanProcessor):
-    """Asks a reader about each span, with the exceptions that are said to be in flight."""
+    """Calls a reader with each span and with *in_flight*, and keeps its events and losses."""
 
     def __init__(self) -> None:
-        self.reader = StepReader(PROFILES, on_loss=lambda error: self.refusals.append(str(error)))
+        self.reader = StepReader(PROFILES, on_loss=lambda error: self.losses.append(str(error)))
         self.in_flight: BaseException | None = None
         self.events: list[StepEvent] = []
-        self.refusals: list[str] = []
+        self.losses: list[str] = []
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         del parent_context
@@ -164,27 +167,28 @@ class _Reading(SpanProcessor):
         self.events.extend(event for event, _ in self.reader.on_end(span, lambda: self.in_flight))
 
 
-def _read(spans: list[_Made], rand: random.Random | None = None, reading: _Reading | None = None) -> _Reading:
-    """What a reader says of *spans*; with *rand*, whose attributes are set in another order."""
+def _read(spans: list[_SpanSpec], rand: random.Random | None = None, reading: _Reading | None = None) -> _Reading:
+    """Make *spans*, and return the reading of them; with *rand*, their attributes are set in another order."""
     reading = reading or _Reading()
     provider = TracerProvider(id_generator=_Counting(), shutdown_on_exit=False)
     provider.add_span_processor(reading)
-    begun: list[trace.Span] = []
-    for made in spans:
-        reading.in_flight = made.in_flight[0]
-        above = begun[made.parent] if made.parent < len(begun) else None
-        context = Context() if above is None else set_span_in_context(above, Context())
-        attributes = _shuffled(made.at_start, rand)
-        tracer = provider.get_tracer(made.scope)
-        begun.append(tracer.start_span(made.name, context, attributes=attributes, start_time=1))  # type: ignore[arg-type]  # -- anything may be in there
+    started_spans: list[trace.Span] = []
+    for spec in spans:
+        reading.in_flight = spec.in_flight[0]
+        parent = started_spans[spec.parent] if spec.parent < len(started_spans) else None
+        context = Context() if parent is None else set_span_in_context(parent, Context())
+        attributes = _shuffled(spec.at_start, rand)
+        tracer = provider.get_tracer(spec.scope)
+        span = tracer.start_span(spec.name, context, attributes=attributes, start_time=1)  # type: ignore[arg-type]  # -- values of any type
+        started_spans.append(span)
     for order in range(4):
-        for made, span in zip(spans, begun, strict=True):
-            if made.order == order:
-                span.set_attributes(_shuffled(made.later, rand))  # type: ignore[arg-type]  # -- see above
-                for name, about in made.events:
-                    span.add_event(name, about, timestamp=1)  # type: ignore[arg-type]  # -- see above
-                span.set_status(made.status)
-                reading.in_flight = made.in_flight[1]
+        for spec, span in zip(spans, started_spans, strict=True):
+            if spec.order == order:
+                span.set_attributes(_shuffled(spec.later, rand))  # type: ignore[arg-type]  # -- see above
+                for name, event_attributes in spec.events:
+                    span.add_event(name, event_attributes, timestamp=1)  # type: ignore[arg-type]  # -- see above
+                span.set_status(spec.status)
+                reading.in_flight = spec.in_flight[1]
                 span.end(2)
     return reading
 
@@ -201,8 +205,8 @@ def _named(name: str, attributes: Attributes) -> StartedSpan:
 
 
 @given(_names, _attributes)
-def test_the_rules_of_every_profile_answer_for_anything(name: str, attributes: Attributes) -> None:
-    """Whether a span is a step, a part of one, or may become one, is answered for any name and any attributes."""
+def test_the_rules_of_every_profile_accept_any_span(name: str, attributes: Attributes) -> None:
+    """Each rule about steps, parts and children returns a bool for any name and attributes."""
     span = _named(name, attributes)
     span.parent = _named(name, attributes)
     for profile in map(FrameworkProfile.of, PROFILES):
@@ -211,22 +215,22 @@ def test_the_rules_of_every_profile_answer_for_anything(name: str, attributes: A
 
 
 @given(_attributes)
-def test_the_source_of_every_id_answers_for_anything(attributes: Attributes) -> None:
-    """An id can be written as text, or there is none; only one that is too long is refused."""
+def test_the_step_id_rule_of_every_profile_accepts_any_attributes(attributes: Attributes) -> None:
+    """Each rule for step ids returns an id that has a text, or none; only an id that is too long raises."""
     span = _named("span", attributes)
     span.facts = attributes
     for profile in PROFILES:
-        refusal = ""
+        message = ""
         try:
             step_id_text(profile.step_id(span))
         except ValueError as error:
-            refusal = str(error)
-        assert not refusal or "at most" in refusal
+            message = str(error)
+        assert not message or "at most" in message
 
 
 @given(_names, _attributes)
 def test_the_details_that_a_profile_reads_are_text(name: str, attributes: Attributes) -> None:
-    """A step id that is not empty, and names with values that are not, whatever the span holds."""
+    """Details are a step id and names with values, and none of these texts is empty."""
     for profile in map(FrameworkProfile.of, PROFILES):
         found = None if profile.details is None else profile.details(_named(name, attributes))
         if found is not None:
@@ -246,7 +250,7 @@ _by_hand = st.builds(
 
 @given(_by_hand, _exceptions)
 def test_the_outcome_of_every_profile_is_one_or_none(span: ReadableSpan, in_flight: BaseException | None) -> None:
-    """What a framework says of the end is an outcome, that it is none, or nothing."""
+    """Each rule for outcomes returns an outcome, a verdict or None."""
     for profile in PROFILES:
         assert profile.outcome(started(span), in_flight) in {*Outcome, *Verdict, None}
 
@@ -255,7 +259,7 @@ def test_the_outcome_of_every_profile_is_one_or_none(span: ReadableSpan, in_flig
 def test_the_outcome_of_every_profile_does_not_depend_on_the_order_of_attributes(
     span: ReadableSpan, in_flight: BaseException | None, rand: random.Random
 ) -> None:
-    """Attributes are a set: whoever set them last has no more to say."""
+    """The same attributes in another order give the same outcome, and make the same spans steps."""
     usual, shuffled = started(span), started(span, _shuffled(live_attributes(span), rand))
     for profile in PROFILES:
         assert profile.outcome(shuffled, in_flight) is profile.outcome(usual, in_flight)
@@ -263,23 +267,23 @@ def test_the_outcome_of_every_profile_does_not_depend_on_the_order_of_attributes
 
 
 @given(_several)
-def test_every_span_tells_one_whole_step_or_nothing(spans: list[_Made]) -> None:
-    """Only an id that is too long is refused; what is told has an id, an outcome and a span that tells nothing else."""
+def test_every_span_reports_one_complete_step_or_nothing(spans: list[_SpanSpec]) -> None:
+    """Each event has an id, an outcome and a span of its own; a step is lost only if its id is too long."""
     reading = _read(spans)
-    assert all("at most" in refusal for refusal in reading.refusals)
+    assert all("at most" in loss for loss in reading.losses)
     for event in reading.events:
         assert event.outcome in Outcome
         assert 0 < len(event.step_id) <= MAX_STEP_ID
         assert (event.start_time, event.end_time) == (1, 2)
         assert event.name == spans[event.context.span_id - 1].name
-    told = [event.context.span_id for event in reading.events]
-    assert len(told) == len(set(told))
+    reported = [event.context.span_id for event in reading.events]
+    assert len(reported) == len(set(reported))
 
 
 @given(_several)
-def test_spans_that_have_ended_leave_nothing_behind(spans: list[_Made]) -> None:
-    """The same spans, a second time, leave a reader as large as it is."""
-    spans = [replace(made, order=made.order or 0) for made in spans]
+def test_a_reader_keeps_nothing_of_spans_that_have_ended(spans: list[_SpanSpec]) -> None:
+    """The reader does not grow when the same spans are made a second time."""
+    spans = [replace(spec, order=spec.order or 0) for spec in spans]
     reading = _read(spans)
     before = size_of(reading.reader)
     _read(spans, reading=reading)
@@ -287,8 +291,8 @@ def test_spans_that_have_ended_leave_nothing_behind(spans: list[_Made]) -> None:
 
 
 @given(_several, st.randoms())
-def test_the_order_in_which_attributes_are_set_does_not_matter(spans: list[_Made], rand: random.Random) -> None:
-    """Neither which steps are told depends on it, nor their ids, outcomes and details."""
+def test_the_order_in_which_attributes_are_set_does_not_matter(spans: list[_SpanSpec], rand: random.Random) -> None:
+    """The same attributes in another order give the same events and losses."""
     one, other = _read(spans), _read(spans, rand)
     assert one.events == other.events
-    assert one.refusals == other.refusals
+    assert one.losses == other.losses
