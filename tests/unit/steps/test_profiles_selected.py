@@ -150,7 +150,7 @@ def _always_failed(_span: StartedSpan, _exception: BaseException | None) -> Outc
 
 @pytest.mark.parametrize("required", [(), ("job.id",)])
 def test_a_profile_without_scopes_is_asked_about_all_scopes_that_are_in_no_row(required: tuple[str, ...]) -> None:
-    """It is asked before the table's rows without scopes; required attributes make it cheaper, and change nothing else."""
+    """It is asked before the table's rows without scopes; required attributes only make it cheaper."""
     mine = Profile(
         name="mine", required_attributes=required, is_step=name_matches("job .*"), step_id=first_attribute("job.id")
     )
