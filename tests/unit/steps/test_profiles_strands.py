@@ -1,4 +1,4 @@
-"""The row of Strands Agents, whose cycles have no end of their own when they are cancelled."""
+"""The row of Strands Agents, which does not end the span of a cycle that is cancelled."""
 
 import asyncio
 import gc
@@ -26,11 +26,11 @@ from opentelemetry.trace import Span
 from otel_step_hook.steps.event import Outcome
 
 _CYCLE = "execute_event_loop_cycle"
-_LATER_END = 2_000_000_000_000_000_000  # ns; long after the other spans of a test
+_LATER_END = 2_000_000_000_000_000_000  # unix ns, in 2033: after the other spans of a test
 
 
 def _strands() -> tuple[Framework, Span]:
-    """The framework, and the span of an agent that has begun."""
+    """Return the framework, and the open span of an agent."""
     strands = Framework("strands.telemetry.tracer")
     return strands, strands.start("invoke_agent X", later={"gen_ai.operation.name": "invoke_agent"})
 
@@ -40,7 +40,7 @@ def _cycle(strands: Framework, agent: Span, cycle_id: str = "cycle-1") -> Span:
 
 
 def _stopped(kind: str) -> Ending:
-    """How the span of an agent ends that something has stopped from outside."""
+    """Return the ending of an agent that an exception of type *kind* has stopped from outside."""
     return Ending(attributes={"strands.cancellation.type": kind})
 
 
@@ -50,8 +50,8 @@ def _stopped(kind: str) -> Ending:
     failed=(recorded("ValueError", ValueError, description="broke"), FAILED),
     cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
 )
-def test_a_cycle_is_told_once_by_its_own_end(ending: Ending, outcome: Outcome) -> None:
-    """A cycle that ends is a step, by its cycle id; agent, model and tools are none, however they end."""
+def test_a_cycle_is_reported_once_at_its_own_end(ending: Ending, outcome: Outcome) -> None:
+    """A cycle that ends is a step under its cycle id; agent, model and tools are none, however they end."""
     strands, agent = _strands()
     cycle = _cycle(strands, agent)
     strands.emit("chat", later={"gen_ai.operation.name": "chat"}, below=cycle, ending=ending)
@@ -76,12 +76,12 @@ def test_a_cycle_is_told_once_by_its_own_end(ending: Ending, outcome: Outcome) -
         Ending(attributes={"strands.cancellation.type": "GeneratorExit"}, in_flight=GeneratorExit),
         SUCCESS,
     ),
-    stopped_without_a_word=(in_flight(asyncio.CancelledError), CANCELLED),
-    unknown_word=(_stopped("SomethingElse"), CANCELLED),
+    stopped_without_attribute=(in_flight(asyncio.CancelledError), CANCELLED),
+    unknown_value=(_stopped("SomethingElse"), CANCELLED),
     failed=(Ending(status=ERROR, description="broke"), FAILED),
 )
-def test_an_open_cycle_is_told_with_the_end_of_its_agent(ending: Ending, outcome: Outcome) -> None:
-    """A cycle without an end of its own is told once, under its own span, with its agent's end time and outcome."""
+def test_an_open_cycle_is_reported_at_the_end_of_its_agent(ending: Ending, outcome: Outcome) -> None:
+    """A cycle without an end is reported once, with its own span, and with its agent's end time and outcome."""
     strands, agent = _strands()
     cycle = _cycle(strands, agent)
     end(agent, ending, _LATER_END)
@@ -91,8 +91,8 @@ def test_an_open_cycle_is_told_with_the_end_of_its_agent(ending: Ending, outcome
     assert 0 < event.start_time < event.end_time == _LATER_END
 
 
-def test_a_cycle_that_ends_after_it_has_been_told_is_not_told_again() -> None:
-    """The end that comes too late says nothing new."""
+def test_a_cycle_that_ends_after_it_was_reported_is_not_reported_again() -> None:
+    """The end of a cycle after that of its agent is ignored."""
     strands, agent = _strands()
     cycle = _cycle(strands, agent)
     end(agent, _stopped("CancelledError"))
@@ -100,8 +100,8 @@ def test_a_cycle_that_ends_after_it_has_been_told_is_not_told_again() -> None:
     assert strands.steps == ended(_CYCLE, "cycle-1", CANCELLED)
 
 
-def test_only_the_open_cycles_are_told_with_their_agent() -> None:
-    """Of several cycles those that have ended keep their own outcome."""
+def test_only_open_cycles_are_reported_at_the_end_of_their_agent() -> None:
+    """Cycles that ended before their agent keep their own outcome."""
     strands, agent = _strands()
     end(_cycle(strands, agent, "cycle-1"), IS_OK)
     end(_cycle(strands, agent, "cycle-2"), recorded("ValueError"))
@@ -116,8 +116,8 @@ def test_only_the_open_cycles_are_told_with_their_agent() -> None:
     assert len(strands.steps) == 3
 
 
-def test_a_cycle_that_nobody_holds_any_more_is_still_told() -> None:
-    """A cancelled cycle is dropped by the framework before its agent ends."""
+def test_a_cycle_without_references_is_still_reported() -> None:
+    """The framework drops its last reference to a cancelled cycle before its agent ends."""
     strands, agent = _strands()
     cycle = _cycle(strands, agent)
     del cycle
@@ -127,7 +127,7 @@ def test_a_cycle_that_nobody_holds_any_more_is_still_told() -> None:
 
 
 def test_a_cycle_without_its_id_is_no_step() -> None:
-    """What stops before the framework has set the id tells nothing."""
+    """A cycle that stops before the framework has set its id is not reported."""
     strands, agent = _strands()
     cycle = strands.start(_CYCLE, below=agent)
     end(agent, _stopped("CancelledError"))
@@ -135,8 +135,8 @@ def test_a_cycle_without_its_id_is_no_step() -> None:
     assert strands.steps == []
 
 
-def test_a_blank_id_is_none() -> None:
-    """The id is made from the span, when it ends and when its agent does."""
+def test_a_blank_cycle_id_is_replaced() -> None:
+    """The id is generated, both at the end of the cycle and at the end of its agent."""
     strands, agent = _strands()
     first, left_open = _cycle(strands, agent, ""), _cycle(strands, agent, "")
     end(first)
@@ -147,8 +147,8 @@ def test_a_blank_id_is_none() -> None:
     ]
 
 
-def test_an_agent_below_an_agent_is_never_told() -> None:
-    """An agent that another one calls ends with its own cycles; those of the outer one stay open until its end."""
+def test_an_agent_below_an_agent_is_not_reported() -> None:
+    """The end of an inner agent reports its own cycles; the cycles of the outer agent stay open until its end."""
     strands, outer = _strands()
     outer_cycle = _cycle(strands, outer, "outer")
     tool = strands.start("execute_tool ask", below=outer_cycle)
@@ -163,8 +163,8 @@ def test_an_agent_below_an_agent_is_never_told() -> None:
     assert len(strands.steps) == 2
 
 
-def test_what_other_scopes_have_below_an_agent_is_not_told_with_it() -> None:
-    """Only cycles of the framework itself end with their agent."""
+def test_a_step_of_another_scope_below_an_agent_is_not_reported_with_it() -> None:
+    """The end of an agent reports only cycles of the framework itself."""
     strands, agent = _strands()
     other = strands.start("work", {"step_id": "mine"}, below=agent, scope="the.application")
     end(agent, _stopped("CancelledError"))
@@ -174,21 +174,21 @@ def test_what_other_scopes_have_below_an_agent_is_not_told_with_it() -> None:
 
 
 @pytest.mark.parametrize("parent", ["", "execute_event_loop_cycle", "POST /ask"])
-def test_a_cycle_below_something_else_is_told_by_its_own_end_alone(parent: str) -> None:
-    """Without an agent's span directly above it nobody knows when an open cycle is over."""
+def test_a_cycle_that_is_not_directly_below_an_agent_is_reported_only_at_its_own_end(parent: str) -> None:
+    """Without an agent as its parent, an open cycle has no other end."""
     strands, agent = _strands()
-    above = strands.start(parent, below=agent) if parent else None
-    cycle = strands.start(_CYCLE, later={"event_loop.cycle_id": "cycle-1"}, below=above)
-    if above is not None:
-        end(above, _stopped("CancelledError"))
+    parent_span = strands.start(parent, below=agent) if parent else None
+    cycle = strands.start(_CYCLE, later={"event_loop.cycle_id": "cycle-1"}, below=parent_span)
+    if parent_span is not None:
+        end(parent_span, _stopped("CancelledError"))
     end(agent, _stopped("CancelledError"))
     assert strands.steps == []
     end(cycle, IS_OK)
     assert strands.steps == ended(_CYCLE, "cycle-1", SUCCESS)
 
 
-def test_the_id_of_the_user_is_that_of_an_open_cycle() -> None:
-    """An id that the user has set on an open cycle is the one that is told."""
+def test_an_open_cycle_is_reported_under_the_users_step_id() -> None:
+    """``step_id`` on an open cycle replaces its cycle id."""
     strands, agent = _strands()
     cycle = _cycle(strands, agent)
     cycle.set_attribute("step_id", "mine")
