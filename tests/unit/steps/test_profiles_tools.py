@@ -1,4 +1,4 @@
-"""The rows of frameworks whose tool calls are steps only where they are no part of one."""
+"""The rows whose tool calls are steps only outside of other steps."""
 
 import asyncio
 import enum
@@ -45,8 +45,8 @@ _NODE = {"gen_ai.operation.name": "invoke_node"}
 
 
 @_SDK
-def test_google_adk_tells_its_nodes(raising: type[BaseException] | None, outcome: Outcome) -> None:
-    """A node is a step, however the SDK's own block around it ends."""
+def test_google_adk_reports_its_nodes(raising: type[BaseException] | None, outcome: Outcome) -> None:
+    """A node is a step, and the exception that leaves the SDK's context manager decides its outcome."""
     adk = Framework(_ADK)
     node = adk.run("invoke_node plan", _NODE, raising)
     assert adk.steps == ended("invoke_node plan", generated_id(node), outcome)
@@ -66,8 +66,8 @@ def test_google_adk_tells_its_nodes(raising: type[BaseException] | None, outcome
     cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
     closed_early=(in_flight(GeneratorExit), SUCCESS),
 )
-def test_google_adk_tells_the_tools_of_an_agent_without_nodes(ending: Ending, outcome: Outcome) -> None:
-    """Outside of nodes the tools are the steps; agents, models and what stands for several tools are none."""
+def test_google_adk_reports_the_tools_of_an_agent_without_nodes(ending: Ending, outcome: Outcome) -> None:
+    """Outside of nodes, tool calls are the steps; agents, models and the merged span of several tools are none."""
     adk = Framework(_ADK)
     agent = adk.start("invoke_agent demo", later={"gen_ai.operation.name": "invoke_agent"})
     model = adk.start("call_llm", later={"gen_ai.operation.name": "generate_content"}, below=agent)
@@ -84,8 +84,8 @@ def test_google_adk_tells_the_tools_of_an_agent_without_nodes(ending: Ending, ou
 
 
 @pytest.mark.parametrize("between", ["", _ADK, "the.application", "opentelemetry.instrumentation.httpx"])
-def test_google_adk_takes_tools_inside_of_a_node_for_a_part_of_it(between: str) -> None:
-    """A tool inside of a node is no step, whatever spans of whatever scopes are in between."""
+def test_google_adk_reports_no_tools_inside_a_node(between: str) -> None:
+    """A tool inside a node is a part of it, also if spans of any scope are between them."""
     adk = Framework(_ADK)
     node = adk.start("invoke_node plan", _NODE)
     inside = adk.start("work", below=node, scope=between) if between else node
@@ -95,8 +95,8 @@ def test_google_adk_takes_tools_inside_of_a_node_for_a_part_of_it(between: str) 
     assert adk.steps == ended("invoke_node plan", generated_id(node), SUCCESS)
 
 
-def test_google_adk_knows_where_a_tool_began_when_its_node_has_ended() -> None:
-    """A tool that ends after its node, or begins below what the node has left open, is a part of it all the same."""
+def test_google_adk_reports_no_tools_of_a_node_that_has_ended() -> None:
+    """A tool that ends after its node, or starts below a tool that the node left open, is a part of the node."""
     adk = Framework(_ADK)
     node = adk.start("invoke_node plan", _NODE)
     tool = adk.start("execute_tool weather", later=_CALL, below=node)
@@ -106,8 +106,8 @@ def test_google_adk_knows_where_a_tool_began_when_its_node_has_ended() -> None:
     assert adk.steps == ended("invoke_node plan", generated_id(node), SUCCESS)
 
 
-def test_google_adk_tells_tools_beside_a_node() -> None:
-    """A tool whose node began elsewhere in the trace is a step, and a node inside of a node is one as well."""
+def test_google_adk_reports_tools_beside_a_node() -> None:
+    """A tool that is not below a node is a step, and a node inside a node is a step as well."""
     adk = Framework(_ADK)
     root = adk.start("invocation")
     node = adk.start("invoke_node plan", _NODE, below=root)
@@ -124,13 +124,13 @@ def test_google_adk_tells_tools_beside_a_node() -> None:
 # Microsoft's agent framework
 
 
-class _Key(str, enum.Enum):  # noqa: UP042 -- as the framework has them: str() of one is not its value
+class _Key(str, enum.Enum):  # noqa: UP042 -- as in the framework: str() of a member is not its value
     EXECUTOR_ID = "executor.id"
     OPERATION = "gen_ai.operation.name"
     CALL_ID = "gen_ai.tool.call.id"
 
 
-class _Word(str, enum.Enum):  # noqa: UP042 -- see above
+class _Value(str, enum.Enum):  # noqa: UP042 -- see above
     EXECUTE_TOOL = "execute_tool"
     CHAT = "chat"
     CALL_1 = "call-1"
@@ -145,13 +145,13 @@ _MAF = "agent_framework"
     failed=(Ending(status=ERROR, attributes={"error.type": "ValueError"}, in_flight=ValueError), FAILED),
     cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
 )
-def test_agent_framework_tells_executors_and_takes_their_tools_for_a_part(ending: Ending, outcome: Outcome) -> None:
-    """An executor is a step, by an id of its own; the workflow, and the tools inside, are none."""
+def test_agent_framework_reports_executors_without_their_tools(ending: Ending, outcome: Outcome) -> None:
+    """An executor is a step under a generated id; the workflow, and the tools inside the executor, are none."""
     framework = Framework(_MAF)
     workflow = framework.start("workflow.run", {"workflow.id": "workflow-1"})
     executor = framework.start("executor.process plan", {_Key.EXECUTOR_ID: "plan"}, below=workflow)
     agent = framework.start("invoke_agent demo", {_Key.OPERATION: "invoke_agent"}, below=executor)
-    call: Attributes = {_Key.OPERATION: _Word.EXECUTE_TOOL, _Key.CALL_ID: _Word.CALL_1}
+    call: Attributes = {_Key.OPERATION: _Value.EXECUTE_TOOL, _Key.CALL_ID: _Value.CALL_1}
     framework.emit("execute_tool weather", call, below=agent, ending=ending)
     framework.emit("message.send", {"message.type": "text"}, below=executor, ending=ending)
     for span in (agent, executor, workflow):
@@ -164,14 +164,14 @@ def test_agent_framework_tells_executors_and_takes_their_tools_for_a_part(ending
     failed=(recorded("ValueError", ValueError, attributes={"error.type": "ValueError"}), FAILED),
     cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
 )
-def test_agent_framework_tells_the_tools_of_an_agent_outside_of_workflows(ending: Ending, outcome: Outcome) -> None:
-    """Without executors the tools are the steps; agents and models are none, and ``unknown`` is no id."""
+def test_agent_framework_reports_the_tools_of_an_agent_outside_of_workflows(ending: Ending, outcome: Outcome) -> None:
+    """Outside of executors, tool calls are the steps; agents and models are none, and ``unknown`` is no id."""
     framework = Framework(_MAF)
     agent = framework.start("invoke_agent demo", {_Key.OPERATION: "invoke_agent"})
-    framework.emit("chat gpt", {_Key.OPERATION: _Word.CHAT}, below=agent, ending=ending)
-    call: Attributes = {_Key.OPERATION: _Word.EXECUTE_TOOL, _Key.CALL_ID: _Word.CALL_1}
+    framework.emit("chat gpt", {_Key.OPERATION: _Value.CHAT}, below=agent, ending=ending)
+    call: Attributes = {_Key.OPERATION: _Value.EXECUTE_TOOL, _Key.CALL_ID: _Value.CALL_1}
     framework.emit("execute_tool weather", call, below=agent, ending=ending)
-    nameless: Attributes = {_Key.OPERATION: _Word.EXECUTE_TOOL, _Key.CALL_ID: _Word.UNKNOWN}
+    nameless: Attributes = {_Key.OPERATION: _Value.EXECUTE_TOOL, _Key.CALL_ID: _Value.UNKNOWN}
     without_id = framework.emit("execute_tool weather", nameless, below=agent, ending=ending)
     end(agent, ending)
     assert framework.steps == [
@@ -191,10 +191,10 @@ _EACH_RUNTIME = pytest.mark.parametrize("scope", _RUNTIMES)
 
 @_SDK
 @_EACH_RUNTIME
-def test_autogen_tells_what_its_agents_process(
+def test_autogen_reports_the_messages_that_agents_process(
     scope: str, raising: type[BaseException] | None, outcome: Outcome
 ) -> None:
-    """A message that an agent processes is a step; creating, sending and publishing are none."""
+    """The processing of a message by an agent is a step; creating, sending and publishing messages are none."""
     autogen = Framework(scope)
     step = autogen.run("autogen process writer.(default)-A", {"messaging.operation": "process"}, raising)
     for operation in ("create", "send", "publish", "ack"):
@@ -202,12 +202,12 @@ def test_autogen_tells_what_its_agents_process(
     assert autogen.steps == ended("autogen process writer.(default)-A", generated_id(step), outcome)
 
 
-def test_autogen_tells_the_turns_of_a_team() -> None:
-    """Not what a team says to itself; what the agents of the application's own process is a step, whatever it is."""
+def test_autogen_reports_the_answers_of_a_teams_agents() -> None:
+    """In a team, only an agent's answer is a step; an agent class of the application reports each message."""
     is_step = {
         ("ChatAgentContainer", "{}", _PUBLISHED): True,
         ("ChatAgentContainer", "{}", _SENT): False,  # a reset or a pause
-        ("ChatAgentContainer", '{"agent_response": 1}', _PUBLISHED): False,  # what others have said
+        ("ChatAgentContainer", '{"agent_response": 1}', _PUBLISHED): False,  # an answer of another agent
         ("RoundRobinGroupChatManager", '{"messages": []}', _PUBLISHED): False,
         ("MagenticOneOrchestrator", "{}", _PUBLISHED): False,
         ("Writer", "{}", _SENT): True,
@@ -217,15 +217,15 @@ def test_autogen_tells_the_turns_of_a_team() -> None:
     for case in product(_RUNTIMES, is_step):
         autogen, (kind, message, context) = Framework(case[0]), case[1]
         attributes = {"recipient_agent_class": kind, "message": message, "message_context": context}
-        turn = autogen.emit("autogen process writer.(default)-A", {"messaging.operation": "process", **attributes})
-        step = ended("autogen process writer.(default)-A", generated_id(turn), SUCCESS)
+        span = autogen.emit("autogen process writer.(default)-A", {"messaging.operation": "process", **attributes})
+        step = ended("autogen process writer.(default)-A", generated_id(span), SUCCESS)
         expected[case] = step if is_step[case[1]] else []
         found[case] = autogen.steps
     assert found == expected
 
 
-def test_autogen_takes_tools_inside_of_what_a_team_says_to_itself_for_a_part_of_it() -> None:
-    """Whatever is processed encloses its tools, told or not."""
+def test_autogen_reports_no_tools_inside_a_message_of_a_team() -> None:
+    """A tool is a part of the message whose processing called it, although the message itself is not reported."""
     autogen = Framework("autogen-core")
     manager = {"messaging.operation": "process", "recipient_agent_class": "SelectorGroupChatManager"}
     step = autogen.start("autogen process m.(default)-A", manager, scope="autogen SingleThreadedAgentRuntime")
@@ -235,8 +235,8 @@ def test_autogen_takes_tools_inside_of_what_a_team_says_to_itself_for_a_part_of_
 
 
 @_EACH_RUNTIME
-def test_autogen_takes_tools_inside_of_a_processing_for_a_part_of_it(scope: str) -> None:
-    """A tool is a step only where no runtime processes the message that needs it."""
+def test_autogen_reports_tools_only_outside_of_messages(scope: str) -> None:
+    """A tool is a step only if no runtime is processing the message whose processing called it."""
     autogen = Framework("autogen-core")
     step = autogen.start("autogen process writer.(default)-A", {"messaging.operation": "process"}, scope=scope)
     agent = autogen.start("invoke_agent writer", {"gen_ai.operation.name": "invoke_agent"}, below=step)
@@ -266,8 +266,8 @@ _DECORATED = endings(
 
 
 @_DECORATED
-def test_traceloop_tells_tasks_and_takes_their_tools_for_a_part(ending: Ending, outcome: Outcome) -> None:
-    """A task is a step, also inside of another; its tools, and workflows and agents, are none."""
+def test_traceloop_reports_tasks_without_their_tools(ending: Ending, outcome: Outcome) -> None:
+    """A task is a step, also inside another task; its tools, workflows and agents are none."""
     app = Framework(_TRACELOOP)
     workflow = app.start("report.workflow", later={"traceloop.span.kind": "workflow"})
     agent = app.start("writer.agent", later={"traceloop.span.kind": "agent"}, below=workflow)
@@ -285,8 +285,8 @@ def test_traceloop_tells_tasks_and_takes_their_tools_for_a_part(ending: Ending, 
 
 
 @_DECORATED
-def test_traceloop_tells_tools_outside_of_tasks(ending: Ending, outcome: Outcome) -> None:
-    """A tool alone, or inside of a workflow or another tool, is a step."""
+def test_traceloop_reports_tools_outside_of_tasks(ending: Ending, outcome: Outcome) -> None:
+    """A tool alone, or inside a workflow or another tool, is a step."""
     app = Framework(_TRACELOOP)
     workflow = app.start("report.workflow", later={"traceloop.span.kind": "workflow"})
     outer = app.start("search.tool", later={"traceloop.span.kind": "tool"}, below=workflow)
