@@ -1,4 +1,4 @@
-"""A span that ends its children, while other threads end them."""
+"""A span whose end reports its open children, while other threads end these children."""
 
 import sys
 from collections.abc import Callable
@@ -18,27 +18,27 @@ def _is_unit(span: SpanView) -> bool:
 
 
 def _framework(is_step: Rule = _is_unit) -> Framework:
-    """Its ``group`` ends the units directly below it."""
+    """Return a framework in which the end of a ``group`` reports the open units directly below it."""
     profile = FrameworkProfile(name="theirs", scopes=(_SCOPE,), is_step=is_step, ends_children=name_matches("group"))
     return Framework(_SCOPE, [profile])
 
 
 def _end_elsewhere(span: Span) -> None:
-    """End *span* in another thread, and wait for it."""
+    """End *span* in another thread, and wait for that thread."""
     thread = Thread(target=end, args=(span, IS_OK))
     thread.start()
     thread.join()
 
 
 def _at_popitem(call: Callable[[], None]) -> Callable[[FrameType, str, object], None]:
-    """What `sys.setprofile` takes to make *call* right before the next ``popitem()``."""
+    """Return a function for `sys.setprofile` that calls *call* right before the next ``popitem()``."""
 
-    def note(_: FrameType, event: str, callee: object) -> None:
+    def profile(_: FrameType, event: str, callee: object) -> None:
         if event == "c_call" and getattr(callee, "__name__", "") == "popitem":
             sys.setprofile(None)
             call()
 
-    return note
+    return profile
 
 
 def _outcomes(framework: Framework) -> dict[str, object]:
@@ -47,7 +47,7 @@ def _outcomes(framework: Framework) -> dict[str, object]:
 
 
 def _ended_during_the_loop(which: int) -> dict[str, object]:
-    """The outcomes of two units, of which one ends elsewhere while the group asks whether the last is a step."""
+    """Return the outcomes of two units; *which* one ends elsewhere while the group's end asks about the last one."""
 
     def is_step(span: SpanView) -> bool:
         if ending:
@@ -63,18 +63,18 @@ def _ended_during_the_loop(which: int) -> dict[str, object]:
     return _outcomes(framework)
 
 
-def test_a_child_that_ends_while_its_parent_ends_others_keeps_its_own_outcome() -> None:
-    """The parent has not come to it yet: its own end is the first, and the parent reports the rest."""
+def test_a_child_that_ends_while_its_parent_reports_others_keeps_its_own_outcome() -> None:
+    """A child that the parent has not reported yet is reported by its own end."""
     assert _ended_during_the_loop(0) == {"unit 0": SUCCESS, "unit 1": CANCELLED}
 
 
 def test_a_child_that_ends_while_its_parent_reports_it_is_reported_once() -> None:
-    """The parent was the first, and its own end comes too late."""
+    """A child that the parent has already taken is reported by the parent, and its own end is ignored."""
     assert _ended_during_the_loop(1) == {"unit 0": CANCELLED, "unit 1": CANCELLED}
 
 
 def test_the_last_child_may_end_right_before_its_parent_takes_it() -> None:
-    """There is a child when the parent looks, and none when it takes one: nothing is lost, and nothing raised."""
+    """If the list of children becomes empty before the parent takes one, nothing is lost, and nothing raises."""
     framework = _framework()
     group = framework.start("group")
     unit = framework.start("unit", below=group)

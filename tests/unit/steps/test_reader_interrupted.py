@@ -1,4 +1,4 @@
-"""Spans begin and end at any moment of others: the reader takes no lock, and nothing is lost."""
+"""The reader is interrupted at any line by other starts and ends: it takes no lock, and loses nothing."""
 
 import sys
 from itertools import count
@@ -15,11 +15,11 @@ from otel_step_hook import steps
 
 _STEPS = str(Path(steps.__file__).parent)
 _STRANDS = "strands.telemetry.tracer"
-_LIMIT = 5.0  # seconds; a lock that the interrupted thread holds would be waited for in vain
+_LIMIT = 5.0  # seconds; a thread that waits for a lock of the interrupted thread would wait forever
 
 
-def _live(framework: Framework) -> None:
-    """Whatever the reader does of spans: steps of two kinds, spans that are none, one that ends with its parent."""
+def _use(framework: Framework) -> None:
+    """Use each code path of the reader: steps of two kinds, spans that are none, and open children of a span."""
     agent = framework.start("invoke_agent x", scope=_STRANDS)
     for number in range(2):
         framework.start("cycle", {"event_loop.cycle_id": f"cycle-{number}"}, below=agent, scope=_STRANDS)
@@ -29,7 +29,7 @@ def _live(framework: Framework) -> None:
 
 
 def _trace(interruption: Any) -> Any:
-    """What `sys.settrace` takes to call *interruption* at each line of ``steps/``."""
+    """Return a function for `sys.settrace` that calls *interruption* at each line of ``steps/``."""
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         if not frame.f_code.co_filename.startswith(_STEPS):
@@ -43,9 +43,9 @@ def _trace(interruption: Any) -> Any:
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
 def test_a_step_may_end_at_each_line_of_the_reader(*, is_elsewhere: bool) -> None:
-    """In the same thread, as in a signal handler or by the garbage collector, or in another one, which does not wait.
+    """Each step that interrupts the reader is reported once, and so is each step that it interrupts.
 
-    Each of them is reported once, and so is each of those that it interrupts.
+    It interrupts in the same thread, as a signal handler or the garbage collector does, or in another thread.
     """
 
     def interrupt() -> None:
@@ -55,7 +55,7 @@ def test_a_step_may_end_at_each_line_of_the_reader(*, is_elsewhere: bool) -> Non
             thread = Thread(target=framework.emit, args=(name, {"step_id": name}), daemon=True)
             thread.start()
             thread.join(_LIMIT)
-            assert not thread.is_alive(), "it waits for a lock"
+            assert not thread.is_alive(), "the other thread waits for a lock"
         else:
             framework.emit(name, {"step_id": name})
         sys.settrace(usual)
@@ -64,7 +64,7 @@ def test_a_step_may_end_at_each_line_of_the_reader(*, is_elsewhere: bool) -> Non
     usual = sys.gettrace()
     sys.settrace(_trace(interrupt))
     try:
-        _live(framework)
+        _use(framework)
     finally:
         sys.settrace(usual)
     interruptions = next(numbers)

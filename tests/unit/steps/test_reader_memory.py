@@ -1,4 +1,4 @@
-"""What a reader keeps of spans is bounded, whatever becomes of them."""
+"""The memory of a reader is bounded, whether spans end or not."""
 
 import gc
 import weakref
@@ -21,7 +21,7 @@ _NUMBERS = count()
 
 
 class _Fixed(RandomIdGenerator):
-    """Gives the first and the third span the same id."""
+    """Generates the same id for the first and the third span."""
 
     def __init__(self) -> None:
         self._ids = iter((77, 78, 77))
@@ -30,35 +30,35 @@ class _Fixed(RandomIdGenerator):
         return next(self._ids)
 
 
-def growth(framework: Framework, live: Callable[[Framework], object], rounds: int = 200) -> int:
-    """How many objects more the reader keeps when *live* has been called so often for the second time."""
+def growth(framework: Framework, scenario: Callable[[Framework], object], rounds: int = 200) -> int:
+    """Return how many objects the reader gains in the second *rounds* calls of *scenario*."""
     sizes = []
     for _ in range(2):
         for _ in range(rounds):
-            live(framework)
+            scenario(framework)
         framework.recorder.events.clear()
         sizes.append(size_of(framework.recorder.reader))
     return sizes[1] - sizes[0]
 
 
-# Lives of spans
+# Scenarios
 
 
-def _hand_on(*, is_named_alike: bool) -> Callable[[Framework], None]:
-    """Each span begins below the one before it, which then ends; one is always open."""
+def _chain(*, has_one_name: bool) -> Callable[[Framework], None]:
+    """Return a scenario that starts a span below the previous one, and then ends the previous one."""
     last: list[Span] = []
 
-    def live(framework: Framework) -> None:
-        name = "span" if is_named_alike else f"span {next(_NUMBERS)}"
+    def scenario(framework: Framework) -> None:
+        name = "span" if has_one_name else f"span {next(_NUMBERS)}"
         last.append(framework.start(name, below=last[-1] if last else None, scope=_GRAPH))
         if len(last) > 1:
             end(last.pop(0))
 
-    return live
+    return scenario
 
 
 def _agent(framework: Framework, ending: Ending | None, cycle_ends: str) -> None:
-    """An agent of Strands with a cycle and a tool; without an *ending* it is never ended."""
+    """Make an agent of Strands with a cycle and a tool; None: the agent never ends."""
     agent = framework.start("invoke_agent x", scope=_STRANDS)
     cycle = framework.start("execute_event_loop_cycle", {"event_loop.cycle_id": "1"}, below=agent, scope=_STRANDS)
     framework.start("execute_tool x", below=cycle, scope=_STRANDS)
@@ -71,7 +71,7 @@ def _agent(framework: Framework, ending: Ending | None, cycle_ends: str) -> None
 
 
 def _node(framework: Framework, *, has_end: bool) -> None:
-    """A node of LangGraph, around another of its name that waits for it."""
+    """Make a node of LangGraph around another node of its name."""
     outer = framework.start("team", scope=_GRAPH)
     inner = {"metadata": f'{{"langgraph_node": "team", "langgraph_checkpoint_ns": "team:{next(_NUMBERS)}"}}'}
     framework.emit("team", later=inner, below=outer, scope=_GRAPH)
@@ -79,69 +79,69 @@ def _node(framework: Framework, *, has_end: bool) -> None:
         end(outer)
 
 
-_LIVES: dict[str, Callable[[Framework], object]] = {
+_SCENARIOS: dict[str, Callable[[Framework], object]] = {
     "no step": lambda framework: framework.emit("GET /"),
     "step": lambda framework: framework.emit("work", {"step_id": str(next(_NUMBERS))}),
     "step without end": lambda framework: framework.start("work", {"step_id": str(next(_NUMBERS))}),
-    "handed on": _hand_on(is_named_alike=False),
-    "handed on under one name": _hand_on(is_named_alike=True),
+    "chain": _chain(has_one_name=False),
+    "chain under one name": _chain(has_one_name=True),
     "cycle, then agent": lambda framework: _agent(framework, _STOPPED, "first"),
     "agent, then cycle": lambda framework: _agent(framework, _STOPPED, "last"),
     "agent with a cycle without end": lambda framework: _agent(framework, _STOPPED, "never"),
     "cycle with an agent without end": lambda framework: _agent(framework, None, "first"),
     "agent and cycle without end": lambda framework: _agent(framework, None, "never"),
-    "node around its like": lambda framework: _node(framework, has_end=True),
-    "node without end around its like": lambda framework: _node(framework, has_end=False),
+    "node around a node of its name": lambda framework: _node(framework, has_end=True),
+    "node without end around a node of its name": lambda framework: _node(framework, has_end=False),
 }
 
 
-def test_a_reader_keeps_nothing_more_of_spans_that_are_over() -> None:
-    """Whether they have ended or are gone without an end."""
-    grown = {name: growth(Framework(ELSEWHERE), live) for name, live in _LIVES.items()}
+def test_a_reader_does_not_grow_with_the_number_of_spans() -> None:
+    """Neither spans that have ended nor spans that were collected without an end are kept."""
+    grown = {name: growth(Framework(ELSEWHERE), scenario) for name, scenario in _SCENARIOS.items()}
     assert {name: by for name, by in grown.items() if by > 0} == {}
 
 
-def test_a_reader_keeps_nothing_more_of_the_steps_of_any_profile() -> None:
-    """With an end of their own and without."""
+def test_a_reader_does_not_grow_with_the_steps_of_any_profile() -> None:
+    """Neither steps that have ended nor steps without an end are kept."""
 
-    def live(framework: Framework, example: Example) -> None:
+    def scenario(framework: Framework, example: Example) -> None:
         example.emit(framework)
         framework.start(example.name, example.attributes, scope=example.scope or ELSEWHERE)
 
     framework = Framework(ELSEWHERE)
-    grown = {(one.profile, one.scope): growth(framework, partial(live, example=one), 110) for one in EXAMPLES}
+    grown = {(one.profile, one.scope): growth(framework, partial(scenario, example=one), 110) for one in EXAMPLES}
     assert {profile: by for profile, by in grown.items() if by > 0} == {}
 
 
 def test_a_reader_keeps_nothing_of_a_span_that_is_no_step() -> None:
-    """Nor of any while it has no profiles."""
+    """The reader does not grow at all, with profiles and without."""
     for framework in (Framework(ELSEWHERE), Framework(ELSEWHERE, ())):
-        framework.emit("GET /")  # its scope is known from now on
+        framework.emit("GET /")  # the reader keeps the scope from now on
         empty = size_of(framework.recorder.reader)
         framework.emit("GET /", {"step": "1"})
         assert size_of(framework.recorder.reader) == empty
 
 
-def test_a_span_that_has_ended_is_not_kept_by_those_below_it() -> None:
-    """Neither a step of a conversation whose turns are handed on, nor a part of an agent that goes on."""
+def test_a_span_that_has_ended_is_not_kept_by_its_open_relatives() -> None:
+    """Neither a child that starts in each step of a chain, nor an open agent around them, keeps ended spans."""
     framework = Framework(_STRANDS)
     agent = framework.start("invoke_agent x")
-    gone, last = [], framework.start("turn", {"step_id": "first"}, scope=ELSEWHERE)
+    ended, last = [], framework.start("step", {"step_id": "first"}, scope=ELSEWHERE)
     for number in range(50):
-        following = framework.start("turn", {"step_id": str(number)}, below=last, scope=ELSEWHERE)
+        following = framework.start("step", {"step_id": str(number)}, below=last, scope=ELSEWHERE)
         inner = framework.start("invoke_agent y", below=agent)
-        gone += [weakref.ref(last), weakref.ref(inner)]
+        ended += [weakref.ref(last), weakref.ref(inner)]
         end(last)
         end(inner)
         last = following
         del inner
     gc.collect()
-    assert sum(ref() is not None for ref in gone) == 0
+    assert sum(ref() is not None for ref in ended) == 0
     end(agent)
 
 
-def test_a_span_that_is_collected_takes_none_of_the_same_id_along() -> None:
-    """Ids repeat in one process where they are deterministic."""
+def test_a_collected_span_does_not_remove_another_span_of_the_same_id() -> None:
+    """Span ids may repeat in one process if an id generator is deterministic."""
     recorder = StepRecorder()
     provider = TracerProvider(id_generator=_Fixed(), shutdown_on_exit=False)
     provider.add_span_processor(recorder)
@@ -157,7 +157,7 @@ def test_a_span_that_is_collected_takes_none_of_the_same_id_along() -> None:
 
 
 def test_a_reader_counts_spans_and_steps() -> None:
-    """So that it can be said why no webhook came."""
+    """The counts help to find out why no webhook was sent."""
     framework = Framework(ELSEWHERE)
     for number in range(3):
         framework.emit("GET /")
@@ -166,7 +166,7 @@ def test_a_reader_counts_spans_and_steps() -> None:
 
 
 def test_a_reader_knows_a_bounded_number_of_scopes() -> None:
-    """However many instrumentation scopes an application makes up; their steps are recognised all the same."""
+    """The number of scopes that the reader keeps is bounded, and steps of further scopes are still recognised."""
     framework = Framework(ELSEWHERE)
     grown = growth(framework, lambda one: one.emit("GET /", scope=f"scope {next(_NUMBERS)}"), rounds=1100)
     assert grown <= 0
@@ -174,8 +174,8 @@ def test_a_reader_knows_a_bounded_number_of_scopes() -> None:
     assert [step.step_id for step in framework.steps] == ["1"]
 
 
-def test_a_reader_keeps_the_last_ids_of_letta_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the steps that it reports once, and of what other spans say of them."""
+def test_a_reader_keeps_only_the_last_step_ids_of_letta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step ids that are reported once, and the details of steps, are bounded."""
     monkeypatch.setattr(reader, "_MAX_REMEMBERED", 10)  # instead of ten thousand
 
     def step(framework: Framework) -> None:
