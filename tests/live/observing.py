@@ -1,4 +1,4 @@
-"""What a framework is run under: a provider with a hook, and the webhooks that have come of it."""
+"""The environment of a framework under test: a provider with a hook, and the webhooks that were received."""
 
 import asyncio
 import threading
@@ -12,11 +12,11 @@ from support import Pipeline
 
 from otel_step_hook.testing import ScriptedReceiver
 
-LIMIT = 20.0  # seconds; what is waited for takes below one
+LIMIT = 20.0  # seconds; what the tests wait for takes less than one
 
 
-class Told(NamedTuple):
-    """What one webhook says: which span, which step, how it ended."""
+class Reported(NamedTuple):
+    """The span name, the step id and the outcome of one webhook."""
 
     name: str
     step_id: str
@@ -25,7 +25,7 @@ class Told(NamedTuple):
 
 @dataclass
 class Observed:
-    """A pipeline and the receiver that its hook sends to."""
+    """A pipeline, and the receiver to which its hook sends."""
 
     hooked: Pipeline
     receiver: ScriptedReceiver
@@ -34,39 +34,39 @@ class Observed:
     def provider(self) -> TracerProvider:
         return self.hooked.provider
 
-    def told(self) -> list[Told]:
-        """All webhooks so far, sorted: deliveries may overtake each other."""
+    def reported(self) -> list[Reported]:
+        """Return all webhooks so far, sorted, because deliveries may overtake each other."""
         assert self.provider.force_flush()
         return sorted(
-            Told(str(each.data["name"]), each.step_id, str(each.data["outcome"])) for each in self.receiver.received
+            Reported(str(each.data["name"]), each.step_id, str(each.data["outcome"])) for each in self.receiver.received
         )
 
     def outcomes(self) -> list[tuple[str, str]]:
-        """All webhooks so far, without their step ids: for steps that have no id but the one made for them."""
-        return sorted((each.name, each.outcome) for each in self.told())
+        """Return names and outcomes of all webhooks so far, for steps whose ids are generated."""
+        return sorted((each.name, each.outcome) for each in self.reported())
 
     def span(self, name: str) -> ReadableSpan:
-        """The only span of this name."""
+        """Return the only span of this name."""
         (span,) = self.hooked.named(name)
         return span
 
 
 @dataclass
 class Gate:
-    """A place in a framework's code that tells when it is reached, and is not left before it is told so."""
+    """A point in a framework's code: it sets *reached*, and waits there until it is cancelled."""
 
     reached: threading.Event = field(default_factory=threading.Event)
     may_leave: threading.Event = field(default_factory=threading.Event)
 
     async def wait(self) -> str:
-        """Stay in a coroutine, until cancelled."""
+        """Wait in a coroutine until it is cancelled."""
         self.reached.set()
         await asyncio.Event().wait()
         return "never"
 
 
 async def cancel_inside(run: Coroutine[Any, Any, object], gate: Gate) -> None:
-    """Cancel *run* as a caller does, once it has reached *gate*."""
+    """Run *run* as a task, and cancel it when it has reached *gate*."""
     task = asyncio.create_task(run)
     assert await asyncio.to_thread(gate.reached.wait, LIMIT)
     task.cancel()

@@ -1,4 +1,4 @@
-"""LangGraph, seen by openinference and by traceloop: each node is a step, under its checkpoint namespace."""
+"""LangGraph with openinference and with traceloop: each node is a step, under its checkpoint namespace."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import chat_agent_executor
 from langgraph.pregel import Pregel
 from langgraph.types import Command, Interrupt, RetryPolicy, Send, interrupt
-from observing import LIMIT, Gate, Observed, Told, cancel_inside
+from observing import LIMIT, Gate, Observed, Reported, cancel_inside
 from openinference.instrumentation.langchain import LangChainInstrumentor as Openinference
 from opentelemetry.instrumentation.langchain import LangchainInstrumentor as Traceloop
 
@@ -48,11 +48,11 @@ _WRAPPED = [
 
 
 class NodeError(Exception):
-    """What a node raises here."""
+    """The exception of a node."""
 
 
 class State(TypedDict, total=False):
-    """What the nodes pass on: their names, and an agent's messages."""
+    """The state of a graph: the names of the nodes that have run, and an agent's messages."""
 
     trail: Annotated[list[str], operator.add]
     messages: Annotated[list[AnyMessage], operator.add]
@@ -60,19 +60,19 @@ class State(TypedDict, total=False):
 
 @dataclass
 class Traced:
-    """LangGraph under one of the two instrumentations, called in one of the two ways."""
+    """LangGraph with one of the two instrumentations, called by `invoke` or by `ainvoke`."""
 
     observed: Observed
-    prefix: str  # of a node's span
+    prefix: str  # of the names of nodes' spans
     is_async: bool
-    namespaces: list[str] = field(default_factory=list)  # of the nodes that have run, in their order
+    namespaces: list[str] = field(default_factory=list)  # of the nodes that have run, in this order
 
     async def run(self, graph: Graph, given: object = None, config: RunnableConfig | None = None) -> dict[str, Any]:
         start = State(trail=[], messages=[]) if given is None else given
         return await graph.ainvoke(start, config) if self.is_async else graph.invoke(start, config)
 
     def visited(self, name: str) -> Node:
-        """A node that notes its namespace, and leaves its name in the state."""
+        """Return a node that records its namespace, and adds its name to the state."""
 
         def node(_: State, config: RunnableConfig) -> State:
             self.note(config)
@@ -83,17 +83,17 @@ class Traced:
     def note(self, config: RunnableConfig) -> None:
         self.namespaces.append(config["configurable"]["checkpoint_ns"])
 
-    def expected(self, *ended: tuple[str, str]) -> list[Told]:
-        """The webhooks for these names and outcomes, if each node has told its namespace when it ran."""
+    def expected(self, *ended: tuple[str, str]) -> list[Reported]:
+        """Return the expected webhooks for these names and outcomes, under the namespaces that the nodes recorded."""
         pairs = zip(ended, self.namespaces, strict=True)
-        return sorted(Told(self.prefix + name, space, outcome) for (name, outcome), space in pairs)
+        return sorted(Reported(self.prefix + name, space, outcome) for (name, outcome), space in pairs)
 
 
 @pytest.fixture(params=["openinference", "traceloop"])
 def prefix(request: pytest.FixtureRequest, observed: Observed, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """How the instrumentation under test names the spans of nodes; it is active during the test."""
+    """Activate the instrumentation under test; its value is the prefix of the names of nodes' spans."""
     for owner, name in _WRAPPED:
-        # The same again, only to have it back: traceloop's uninstrument() leaves most of its wrappers where they are.
+        # Sets the current value, so that monkeypatch restores it: traceloop's uninstrument() leaves most wrappers.
         monkeypatch.setattr(owner, name, vars(owner)[name])
     instrumentor = Openinference() if request.param == "openinference" else Traceloop()
     instrumentor.instrument(tracer_provider=observed.provider)
@@ -103,12 +103,12 @@ def prefix(request: pytest.FixtureRequest, observed: Observed, monkeypatch: pyte
 
 @pytest.fixture(params=["invoke", "ainvoke"])
 def traced(request: pytest.FixtureRequest, observed: Observed, prefix: str) -> Traced:
-    """LangGraph under each instrumentation, once as synchronous and once as asynchronous code."""
+    """LangGraph with each instrumentation, called synchronously and asynchronously."""
     return Traced(observed, prefix, is_async=request.param == "ainvoke")
 
 
 def line(*nodes: tuple[str, Node | Graph], retry: RetryPolicy | None = None) -> StateGraph[Any, Any, Any, Any]:
-    """A graph that runs *nodes* one after the other."""
+    """Return a graph that runs *nodes* one after the other."""
     graph: StateGraph[Any, Any, Any, Any] = StateGraph(State)
     for name, node in nodes:
         graph.add_node(name, node, retry_policy=retry)
@@ -119,14 +119,14 @@ def line(*nodes: tuple[str, Node | Graph], retry: RetryPolicy | None = None) -> 
 
 
 async def test_nodes_that_return_are_successes(traced: Traced) -> None:
-    """Each node of a graph is told once, under its namespace; the graph is not."""
+    """Each node of a graph is reported once, under its namespace; the graph is not reported."""
     graph = line(("plan", traced.visited("plan")), ("act", traced.visited("act"))).compile()
     assert (await traced.run(graph))["trail"] == ["plan", "act"]
-    assert traced.observed.told() == traced.expected(("plan", "success"), ("act", "success"))
+    assert traced.observed.reported() == traced.expected(("plan", "success"), ("act", "success"))
 
 
-async def test_what_is_inside_of_a_node_is_no_step(traced: Traced) -> None:
-    """Neither the conditional edge behind a node is told, nor the chain that it runs."""
+async def test_edges_and_chains_are_no_steps(traced: Traced) -> None:
+    """The conditional edge behind a node and the chain that the node runs are not reported."""
     doubled: Runnable[int, int] = RunnableLambda(lambda number: number * 2)
     chain = doubled | RunnableLambda(lambda number: number + 2)
 
@@ -146,49 +146,49 @@ async def test_what_is_inside_of_a_node_is_no_step(traced: Traced) -> None:
     graph.add_conditional_edges("plan", lambda _: "act", ["act"])
     assert (await traced.run(graph.compile()))["trail"] == ["4", "act"]
     assert traced.observed.hooked.named(f"{traced.prefix}RunnableSequence")
-    assert traced.observed.told() == traced.expected(("plan", "success"), ("act", "success"))
+    assert traced.observed.reported() == traced.expected(("plan", "success"), ("act", "success"))
 
 
 @pytest.mark.parametrize("is_tool", [False, True])
-async def test_what_is_named_like_the_node_that_it_is_inside_of_is_no_step(traced: Traced, *, is_tool: bool) -> None:
-    """A tool or a piece of a chain may have its node's name: the node is told once."""
+async def test_a_part_of_a_node_with_its_name_is_no_step(traced: Traced, *, is_tool: bool) -> None:
+    """If a tool or a runnable has the name of its node, only the node is reported."""
 
     def search(text: str) -> str:
         """Search for *text*."""
         return f"found {text}"
 
-    begins: Runnable[Any, Any] = RunnableLambda(lambda given: given)
-    chain = begins | (tool(search) if is_tool else RunnableLambda(search))
+    first: Runnable[Any, Any] = RunnableLambda(lambda given: given)
+    chain = first | (tool(search) if is_tool else RunnableLambda(search))
 
     def node(_: State, config: RunnableConfig) -> State:
         traced.note(config)
         return {"trail": [chain.invoke({"text": "it"})]}
 
     await traced.run(line(("search", node)).compile())
-    assert traced.observed.told() == traced.expected(("search", "success"))
+    assert traced.observed.reported() == traced.expected(("search", "success"))
 
 
-async def test_the_choice_of_the_first_node_is_no_step(traced: Traced) -> None:
-    """A conditional edge from START is not told either: `__start__` is no node of the application's."""
+async def test_a_conditional_edge_from_start_is_no_step(traced: Traced) -> None:
+    """`__start__` is no node of the application, and is not reported."""
     graph: StateGraph[Any, Any, Any, Any] = StateGraph(State)
     graph.add_node("act", traced.visited("act"))
     graph.add_conditional_edges(START, lambda _: "act", ["act"])
     await traced.run(graph.compile())
-    assert traced.observed.told() == traced.expected(("act", "success"))
+    assert traced.observed.reported() == traced.expected(("act", "success"))
 
 
-async def test_nodes_that_run_at_once_are_told_apart(traced: Traced) -> None:
-    """A node that is sent to twice has two namespaces, and two webhooks."""
+async def test_concurrent_runs_of_a_node_have_different_ids(traced: Traced) -> None:
+    """A node to which two `Send`s go has two namespaces, and gives two webhooks."""
     graph = line(("plan", traced.visited("plan")))
     graph.add_node("act", traced.visited("act"))
     graph.add_conditional_edges("plan", lambda _: [Send("act", {}), Send("act", {})], ["act"])
     await traced.run(graph.compile())
     assert len(set(traced.namespaces)) == 3
-    assert traced.observed.told() == traced.expected(("plan", "success"), ("act", "success"), ("act", "success"))
+    assert traced.observed.reported() == traced.expected(("plan", "success"), ("act", "success"), ("act", "success"))
 
 
 async def test_a_node_that_raises_has_failed(traced: Traced) -> None:
-    """The exception that ends the graph is told as the failure of its node, and of no other."""
+    """An exception that ends the graph is reported as the failure of the node that raised it, and of no other."""
 
     def act(_: State, config: RunnableConfig) -> State:
         traced.note(config)
@@ -196,11 +196,11 @@ async def test_a_node_that_raises_has_failed(traced: Traced) -> None:
 
     with pytest.raises(NodeError):
         await traced.run(line(("plan", traced.visited("plan")), ("act", act)).compile())
-    assert traced.observed.told() == traced.expected(("plan", "success"), ("act", "failed"))
+    assert traced.observed.reported() == traced.expected(("plan", "success"), ("act", "failed"))
 
 
-async def test_each_attempt_of_a_node_is_told_under_one_id(traced: Traced) -> None:
-    """No span says that LangGraph will try again: the last webhook of a step id has the last word."""
+async def test_each_attempt_of_a_node_is_reported_under_one_id(traced: Traced) -> None:
+    """No span shows that LangGraph will retry: the last webhook with a step id has the final outcome."""
     errors = iter([NodeError(), NodeError()])
 
     def act(_: State, config: RunnableConfig) -> State:
@@ -212,11 +212,11 @@ async def test_each_attempt_of_a_node_is_told_under_one_id(traced: Traced) -> No
     policy = RetryPolicy(initial_interval=0.01, max_attempts=3, jitter=False, retry_on=NodeError)
     await traced.run(line(("act", act), retry=policy).compile())
     assert len(set(traced.namespaces)) == 1
-    assert traced.observed.told() == traced.expected(("act", "failed"), ("act", "failed"), ("act", "success"))
+    assert traced.observed.reported() == traced.expected(("act", "failed"), ("act", "failed"), ("act", "success"))
 
 
-async def test_a_graph_cancelled_inside_a_node_tells_that_node_as_cancelled(observed: Observed, prefix: str) -> None:
-    """Cancelling the task of the graph cancels the node that it is in."""
+async def test_a_node_whose_graph_is_cancelled_is_reported_as_cancelled(observed: Observed, prefix: str) -> None:
+    """Cancelling the task of a graph cancels its running node."""
     traced, gate = Traced(observed, prefix, is_async=True), Gate()
 
     async def act(_: State, config: RunnableConfig) -> State:
@@ -224,11 +224,11 @@ async def test_a_graph_cancelled_inside_a_node_tells_that_node_as_cancelled(obse
         return {"trail": [await gate.wait()]}
 
     await cancel_inside(traced.run(line(("plan", traced.visited("plan")), ("act", act)).compile()), gate)
-    assert observed.told() == traced.expected(("plan", "success"), ("act", "cancelled"))
+    assert observed.reported() == traced.expected(("plan", "success"), ("act", "cancelled"))
 
 
-async def test_a_node_whose_neighbour_fails_is_told_as_cancelled(observed: Observed, prefix: str) -> None:
-    """LangGraph cancels the nodes that run beside one that raises."""
+async def test_a_node_beside_a_failing_node_is_reported_as_cancelled(observed: Observed, prefix: str) -> None:
+    """LangGraph cancels the nodes that run concurrently with a node that raises."""
     traced, gate = Traced(observed, prefix, is_async=True), Gate()
 
     async def waits(_: State, config: RunnableConfig) -> State:
@@ -246,11 +246,11 @@ async def test_a_node_whose_neighbour_fails_is_told_as_cancelled(observed: Obser
     graph.add_edge(START, "breaks")
     with pytest.raises(NodeError):
         await traced.run(graph.compile())
-    assert observed.told() == traced.expected(("waits", "cancelled"), ("breaks", "failed"))
+    assert observed.reported() == traced.expected(("waits", "cancelled"), ("breaks", "failed"))
 
 
-async def test_a_stream_that_is_left_early_has_ended_the_nodes_before(observed: Observed, prefix: str) -> None:
-    """Whoever has heard enough fails nothing: the node that has been is a success, the next one never began."""
+async def test_a_stream_that_is_closed_early_fails_no_node(observed: Observed, prefix: str) -> None:
+    """The node that has ended is a success, and the next one never starts."""
     traced = Traced(observed, prefix, is_async=True)
     graph = line(("plan", traced.visited("plan")), ("act", traced.visited("act"))).compile()
     stream = graph.astream(State(trail=[]), stream_mode="updates")
@@ -259,7 +259,7 @@ async def test_a_stream_that_is_left_early_has_ended_the_nodes_before(observed: 
         async for update in updates:
             assert update == {"plan": {"trail": ["plan"]}}
             break
-    assert observed.told() == traced.expected(("plan", "success"))
+    assert observed.reported() == traced.expected(("plan", "success"))
 
 
 def _asks(traced: Traced) -> Node:
@@ -271,46 +271,46 @@ def _asks(traced: Traced) -> Node:
     return ask
 
 
-async def test_a_node_that_waits_for_somebody_is_told_when_it_has_ended(traced: Traced) -> None:
-    """Nothing is told of an interrupt; when the graph is resumed, one success is, under the same id."""
+async def test_an_interrupted_node_is_reported_when_it_has_ended(traced: Traced) -> None:
+    """An interrupt is not reported; when the graph is resumed, one success is, under the same id."""
     graph = line(("ask", _asks(traced))).compile(checkpointer=InMemorySaver())
     paused = await traced.run(graph, config=_THREAD)
     assert isinstance(paused["__interrupt__"][0], Interrupt)
     assert traced.observed.hooked.named(f"{traced.prefix}ask")
-    assert traced.observed.told() == []
+    assert traced.observed.reported() == []
     assert (await traced.run(graph, Command(resume="yes"), _THREAD))["trail"] == ["yes"]
-    assert traced.observed.told() == traced.expected(("ask", "success"))
+    assert traced.observed.reported() == traced.expected(("ask", "success"))
 
 
-async def test_a_subgraph_that_waits_is_told_when_it_has_ended(traced: Traced) -> None:
-    """An interrupt inside of a subgraph is no end of the node that holds it either."""
+async def test_an_interrupted_subgraph_is_reported_when_it_has_ended(traced: Traced) -> None:
+    """An interrupt inside a subgraph does not end the node that contains the subgraph either."""
     graph = line(("team", line(("ask", _asks(traced))).compile())).compile(checkpointer=InMemorySaver())
     await traced.run(graph, config=_THREAD)
-    assert traced.observed.told() == []
+    assert traced.observed.reported() == []
     await traced.run(graph, Command(resume="yes"), _THREAD)
     traced.namespaces.append(traced.namespaces[0].partition("|")[0])
-    assert traced.observed.told() == traced.expected(("ask", "success"), ("team", "success"))
+    assert traced.observed.reported() == traced.expected(("ask", "success"), ("team", "success"))
 
 
 @pytest.mark.parametrize("name", [None, "team", "squad"])
-async def test_the_nodes_of_a_subgraph_are_steps_of_their_own(traced: Traced, name: str | None) -> None:
-    """A subgraph is told once, as the node that it is, and so is each node of it, whatever the graph is called."""
+async def test_the_nodes_of_a_subgraph_are_steps(traced: Traced, name: str | None) -> None:
+    """A subgraph is reported once, as a node, and so is each of its nodes, whatever name the subgraph has."""
     graph = line(("team", line(("act", traced.visited("act"))).compile(name=name))).compile()
     await traced.run(graph)
     traced.namespaces.append(traced.namespaces[0].partition("|")[0])
-    assert traced.observed.told() == traced.expected(("act", "success"), ("team", "success"))
+    assert traced.observed.reported() == traced.expected(("act", "success"), ("team", "success"))
 
 
-async def test_a_node_named_like_all_that_hold_it_is_a_step(traced: Traced) -> None:
-    """A node `team` of the graph `team` in the node `team`: two nodes, two namespaces, two webhooks."""
+async def test_a_node_inside_a_graph_and_a_node_of_its_name_is_a_step(traced: Traced) -> None:
+    """A node `team` of the graph `team` in the node `team` gives two webhooks, under two namespaces."""
     inner = line(("team", traced.visited("team"))).compile(name="team")
     await traced.run(line(("team", inner)).compile())
     traced.namespaces.append(traced.namespaces[0].partition("|")[0])
-    assert traced.observed.told() == traced.expected(("team", "success"), ("team", "success"))
+    assert traced.observed.reported() == traced.expected(("team", "success"), ("team", "success"))
 
 
 async def test_tasks_of_the_functional_api_are_steps(traced: Traced) -> None:
-    """So is the entrypoint, which is the only node of its graph, and holds them."""
+    """The entrypoint, which is the only node of its graph, and the tasks inside it are reported."""
 
     @task
     def act(number: int) -> int:
@@ -326,15 +326,15 @@ async def test_tasks_of_the_functional_api_are_steps(traced: Traced) -> None:
 
     graph = awaited if traced.is_async else whole
     assert (await graph.ainvoke(1) if traced.is_async else graph.invoke(1)) == 4
-    told = traced.observed.told()
+    reported = traced.observed.reported()
     names = ["act", "act", "awaited" if traced.is_async else "whole"]
-    assert [(each.name, each.outcome) for each in told] == [(traced.prefix + name, "success") for name in names]
-    assert {each.step_id.partition("|")[0] for each in told} == {told[-1].step_id}
-    assert len({each.step_id for each in told}) == 3
+    assert [(each.name, each.outcome) for each in reported] == [(traced.prefix + name, "success") for name in names]
+    assert {each.step_id.partition("|")[0] for each in reported} == {reported[-1].step_id}
+    assert len({each.step_id for each in reported}) == 3
 
 
-async def test_a_subgraph_that_fails_is_told_with_its_node(traced: Traced) -> None:
-    """An exception inside of a subgraph is the failure of the node that raises and of the one that holds it."""
+async def test_a_failure_in_a_subgraph_fails_both_nodes(traced: Traced) -> None:
+    """An exception in a subgraph is the failure of the node that raises, and of the node that contains the subgraph."""
 
     def act(_: State, config: RunnableConfig) -> State:
         traced.note(config)
@@ -343,42 +343,42 @@ async def test_a_subgraph_that_fails_is_told_with_its_node(traced: Traced) -> No
     with pytest.raises(NodeError):
         await traced.run(line(("team", line(("act", act)).compile())).compile())
     traced.namespaces.append(traced.namespaces[0].partition("|")[0])
-    assert traced.observed.told() == traced.expected(("act", "failed"), ("team", "failed"))
+    assert traced.observed.reported() == traced.expected(("act", "failed"), ("team", "failed"))
 
 
 class FakeModel(GenericFakeChatModel):
-    """A model that says what it is told to, and takes any tools."""
+    """A model that returns the given messages, and accepts any tools."""
 
     def bind_tools(self, *_: object, **__: object) -> "FakeModel":
         return self
 
 
 def _researcher() -> Graph:
-    """An agent that calls its tool once."""
+    """Return an agent that calls its tool once."""
 
     def search(text: str) -> str:
         """Search for *text*."""
         return f"found {text}"
 
     call = {"name": "search", "args": {"text": "it"}, "id": "call-1"}
-    says = iter([AIMessage("", tool_calls=[call]), AIMessage("done")])
-    return agents.create_agent(FakeModel(messages=says), [search], name="researcher")
+    messages = iter([AIMessage("", tool_calls=[call]), AIMessage("done")])
+    return agents.create_agent(FakeModel(messages=messages), [search], name="researcher")
 
 
-async def test_an_agent_tells_its_own_nodes(traced: Traced) -> None:
-    """An agent is a graph: its model and its tools are steps, the agent itself, a model's call or one tool are not."""
+async def test_the_nodes_of_an_agent_are_steps(traced: Traced) -> None:
+    """The nodes `model` and `tools` of an agent are steps; the agent, a model call and a single tool are none."""
     await traced.run(_researcher())
-    told = [(each.name, each.outcome) for each in traced.observed.told()]
-    assert told == [(traced.prefix + name, "success") for name in ("model", "model", "tools")]
+    reported = [(each.name, each.outcome) for each in traced.observed.reported()]
+    assert reported == [(traced.prefix + name, "success") for name in ("model", "model", "tools")]
 
 
-async def test_a_node_named_like_the_agent_that_it_holds_is_told_once(traced: Traced) -> None:
-    """The agent `researcher` in the node `researcher` is one step beside those inside of it."""
+async def test_a_node_with_the_name_of_its_agent_is_reported_once(traced: Traced) -> None:
+    """The agent `researcher` in the node `researcher` is one step, beside the nodes of the agent."""
     await traced.run(line(("researcher", _researcher())).compile())
-    told = traced.observed.told()
-    assert [(each.name, each.outcome) for each in told] == [
+    reported = traced.observed.reported()
+    assert [(each.name, each.outcome) for each in reported] == [
         (traced.prefix + name, "success") for name in ("model", "model", "researcher", "tools")
     ]
-    (outer,) = [each.step_id for each in told if each.name.endswith("researcher")]
-    assert {each.step_id.partition("|")[0] for each in told} == {outer}
-    assert len({each.step_id for each in told}) == 4
+    (outer,) = [each.step_id for each in reported if each.name.endswith("researcher")]
+    assert {each.step_id.partition("|")[0] for each in reported} == {outer}
+    assert len({each.step_id for each in reported}) == 4

@@ -1,6 +1,6 @@
-"""DBOS workflows, in a module of their own: a process that dies and the one that recovers know them by one name.
+"""DBOS workflows, in a module of their own, so that the process that recovers a workflow finds it under the same name.
 
-As a program it runs `two_steps` in the database that it is given, and dies inside of the second step.
+As a program, it runs `two_steps` in the database in the given folder, and dies inside the second step.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from dbos import DBOS, DBOSConfig
 from observing import Gate
 
 DIES = "OTEL_STEP_HOOK_TESTS_DIE"
-seen: list[tuple[str, str]] = []  # workflow id and DBOS's own number of each step that has run
+seen: list[tuple[str, str]] = []  # workflow id and DBOS's step number of each step that has run
 gate = Gate()
 errors: Iterator[Exception] = iter(())
 
@@ -24,7 +24,7 @@ class StepError(Exception):
 
 
 def settings(folder: Path, names: Literal["legacy", "semconv"] = "legacy") -> DBOSConfig:
-    """A database in *folder*, and tracing by the global provider, with the older or the newer *names*."""
+    """Return a configuration with a database in *folder*, and tracing with the older or newer attribute *names*."""
     return {
         "name": "tests",
         "system_database_url": f"sqlite:///{folder / 'dbos.sqlite'}",
@@ -49,7 +49,7 @@ def first(text: str) -> str:
 
 @DBOS.step()
 def second(text: str) -> str:
-    """Succeed, unless this is the process that is to die."""
+    """Succeed, or kill the process if the environment variable `DIES` is set."""
     if DIES in os.environ:
         os._exit(3)
     _note()
@@ -65,7 +65,7 @@ def broken() -> str:
 
 @DBOS.step(retries_allowed=True, interval_seconds=0.01, max_attempts=3)
 def flaky() -> str:
-    """Fail as often as *errors* has something to raise."""
+    """Raise the next exception of *errors*, or succeed if there is none."""
     _note()
     for error in errors:
         raise error
@@ -74,7 +74,7 @@ def flaky() -> str:
 
 @DBOS.step()
 async def slow(number: int) -> int:
-    """Let the others go on before it ends."""
+    """Let the event loop run other steps, and succeed."""
     _note()
     await asyncio.sleep(0)
     return number
@@ -82,21 +82,21 @@ async def slow(number: int) -> int:
 
 @DBOS.step()
 async def endless() -> str:
-    """Wait to be cancelled."""
+    """Wait until it is cancelled."""
     _note()
     return await gate.wait()
 
 
 @DBOS.step(preemptible=True)
 async def preemptible() -> str:
-    """Wait to be cancelled, which DBOS does when its workflow is."""
+    """Wait until DBOS cancels it together with its workflow."""
     _note()
     return await gate.wait()
 
 
 @DBOS.step(timeout_seconds=0.01)
 async def late() -> str:
-    """Take longer than it may."""
+    """Wait until its timeout expires."""
     _note()
     return await gate.wait()
 
@@ -109,13 +109,13 @@ def two_steps() -> str:
 
 @DBOS.workflow()
 def fails() -> str:
-    """Run a step, and one that fails."""
+    """Run a step that succeeds, and a step that fails."""
     return first("one") + broken()
 
 
 @DBOS.workflow()
-def forgives() -> str:
-    """Go on after a step that has failed."""
+def handles() -> str:
+    """Handle the exception of a failed step, and run another step."""
     try:
         return broken()
     except StepError:
@@ -124,43 +124,43 @@ def forgives() -> str:
 
 @DBOS.workflow()
 def tries_again() -> str:
-    """Run a step that is tried until it succeeds, or has failed too often."""
+    """Run a step that DBOS retries."""
     return flaky()
 
 
 @DBOS.workflow()
 async def at_once() -> list[int]:
-    """Run three steps side by side."""
+    """Run three steps concurrently."""
     return list(await asyncio.gather(slow(1), slow(2), slow(3)))
 
 
 @DBOS.workflow()
 async def waits() -> str:
-    """Stay in its step."""
+    """Run a step that waits until it is cancelled."""
     return await endless()
 
 
 @DBOS.workflow()
 async def waits_preemptibly() -> str:
-    """Stay in a step that DBOS may interrupt."""
+    """Run a step that waits and that DBOS may interrupt."""
     return await preemptible()
 
 
 @DBOS.workflow()
 async def waits_too_long() -> str:
-    """Run into the limit of its step."""
+    """Run a step whose timeout expires."""
     return await late()
 
 
 @DBOS.workflow()
 def calls_another() -> str:
-    """Run a step, and a workflow that has two."""
+    """Run a step, and a child workflow with two steps."""
     return first("outer") + two_steps()
 
 
 @DBOS.workflow()
 def sleeps() -> str:
-    """Ask DBOS itself to do something between two steps."""
+    """Call operations of DBOS itself between two steps."""
     first("before")
     DBOS.sleep(0.01)
     DBOS.set_event("key", "value")

@@ -1,4 +1,4 @@
-"""Temporal workflows and activities, in a module that the sandbox can import again."""
+"""Temporal workflows and activities, in a module that Temporal's sandbox can import again."""
 
 import asyncio
 import contextlib
@@ -14,19 +14,19 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 with workflow.unsafe.imports_passed_through():
     from opentelemetry import trace
 
-_BEAT = 0.02  # seconds between two heartbeats: only in the answer to one Temporal tells of a cancellation
-THROTTLE = timedelta(seconds=_BEAT)  # the SDK keeps heartbeats back for longer, if it may
-attempts: list[int] = []  # of the activities that have begun
+_BEAT = 0.02  # seconds between two heartbeats: the answer to a heartbeat is what delivers a cancellation
+THROTTLE = timedelta(seconds=_BEAT)  # by default the SDK sends heartbeats less often
+attempts: list[int] = []  # the attempt number of each activity that has started
 begun = threading.Event()
 
 
 class ActivityError(Exception):
-    """What an activity raises here."""
+    """The exception of an activity."""
 
 
 @dataclass
 class Plan:
-    """Which activity a workflow runs, and how often and how long it may try."""
+    """The activity that a workflow runs, with its retry policy and its timeouts in seconds."""
 
     activity: str
     maximum_attempts: int = 0
@@ -45,19 +45,19 @@ def _begin() -> int:
 
 @activity.defn
 async def succeeds() -> str:
-    """Succeed at once."""
+    """Succeed."""
     return f"attempt {_begin()}"
 
 
 @activity.defn
 def succeeds_in_thread() -> str:
-    """Succeed at once, as synchronous code."""
+    """Succeed, in synchronous code."""
     return f"attempt {_begin()}"
 
 
 @activity.defn
 async def third_time_lucky() -> str:
-    """Fail twice."""
+    """Fail twice, and then succeed."""
     if _begin() < 3:
         raise ActivityError
     return "third"
@@ -65,7 +65,7 @@ async def third_time_lucky() -> str:
 
 @activity.defn
 def third_time_lucky_in_thread() -> str:
-    """Fail twice, as synchronous code."""
+    """Fail twice, and then succeed, in synchronous code."""
     if _begin() < 3:
         raise ActivityError
     return "third"
@@ -73,35 +73,35 @@ def third_time_lucky_in_thread() -> str:
 
 @activity.defn
 async def broken() -> None:
-    """Fail always."""
+    """Fail at each attempt."""
     _begin()
     raise ActivityError
 
 
 @activity.defn
 async def refuses() -> None:
-    """Fail for good."""
+    """Fail with an error that is not retried."""
     _begin()
     raise ApplicationError("no", non_retryable=True)
 
 
 @activity.defn
 async def refuses_benignly() -> None:
-    """Fail in a way that is no error to those who watch."""
+    """Fail with a benign error, which Temporal does not log as an error."""
     _begin()
     raise ApplicationError("not now", category=ApplicationErrorCategory.BENIGN)
 
 
 @activity.defn
 async def asks_for_time() -> None:
-    """Fail, and ask for more time than there is."""
+    """Fail with an error whose `next_retry_delay` exceeds the timeout."""
     _begin()
     raise ApplicationError("later", next_retry_delay=timedelta(hours=1))
 
 
 @activity.defn
 async def waits() -> None:
-    """Wait to be cancelled."""
+    """Wait until it is cancelled."""
     _begin()
     while True:
         activity.heartbeat()
@@ -110,16 +110,16 @@ async def waits() -> None:
 
 @activity.defn
 def waits_in_thread() -> None:
-    """Wait to be cancelled, as synchronous code."""
+    """Wait until it is cancelled, in synchronous code."""
     _begin()
     while True:
         activity.heartbeat()
-        time.sleep(_BEAT)  # synchronous code hears of a cancellation between two heartbeats, and has nothing to wait on
+        time.sleep(_BEAT)  # the SDK raises the cancellation in this thread; there is no event to wait for
 
 
 @activity.defn
 async def waits_and_breaks() -> None:
-    """Wait to be cancelled, and fail then."""
+    """Wait until it is cancelled, and then fail."""
     try:
         await waits()
     except asyncio.CancelledError:
@@ -128,7 +128,7 @@ async def waits_and_breaks() -> None:
 
 @activity.defn
 async def waits_and_succeeds() -> str:
-    """Wait to be cancelled, and succeed all the same."""
+    """Wait until it is cancelled, and then succeed."""
     with contextlib.suppress(asyncio.CancelledError):
         await waits()
     return "saved"
@@ -136,7 +136,7 @@ async def waits_and_succeeds() -> str:
 
 @activity.defn
 async def waits_once() -> str:
-    """Wait to be cancelled in the first attempt, succeed in the next."""
+    """Wait until it is cancelled in the first attempt, and succeed in the next."""
     if _begin() == 1:
         while True:
             activity.heartbeat()
@@ -145,8 +145,8 @@ async def waits_once() -> str:
 
 
 @activity.defn
-async def hands_over() -> None:
-    """Leave the end to somebody else."""
+async def completes_asynchronously() -> None:
+    """Return without an end; the test completes the activity by its id."""
     _begin()
     activity.raise_complete_async()
 
@@ -165,7 +165,7 @@ ACTIVITIES = [
     waits_and_breaks,
     waits_and_succeeds,
     waits_once,
-    hands_over,
+    completes_asynchronously,
 ]
 
 
@@ -175,7 +175,7 @@ class OneActivity:
 
     @workflow.run
     async def run(self, plan: Plan) -> str:
-        """Run it as *plan* says."""
+        """Run the activity of *plan*."""
         policy = RetryPolicy(
             initial_interval=timedelta(seconds=plan.initial_interval),
             backoff_coefficient=1.0,
@@ -199,7 +199,7 @@ class OneActivity:
 
 
 def _refuse() -> None:
-    # Of another type it would be a mistake in the workflow's code, with which the plugin ends no span.
+    # Another exception would fail only the workflow task, and the plugin ends no span then.
     raise ApplicationError("no")
 
 
@@ -213,7 +213,7 @@ class OwnSteps:
 
     @workflow.run
     async def run(self) -> str:
-        """Two steps that begin and end in one workflow task, which is replayed after each activity."""
+        """Run two steps that start and end in one workflow task, which is replayed after each activity."""
         tracer = trace.get_tracer("application")
         with tracer.start_as_current_span("think", attributes={"step_id": "think-1"}):
             pass
@@ -226,11 +226,11 @@ class OwnSteps:
 
 @workflow.defn
 class LongStep:
-    """Has a step around an activity."""
+    """Has a step around an activity that succeeds."""
 
     @workflow.run
     async def run(self) -> str:
-        """One step that begins in one workflow task and ends in another."""
+        """Run a step that starts in one workflow task and ends in another."""
         tracer = trace.get_tracer("application")
         with tracer.start_as_current_span("think", attributes={"step_id": "think-1"}):
             await _short_activity()
@@ -244,7 +244,7 @@ class OpenStep:
 
     @workflow.run
     async def run(self) -> str:
-        """One step that is open while the activity waits."""
+        """Run a step that is open while the activity waits."""
         tracer = trace.get_tracer("application")
         with tracer.start_as_current_span("think", attributes={"step_id": "think-1"}):
             await workflow.execute_activity(
@@ -262,7 +262,7 @@ class FailingStep:
 
     @workflow.run
     async def run(self) -> str:
-        """Go on after it."""
+        """Handle the exception of the failed step."""
         tracer = trace.get_tracer("application")
         try:
             with tracer.start_as_current_span("think", attributes={"step_id": "think-1"}):
