@@ -56,7 +56,6 @@ class Gate:
     """A point in a framework's code: it sets *reached*, and waits there until it is cancelled."""
 
     reached: threading.Event = field(default_factory=threading.Event)
-    may_leave: threading.Event = field(default_factory=threading.Event)
 
     async def wait(self) -> str:
         """Wait in a coroutine until it is cancelled."""
