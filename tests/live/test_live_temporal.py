@@ -106,7 +106,7 @@ async def engine(
 ) -> AsyncIterator[Engine]:
     """Temporal with each of the two instrumentations of its SDK; both use the global provider."""
     workflows.attempts.clear()
-    workflows.begun.clear()
+    workflows.started.clear()
     provider: trace.TracerProvider = observed.provider
     if request.param == "plugin":
         ids = create_tracer_provider(shutdown_on_exit=False).id_generator()
@@ -181,7 +181,7 @@ async def test_a_failure_is_reported_if_the_next_attempt_would_exceed_the_workfl
     plan = Plan("broken", initial_interval=60.0)
     async with engine.working():
         handle = await engine.start(workflows.OneActivity.run, plan, run_timeout=timedelta(seconds=30))
-        assert await asyncio.to_thread(workflows.begun.wait, LIMIT)
+        assert await asyncio.to_thread(workflows.started.wait, LIMIT)
         with pytest.raises(WorkflowFailureError):
             await asyncio.wait_for(handle.result(), LIMIT)
     assert engine.outcomes_of(plan, handle) == ["failed"]
@@ -201,7 +201,7 @@ async def test_a_cancelled_activity_is_reported_once(engine: Engine, activity: s
     plan = Plan(activity)
     async with engine.working():
         handle = await engine.start(workflows.OneActivity.run, plan)
-        assert await asyncio.to_thread(workflows.begun.wait, LIMIT)
+        assert await asyncio.to_thread(workflows.started.wait, LIMIT)
         await handle.cancel()
         with suppress(WorkflowFailureError):
             await asyncio.wait_for(handle.result(), LIMIT)
@@ -214,7 +214,7 @@ async def test_an_activity_of_a_terminated_workflow_is_reported_as_cancelled(eng
     plan = Plan("waits")
     async with engine.working():
         handle = await engine.start(workflows.OneActivity.run, plan)
-        assert await asyncio.to_thread(workflows.begun.wait, LIMIT)
+        assert await asyncio.to_thread(workflows.started.wait, LIMIT)
         await handle.terminate()
         received = await asyncio.to_thread(engine.observed.receiver.wait_for, 1, LIMIT)
     assert len(received) == 1
@@ -237,7 +237,7 @@ async def test_an_attempt_that_ends_with_its_worker_is_not_reported_if_another_f
     plan = Plan("waits_once")
     async with engine.working():
         handle = await engine.start(workflows.OneActivity.run, plan)
-        assert await asyncio.to_thread(workflows.begun.wait, LIMIT)
+        assert await asyncio.to_thread(workflows.started.wait, LIMIT)
     assert engine.outcomes_of(plan, handle) == []
     async with engine.working():
         assert await asyncio.wait_for(handle.result(), LIMIT) == "second"
@@ -249,7 +249,7 @@ async def test_a_last_attempt_that_ends_with_its_worker_has_failed(engine: Engin
     plan = Plan("waits", maximum_attempts=1)
     async with engine.working():
         handle = await engine.start(workflows.OneActivity.run, plan)
-        assert await asyncio.to_thread(workflows.begun.wait, LIMIT)
+        assert await asyncio.to_thread(workflows.started.wait, LIMIT)
     async with engine.working():
         with pytest.raises(WorkflowFailureError):
             await asyncio.wait_for(handle.result(), LIMIT)
@@ -261,7 +261,7 @@ async def test_a_paused_activity_is_reported_when_it_has_ended(engine: Engine) -
     plan = Plan("waits_once")
     async with engine.working():
         handle = await engine.start(workflows.OneActivity.run, plan)
-        assert await asyncio.to_thread(workflows.begun.wait, LIMIT)
+        assert await asyncio.to_thread(workflows.started.wait, LIMIT)
         ids: dict[str, Any] = {
             "namespace": "default",
             "execution": {"workflow_id": handle.id, "run_id": handle.first_execution_run_id},
@@ -282,7 +282,7 @@ async def test_an_activity_that_is_completed_asynchronously_is_not_reported(engi
     plan = Plan("completes_asynchronously")
     async with engine.working():
         handle = await engine.start(workflows.OneActivity.run, plan)
-        assert await asyncio.to_thread(workflows.begun.wait, LIMIT)
+        assert await asyncio.to_thread(workflows.started.wait, LIMIT)
         elsewhere = engine.client.get_async_activity_handle(
             workflow_id=handle.id, run_id=handle.first_execution_run_id, activity_id="1"
         )
@@ -324,7 +324,7 @@ async def test_a_step_of_workflow_code_does_not_end_with_its_worker(engine: Engi
     """When a worker evicts a workflow inside a step, the step has not ended; it ends on the next worker."""
     async with engine.working(max_cached_workflows=cached):
         handle = await engine.start(workflows.OpenStep.run)
-        assert await asyncio.to_thread(workflows.begun.wait, LIMIT)
+        assert await asyncio.to_thread(workflows.started.wait, LIMIT)
     gc.collect()
     assert _own_steps(engine) == []
     async with engine.working(max_cached_workflows=cached):

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
 _BEAT = 0.02  # seconds between two heartbeats: the answer to a heartbeat is what delivers a cancellation
 THROTTLE = timedelta(seconds=_BEAT)  # by default the SDK sends heartbeats less often
 attempts: list[int] = []  # the attempt number of each activity that has started
-begun = threading.Event()
+started = threading.Event()
 
 
 class ActivityError(Exception):
@@ -39,7 +39,7 @@ class Plan:
 
 def _begin() -> int:
     attempts.append(activity.info().attempt)
-    begun.set()
+    started.set()
     return activity.info().attempt
 
 
