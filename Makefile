@@ -77,7 +77,7 @@ test-live: $(VENV)/ready servers ## the rules for steps against the newest relea
 	@$(UV) pip install --quiet --python $(ENVS)/live/bin/python --upgrade --editable '.[cli,otlp,testing]' --group test --group frameworks --group live
 	@$(ENVS)/live/bin/python -m pytest -q tests/live
 
-accuracy: $(VENV)/ready ## how often recorded steps are told right, and how often their status alone would be
+accuracy: $(VENV)/ready ## how often recorded steps are reported right, and how often their status alone would be
 	@$(BIN)/python tests/accuracy.py
 
 test-lowest: $(VENV)/ready ## the tests with the oldest versions that pyproject.toml allows, on the oldest other Python
