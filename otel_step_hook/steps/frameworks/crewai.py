@@ -1,4 +1,4 @@
-"""CrewAI: a step is a task, or a method of a flow; in its own spans, and in those of three instrumentations."""
+"""CrewAI: a step is a task, or a method of a flow; in its own spans, and in those of two instrumentations."""
 
 from opentelemetry.trace import StatusCode
 
