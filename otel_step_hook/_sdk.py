@@ -1,4 +1,4 @@
-"""Every private attribute of the OpenTelemetry SDK that this package reads or sets, with the reason for each.
+"""Every private attribute of OpenTelemetry's SDK and API that this package reads or sets, with the reason for each.
 
 `tests/unit/test_sdk.py` compares them with the SDK's public interface, and fails when a release renames one or
 changes its meaning.
@@ -6,6 +6,7 @@ changes its meaning.
 
 from collections.abc import Mapping, Sequence
 
+from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanContext
 
@@ -94,3 +95,13 @@ def register_first(processor: SpanProcessor, holder: SpanProcessor) -> bool:
     finally:
         holder._lock.release()  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
     return True
+
+
+def suppress_keys() -> list[str]:
+    """Return the context keys that keep HTTP instrumentations from adding spans and from replacing `traceparent`.
+
+    OpenTelemetry's API has no public names for them (open-telemetry/opentelemetry-python#184). A release without one
+    costs spans beside ours, not deliveries.
+    """
+    names = ("_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "_SUPPRESS_INSTRUMENTATION_KEY")
+    return [getattr(otel_context, name) for name in names if hasattr(otel_context, name)]

@@ -14,12 +14,9 @@ from typing import Any, NamedTuple
 
 from opentelemetry import context as otel_context
 
+from otel_step_hook import _sdk
 from otel_step_hook.delivery.clock import monotonic
 
-# Context keys that keep HTTP instrumentations from adding spans of their own and from replacing our `traceparent`.
-# OpenTelemetry's API has no public names for them (open-telemetry/opentelemetry-python#184).
-_KEY_NAMES = ("_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "_SUPPRESS_INSTRUMENTATION_KEY")
-_SUPPRESS_KEYS = tuple(filter(None, (getattr(otel_context, name, None) for name in _KEY_NAMES)))
 _WAKE_AGAIN = 0.02  # seconds after which a wake-up that the loop has not answered is repeated
 _CLEAR_TIME = 0.5  # seconds that cancelled tasks get to end
 
@@ -125,7 +122,7 @@ def uninstrumented() -> contextvars.Context:
 
 
 def _suppress_instrumentation() -> None:
-    for key in _SUPPRESS_KEYS:
+    for key in _sdk.suppress_keys():
         otel_context.attach(otel_context.set_value(key, value=True))
 
 

@@ -124,6 +124,11 @@ def test_a_processor_is_put_before_those_that_are_registered() -> None:
     assert calls == ["second", "first"]
 
 
+def test_the_keys_that_suppress_instrumentations_exist() -> None:
+    """Both of them; what they do is tried with the instrumentations of httpx and aiohttp."""
+    assert len(_sdk.suppress_keys()) == 2
+
+
 def test_the_sdk_asks_nothing_of_a_processor_that_is_not_known_here() -> None:
     """A method that a newer SDK adds to its interface is noticed: it may need an answer."""
     asked = {name for name, value in vars(SpanProcessor).items() if callable(value) and not name.startswith("__")}
