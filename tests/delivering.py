@@ -133,7 +133,7 @@ class Rig:
         options = StepHookSettings(**(short | settings))
         (endpoint,) = endpoints_of(options)
         connected = connector(endpoint) if connect is None else connect
-        self._age = 0.0
+        self._age = self._passed = 0.0
         self.worker = Worker(
             endpoint,
             RetryPolicy(
@@ -143,7 +143,7 @@ class Rig:
             max_queue_size=options.max_queue_size,
             concurrency=options.concurrency,
             shutdown_timeout=options.shutdown_timeout,
-            make_store=functools.partial(MemoryStore, monotonic=lambda: monotonic() - self._age),
+            make_store=functools.partial(MemoryStore, monotonic=lambda: monotonic() - self._age + self._passed),
         )
         self.exporter = InMemorySpanExporter()
         self.pipeline = Pipeline(SimpleSpanProcessor(self.exporter), Resource({"service.name": "tests"}))
@@ -154,6 +154,10 @@ class Rig:
         for item in events or (event(),):
             self.worker.submit(item, self.pipeline)
         self._age = 0.0
+
+    def pass_by(self, seconds: float) -> None:
+        """Have everything that waits be older by so many seconds, from now on."""
+        self._passed += seconds
 
     def deliver(self, *events: StepEvent, age: float = 0.0) -> None:
         """Submit as `submit` does, and wait until everything is delivered or discarded."""

@@ -37,9 +37,10 @@ def test_an_endpoint_that_is_down_gets_probes_alone(rigged: NewRig, caplog: pyte
 def test_what_waits_for_an_endpoint_that_is_down_expires_in_time(rigged: NewRig) -> None:
     """It is discarded when its time is over, without an attempt, and a flush does not wait for the next probe."""
     script = Script(*[failed()] * 10, threading.Event())
-    rig = rigged(script, give_up_after=0.5, initial_backoff=0.01, max_backoff=0.01, concurrency=1)
+    rig = rigged(script, give_up_after=600.0, initial_backoff=0.01, max_backoff=0.01, concurrency=1)
     rig.submit(*(event() for _ in range(50)))
     script.wait_for(11)  # the last of them is a probe, which hangs
+    rig.pass_by(600.0)
     wait_until(lambda: len(rig.results) == 49)
     assert {(result, error) for _, result, error in rig.results} == {("discarded", "expired"), ("discarded", "503")}
     assert len(script.posts) == 11
