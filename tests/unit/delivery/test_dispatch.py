@@ -64,12 +64,20 @@ def test_waits_grow_and_are_never_cut_short(rigged: NewRig) -> None:
     assert [wait >= least for wait, least in zip(waits, (0.04, 0.08, 0.16), strict=True)] == [True] * 3
 
 
-def test_waits_are_jittered(rigged: NewRig) -> None:
+def test_waits_are_jittered(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that failed together do not come back together."""
-    script = Script(*[failed(400)] * 20, DELIVERED)
-    rigged(script, concurrency=20, initial_backoff=0.3, max_backoff=0.3).deliver(*(event() for _ in range(20)))
-    again = [post.at for post in script.posts[20:]]
-    assert max(again) - min(again) > 0.05
+    rig = rigged(Script(failed(400)), concurrency=20, initial_backoff=1e3, max_backoff=1e3, give_up_after=1e4)
+    store, waits = rig.worker._here().store, list[float]()
+    usual = store.retry
+
+    def retry(delivery: Delivery, *, delay: float) -> None:
+        waits.append(delay)
+        usual(delivery, delay=delay)
+
+    monkeypatch.setattr(store, "retry", retry)
+    rig.submit(*(event() for _ in range(20)))
+    wait_until(lambda: len(waits) == 20)
+    assert max(waits) - min(waits) > 100.0
 
 
 def test_a_retry_after_is_waited_for(rigged: NewRig) -> None:
