@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import freezegun
 import pytest
 import time_machine
-from delivering import AT_ONCE, WAIT, NewRig, event, seconds, threads, wait_until
+from delivering import AT_ONCE, ONE_ATTEMPT, WAIT, NewRig, event, seconds, threads, wait_until
 
 from otel_step_hook.testing import read_request
 
@@ -64,6 +64,6 @@ def test_giving_up(rigged: NewRig, closed_port: int) -> None:
 def test_a_receiver_that_does_not_answer(rigged: NewRig) -> None:
     """An attempt ends at its timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        rig = rigged(webhook=f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.2, give_up_after=0.3)
+        rig = rigged(webhook=f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.2, **ONE_ATTEMPT)
         rig.deliver(event("unanswered"))
     assert rig.results == [("unanswered", "discarded", "timeout")]
