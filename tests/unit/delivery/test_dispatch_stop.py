@@ -34,7 +34,7 @@ def test_stopping_delivers_what_can_be_delivered(rigged: NewRig, *, is_waiting: 
     """Asked to stop, everything that is queued is still sent, and short waits are waited."""
     rig = rigged(Script(failed(), DELIVERED), concurrency=1, initial_backoff=0.2, max_backoff=0.2)
     rig.submit(*(event() for _ in range(5)))
-    wait_until(lambda: not is_waiting or len(rig.results) == 4)
+    wait_until(lambda: not is_waiting or len(rig.results) >= 4)
     rig.worker.shutdown(WAIT)
     assert [result for _, result, _ in rig.results] == ["delivered"] * 5
 
