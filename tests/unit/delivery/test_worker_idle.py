@@ -50,9 +50,14 @@ def test_it_does_not_end_with_counts_that_are_not_logged(
 ) -> None:
     """A thread without work stays until the count of a repeated line may be logged, and has been."""
     monkeypatch.setattr(dispatch, "IDLE", 0.05)  # seconds; see above
-    monkeypatch.setattr(log_module, "EVERY", 0.5)  # seconds; longer than that, and shorter than a minute
-    rig = rigged(Script(failed(), failed(), failed(), DELIVERED))
-    rig.deliver()
+    monkeypatch.setattr(log_module, "EVERY", 1.0)  # seconds; longer than that, and shorter than a minute
+    together = threading.Event()
+    script = Script(*[together] * 3, failed(), failed(), failed(), DELIVERED)
+    rig = rigged(script, concurrency=3)
+    rig.submit(event(), event(), event())
+    script.wait_for(3)
+    together.set()
+    assert rig.worker.flush(WAIT)
     wait_until(lambda: not threads())
     first, rest = log_lines(caplog)
     assert first.startswith("WARNING the receiver answered 503")
