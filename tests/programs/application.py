@@ -17,6 +17,7 @@ from opentelemetry.trace import Tracer
 sys.modules |= dict.fromkeys(("trio", "click"))  # type: ignore[arg-type]  # -- None: not to be imported
 
 from otel_step_hook import StepHookProcessor  # noqa: E402 -- see above
+from otel_step_hook.delivery import dispatch  # noqa: E402 -- see above
 
 
 def provider_with(hook: StepHookProcessor) -> TracerProvider:
@@ -67,6 +68,11 @@ def compute(seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         pass
+
+
+def keep_time_to_record(share: float) -> None:
+    """Keep this share of the shutdown timeout for what is discarded: the usual one is short on a busy machine."""
+    dispatch._STOP_MARGIN = share
 
 
 def count_metrics() -> Callable[[], None]:

@@ -14,6 +14,7 @@ PLAIN = """
 end_steps("step", 3)
 sys.exit(3)
 """
+CUT_OFF = "keep_time_to_record(0.5)" + PLAIN  # half of the shutdown timeout
 STEPS = ["step-0", "step-1", "step-2"]
 ORDERS = ["added first", "added last", "made first"]  # made before the provider, and added last
 PATIENT = {"timeout": 600, "give_up_after": 600}  # seconds: nothing but the shutdown timeout ends the program in time
@@ -85,7 +86,7 @@ def test_slow(receiver: StepReceiver, start: Start) -> None:
 def test_hung(receiver: StepReceiver, run: Run) -> None:
     """A receiver that never answers costs the shutdown timeout; the log says what it did not take."""
     receiver.gate.clear()
-    ended = run(PLAIN, shutdown_timeout=1, **PATIENT)
+    ended = run(CUT_OFF, shutdown_timeout=4, **PATIENT)
     assert (ended.code, ended.noise, receiver.steps) == (3, [], STEPS)
     assert ended.err.count("discarded step step-") == 2  # the first, and the last of "2 more like this"
     assert "2 more like this: discarded step" in ended.err
@@ -95,7 +96,7 @@ def test_hung(receiver: StepReceiver, run: Run) -> None:
 def test_refusing(run: Run, closed_port: int) -> None:
     """A receiver that is not there keeps no process longer than the limit."""
     url = f"http://127.0.0.1:{closed_port}/hook"
-    ended = run(PLAIN, webhook=url, shutdown_timeout=1, **PATIENT)
+    ended = run(CUT_OFF, webhook=url, shutdown_timeout=4, **PATIENT)
     assert (ended.code, ended.noise) == (3, [])
     assert "could not be reached: ConnectionRefusedError" in ended.err
     assert "2 more like this: discarded step" in ended.err
@@ -106,8 +107,8 @@ def test_names_that_hang(run: Run) -> None:
     """A resolver that does not answer costs the shutdown timeout; the log says what could not be sent."""
     url = "http://receiver.test/hook"
     # In the place of a DNS server that swallows questions: there is none to be had on loopback.
-    hanging = "import socket; socket.getaddrinfo = lambda *_, **__: threading.Event().wait()"
-    ended = run(hanging + PLAIN, webhook=url, shutdown_timeout=1, **PATIENT)
+    hanging = "import socket; socket.getaddrinfo = lambda *_, **__: threading.Event().wait(); "
+    ended = run(hanging + CUT_OFF, webhook=url, shutdown_timeout=4, **PATIENT)
     assert (ended.code, ended.noise) == (3, [])
     # The second: Python 3.12 starts no thread once it exits, so that the sender itself may be caught in the look-up.
     expected = (

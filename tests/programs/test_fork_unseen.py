@@ -76,11 +76,12 @@ def test_waits_keep_their_limits_in_the_child(receiver: StepReceiver, run: Run) 
 def in_child():
     end_step("child")
     print(hook.force_flush(200), flush=True)  # milliseconds
+keep_time_to_record(0.75)
 end_step("parent")
 child = fork_unseen(in_child)
 ended(child)
 """,
-        shutdown_timeout=1,
+        shutdown_timeout=4,
         timeout=600,
         give_up_after=600,
     )
