@@ -8,8 +8,10 @@ UNSEEN = """
 import ctypes, time
 def fork_unseen(in_child):
     # A thread that waits for the interpreter's lock at such a fork has the child wait for it, for ever: that is
-    # CPython's, and the server's to avoid. Nothing says when the thread has gone to sleep.
-    time.sleep(0.3)
+    # CPython's, and the server's to avoid. Nothing says when the thread has gone to sleep. In pieces: a process that is
+    # stopped meanwhile loses one of them.
+    for _ in range(10):
+        time.sleep(0.03)
     pid = ctypes.PyDLL(None).fork()
     if pid == 0:
         in_child()
