@@ -22,7 +22,7 @@ def _ended_and_dropped(ended: Ended) -> tuple[int, int]:
 )
 def test_each_step_is_accounted_for(receiver: StepReceiver, run: Run, where: str) -> None:
     """Steps that end in signal handlers, in finalisers or in many threads at once are delivered or counted."""
-    ended = run("reentrant", where, max_queue_size=300)
+    ended = run("reentrant", where, max_queue_size=300, shutdown_timeout=30)
     assert (ended.code, ended.noise) == (0, [])
     count, dropped = _ended_and_dropped(ended)
     assert len(receiver.steps) == len(set(receiver.steps))
