@@ -132,11 +132,13 @@ def test_a_refusal_below_400() -> None:
 @pytest.mark.parametrize(("plan", "slow"), [(Plan(delay=60), [0, 1]), (Plan(refusals=1, delay=60), [0])])
 def test_delays(plan: Plan, slow: list[int]) -> None:
     """Each refusal is delayed, or each answer where nothing is refused."""
-    with Listener(plan) as listener:
+    arrived = threading.Semaphore(0)
+    with Listener(plan, on_arrival=lambda _: arrived.release()) as listener:
         for attempt in range(2):
             if attempt in slow:
                 with pytest.raises(TimeoutError):
                     _post(listener, headers={"webhook-id": "a"}, patience=0.2)
+                assert arrived.acquire(timeout=10)  # before the next one
             else:
                 assert _post(listener, headers={"webhook-id": "a"})[0] == 204
 
