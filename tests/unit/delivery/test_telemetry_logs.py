@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from delivering import DELIVERED, ONE_ATTEMPT, WAIT, NewRig, Script, counts, event, failed
-from sending import SHORT, answering
+from sending import answering
 from support import Pipeline, pipeline
 
 from otel_step_hook.delivery.retry import AttemptResult
@@ -51,13 +51,13 @@ def test_the_levels_are_those_of_real_receivers_too(
 ) -> None:
     """A receiver that is slow, refuses, and then accepts: two warnings and an info line."""
     caplog.set_level(logging.DEBUG, "otel_step_hook")
-    step_receiver.answers(Answer(delay=5.0), 500, 200)
-    rig = rigged(webhook=step_receiver.url, timeout=SHORT)
+    step_receiver.answers(Answer(delay=60.0), 500, 200)
+    rig = rigged(webhook=step_receiver.url, timeout=1.0)
     rig.deliver(event("step-7"))
     (first, second, third) = ours(caplog)
     assert (first[0], second[0], third[0]) == ("WARNING", "WARNING", "INFO")
     ids = r"endpoint default, webhook msg_\w+"
-    assert re.search(rf"the receiver did not answer within 0.3 s \(step step-7, {ids}, attempt 1\)", first[1])
+    assert re.search(rf"the receiver did not answer within 1 s \(step step-7, {ids}, attempt 1\)", first[1])
     assert re.search(rf"the receiver answered 500 \(step step-7, {ids}, attempt 2\)", second[1])
     assert re.search(rf"delivered step step-7 \(success, {ids}, attempt 3\)", third[1])
 
