@@ -207,7 +207,7 @@ NO_SECOND = {"initial_backoff": 100, "max_backoff": 100}  # seconds to wait afte
         pytest.param([410], {}, id="gone"),
         pytest.param([Answer(400, headers=HEADERS)], {}, id="abort-message"),
         pytest.param([Answer(400, headers={"webhook-delivery": "disable"})], {}, id="disable"),
-        pytest.param([Answer(delay=1)], {"timeout": 0.3, **NO_SECOND}, id="timeout"),
+        pytest.param([Answer(delay=60)], {"timeout": 1, **NO_SECOND}, id="timeout"),
     ],
 )
 def test_golden_log_lines_about_answers(
@@ -238,8 +238,8 @@ def test_golden_log_lines_about_steps_that_are_lost(
         end_step(provider)
     with provided(webhook=f"http://127.0.0.1:{closed_port}/", **NO_SECOND) as provider:
         end_step(provider)
-    step_receiver.answers(Answer(503, delay=0.5))
-    with provided(webhook=step_receiver.url, max_queue_size=1, shutdown_timeout=1, initial_backoff=9) as provider:
+    step_receiver.answers(Answer(503, delay=1))
+    with provided(webhook=step_receiver.url, max_queue_size=1, shutdown_timeout=4, initial_backoff=9) as provider:
         steps = [
             provider.get_tracer("tests").start_span("search", attributes={"step_id": f"step-{number}"})
             for number in range(4)
