@@ -23,6 +23,7 @@ HEADERS = [("authorization", "Bearer sekret")]
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 NAME = "receiver.test"
 SHORT = 0.3  # seconds of timeout, where the test is that there is one
+TO_CONNECT = 1.0  # the same, where a busy machine has to connect within it
 
 Behaviour = Callable[[socket.socket, threading.Event], None]
 

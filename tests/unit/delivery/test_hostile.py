@@ -7,7 +7,7 @@ import struct
 import threading
 
 import pytest
-from sending import OK, SHORT, Attempts, Behaviour, answering, dripping, silent
+from sending import OK, SHORT, TO_CONNECT, Attempts, Behaviour, answering, dripping, silent
 
 from otel_step_hook.delivery.transport import ANSWER_LIMIT
 from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_request
@@ -44,7 +44,7 @@ def test_whatever_never_comes_to_a_status_is_a_timeout(attempts: Attempts) -> No
             "endless 102": dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
             "a flood of 100": flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
         },
-        timeout=SHORT,
+        timeout=TO_CONNECT,
     )
     outcomes = {name: (one.error_type, one.status_code, one.peer and one.peer[0]) for name, one in results.items()}
     assert outcomes == dict.fromkeys(results, ("timeout", None, "127.0.0.1"))

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 from delivering import NewRig, event, polled
-from sending import CONTENT, OK, SHORT, Attempts, answering, endpoint_to
+from sending import CONTENT, OK, TO_CONNECT, Attempts, answering, endpoint_to
 
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.retry import AttemptResult
@@ -144,7 +144,7 @@ def test_a_timeout_leaves_the_lane_as_good_as_new(attempts: Attempts) -> None:
 
         async def make() -> list[str | None]:
             try:
-                return [(await lane.post(CONTENT, [], timeout=timeout)).error_type for timeout in (SHORT, 10.0)]
+                return [(await lane.post(CONTENT, [], timeout=timeout)).error_type for timeout in (TO_CONNECT, 10.0)]
             finally:
                 await lane.aclose()
 
@@ -169,7 +169,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(attempts: Attem
             late.set()
 
     async def make(transport: Transport) -> list[str | None]:
-        first = await transport.post(CONTENT, [], timeout=SHORT)
+        first = await transport.post(CONTENT, [], timeout=TO_CONNECT)
         gave_up.set()
         second = await transport.post(CONTENT, [], timeout=10.0)
         await transport.aclose()

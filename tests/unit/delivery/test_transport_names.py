@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from sending import CONTENT, OK, SHORT, Attempts, Names, answering, endpoint_to, port_of
+from sending import CONTENT, OK, SHORT, TO_CONNECT, Attempts, Names, answering, endpoint_to, port_of
 
 from otel_step_hook import ConfigurationError
 from otel_step_hook.testing import HostileReceiver, read_request
@@ -168,7 +168,7 @@ def test_an_address_that_hangs_is_a_timeout(attempts: Attempts) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with unreachable(port) as address:
-        result = attempts.one(f"http://{address}:{port}/hook", timeout=SHORT)
+        result = attempts.one(f"http://{address}:{port}/hook", timeout=TO_CONNECT)
         gc.collect()  # would warn of an open socket, and every warning is an error here
     assert (result.error_type, result.peer) == ("timeout", (address, port))
 
@@ -229,7 +229,7 @@ def test_when_every_address_hangs_it_is_a_timeout(attempts: Attempts, names: Nam
         port = server.getsockname()[1]
     with unreachable(port) as address:
         names.lead_to("slow.test", ["127.0.0.2", address])
-        result = attempts.one(f"http://slow.test:{port}/hook", timeout=SHORT)
+        result = attempts.one(f"http://slow.test:{port}/hook", timeout=TO_CONNECT)
     assert (result.error_type, result.peer) == ("timeout", ("127.0.0.3", port))
 
 

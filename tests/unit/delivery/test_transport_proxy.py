@@ -12,7 +12,7 @@ from sending import (
     CONTENT,
     NAME,
     OK,
-    SHORT,
+    TO_CONNECT,
     Attempts,
     Behaviour,
     answering,
@@ -149,7 +149,7 @@ def test_a_proxy_that_hangs_is_a_timeout(attempts: Attempts, behave: Behaviour) 
     """The limit of an attempt holds for CONNECT, too, whatever the proxy sends."""
     with HostileReceiver(behave) as proxy:
         address = f"http://127.0.0.1:{port_of(proxy.url)}"
-        results = attempts("https://nowhere.test/hook", 2, proxy=address, timeout=SHORT)
+        results = attempts("https://nowhere.test/hook", 2, proxy=address, timeout=TO_CONNECT)
         wait_until(lambda: proxy.connections == 2)  # it may accept the second after that has ended
     gc.collect()  # would warn of an open socket, and every warning is an error here
     assert [result.error_type for result in results] == ["timeout"] * 2
@@ -159,7 +159,7 @@ def test_a_proxy_that_hangs_is_a_timeout(attempts: Attempts, behave: Behaviour) 
 def test_a_tunnel_that_breaks_does_not_block_the_lane(attempts: Attempts, behave: Behaviour, error_type: str) -> None:
     """Each attempt has a tunnel of its own when the one before it has failed."""
     heads: list[bytes] = []
-    timeout = SHORT if error_type == "timeout" else 10.0
+    timeout = TO_CONNECT if error_type == "timeout" else 10.0
     with HostileReceiver(tunnelling(behave, heads)) as proxy:
         results = attempts(f"https://{NAME}/hook", 3, proxy=f"http://127.0.0.1:{port_of(proxy.url)}", timeout=timeout)
     assert [result.error_type for result in results] == [error_type] * 3
