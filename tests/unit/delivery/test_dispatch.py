@@ -66,7 +66,7 @@ def test_waits_grow_and_are_never_cut_short(rigged: NewRig) -> None:
 def test_waits_are_jittered(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that failed together do not come back together."""
     rig = rigged(Script(failed(400)), concurrency=20, initial_backoff=1e3, max_backoff=1e3, give_up_after=1e4)
-    store, waits = rig.worker._here().store, list[float]()
+    store, waits = rig.worker._runner().store, list[float]()
     usual = store.retry
 
     def retry(delivery: Delivery, *, delay: float) -> None:
