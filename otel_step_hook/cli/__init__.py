@@ -1,1 +1,1 @@
-"""The command line, `otel-step-hook`: needs the extra ``cli``, and nothing else of the package imports it."""
+"""The command line, `otel-step-hook`. It needs the extra ``cli``, and only ``otel_step_hook.__main__`` imports it."""

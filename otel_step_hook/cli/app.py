@@ -1,4 +1,4 @@
-"""The command line: ``otel-step-hook demo | check | send | listen | secret``. Needs the extra ``cli``."""
+"""The commands ``otel-step-hook demo | check | send | listen | secret``, and what they print."""
 
 import asyncio
 import contextlib
@@ -31,9 +31,9 @@ from otel_step_hook.settings import StepHookSettings, endpoints_of, unknown_vari
 from otel_step_hook.steps.event import step_id_text
 from otel_step_hook.version import __version__
 
-_FAILED, _USAGE_ERROR = 1, 2  # exit statuses: the endpoint did not do its part; the settings or the call are wrong
-_EXCERPT = 600  # characters of an answer that are shown
-_SUMMARIES = {  # by whether only a proxy was tried, and whether that went well
+_FAILED, _USAGE_ERROR = 1, 2  # exit statuses: the command failed; the settings or the arguments are wrong
+_EXCERPT = 600  # characters shown of an answer's body
+_SUMMARIES = {  # keys: whether the last check was that of a proxy, and whether it succeeded
     (False, True): "The endpoint answers. To see what it says to a webhook: otel-step-hook send",
     (False, False): "The endpoint does not answer.",
     (True, True): "The proxy can be reached. To see what lies behind it: otel-step-hook send",
@@ -42,19 +42,19 @@ _SUMMARIES = {  # by whether only a proxy was tried, and whether that went well
 _T = TypeVar("_T")
 
 app = typer.Typer(
-    help="Tell a webhook when a step ends: try it, check it, watch it. Settings come from STEP_COMPLETE_… variables.",
+    help="Try, check and watch step completion webhooks. Settings come from STEP_COMPLETE_… variables.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,  # they show local variables, and with them the key
+    pretty_exceptions_enable=False,  # they show local variables, which may hold the key
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line with *arguments*, by default the process's own, and exit."""
+    """Run the command line with *arguments*, by default ``sys.argv[1:]``, and exit. Does not return."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # not every terminal can show a tree
+            stream.reconfigure(errors="replace")  # some terminals cannot encode the lines of a tree
     try:
         app(arguments, prog_name="otel-step-hook")
     except ConfigurationError as error:
@@ -71,7 +71,7 @@ def _print(console: Console, sentence: str, style: str = "") -> None:
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    # With the loop that deliveries have: a name server that hangs does not keep the process.
+    # The event loop of deliveries: a name look-up that hangs does not keep the process from exiting.
     with asyncio.Runner(loop_factory=EventLoop) as runner:
         return runner.run(work)
 
@@ -111,7 +111,7 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Watch an agent's steps end, their webhooks arrive, and the trace tell of both. Takes three seconds."""
+    """Run a small agent, and show its webhooks as they arrive and then its trace. Takes three seconds."""
     try:
         exit_status = run(Console(highlight=False), svg=svg, otlp=otlp)
     except OSError as error:
@@ -123,8 +123,8 @@ def demo(
 def check() -> None:
     """Show the settings in force, and whether the endpoint answers. Sends no webhook.
 
-    What it sends is a HEAD request, without key or signature; behind a proxy it only connects to the proxy.
-    Exit status: 0 if that goes well, 1 if not, 2 if a setting is wrong.
+    It sends a HEAD request without key or signature; with a proxy it only connects to the proxy.
+    Exit status: 0 if every endpoint (or its proxy) answers, 1 if not, 2 if a setting is wrong.
     """
     console = Console(highlight=False)
     for sentence in unknown_variables():
@@ -151,14 +151,14 @@ def _print_results(console: Console, findings: Sequence[CheckResult]) -> int:
 @app.command()
 def send(
     *,
-    step_id: Annotated[str | None, typer.Option(help="Step id to tell of; without it, a new one.")] = None,
+    step_id: Annotated[str | None, typer.Option(help="Step id to send; by default a new one.")] = None,
     show_body: Annotated[
         bool, typer.Option("--show-body", help="Show the beginning of the answer's body, which may repeat a secret.")
     ] = False,
 ) -> None:
-    """Send one test webhook, once, and show what comes back.
+    """Send one test webhook, without retries, and show the answer.
 
-    Exit status: 0 if the receiver has taken it (2xx), 1 if not, 2 if a setting is wrong.
+    Exit status: 0 if the receiver accepts it (2xx), 1 if not, 2 if a setting is wrong.
     """
     console = Console(highlight=False)
     settings = StepHookSettings()
@@ -176,13 +176,13 @@ def _send(console: Console, endpoint: Endpoint, step_id: str | None, *, shows_bo
     return _print_sent(console, _run(send_one(endpoint, step_id)), shows_body=shows_body)
 
 
-def _print_sent(console: Console, trial: SentWebhook, *, shows_body: bool) -> int:
-    _print(console, f"  step     {printable(trial.step_id)}\n  webhook  {trial.webhook_id}\n")
-    result = trial.result
+def _print_sent(console: Console, sent: SentWebhook, *, shows_body: bool) -> int:
+    _print(console, f"  step     {printable(sent.step_id)}\n  webhook  {sent.webhook_id}\n")
+    result = sent.result
     what = status_text(result.status_code) if result.status_code else f"No answer: {result.error_type}"
     peer = f" from {result.peer[0]} port {result.peer[1]}" if result.peer else ""
     line = Text(what, style="green" if result.is_success else "red")
-    console.print(line.append(f"{peer}, after {trial.took * 1000:.0f} ms", style="default"))
+    console.print(line.append(f"{peer}, after {sent.took * 1000:.0f} ms", style="default"))
     if result.retry_after is not None:
         _print(console, f"  It asks to wait {result.retry_after:g} s before the next attempt.")
     if result.directive:
@@ -218,8 +218,8 @@ def listen(
 ) -> None:
     """Receive webhooks on this machine and show each, until Ctrl-C."""
     given = {name: text for name, text in (("key", key), ("signing_secret", signing_secret)) if text is not None}
-    settings = StepHookSettings(endpoints=(), **given)  # not those of STEP_COMPLETE_ENDPOINTS: it listens itself
-    arrivals: SimpleQueue[Arrival | None] = SimpleQueue()  # None: Ctrl-C
+    settings = StepHookSettings(endpoints=(), **given)  # STEP_COMPLETE_ENDPOINTS is for senders
+    arrivals: SimpleQueue[Arrival | None] = SimpleQueue()  # None stands for Ctrl-C
     try:
         listener = Listener(
             Plan(fail, status, retry_after, delay),
@@ -231,7 +231,7 @@ def listen(
     except OSError as error:
         _exit_with(f"cannot listen on port {port}: {error.strerror}; choose another with --port", _USAGE_ERROR)
     console = Console(highlight=False)
-    # Not as KeyboardInterrupt, which could come between an arrival and its line.
+    # Ctrl-C is queued behind the arrivals: a KeyboardInterrupt could come before an arrival is printed.
     with _on_interrupt(lambda: arrivals.put(None)), listener:
         _print_listening(console, listener.url, settings)
         if fail:
@@ -252,7 +252,7 @@ def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
 
 
 def _show(console: Console, arrivals: Iterator[Arrival]) -> int:
-    """Show *arrivals* until there are no more, and count them."""
+    """Print *arrivals* until there are no more; returns their number."""
     console.print(ARRIVAL_HEADING)
     count = 0
     for arrival in arrivals:
@@ -264,13 +264,13 @@ def _show(console: Console, arrivals: Iterator[Arrival]) -> int:
 def _print_listening(console: Console, url: str, settings: StepHookSettings) -> None:
     _print(console, "Listening. In the terminal where your application starts, say:\n")
     _print(console, f"  export STEP_COMPLETE_WEBHOOK={url}\n", "bold")
-    proofs = [
-        words
-        for words, secret in (("the key", settings.key), ("the signature", settings.signing_secret))
+    checked = [
+        name
+        for name, secret in (("the key", settings.key), ("the signature", settings.signing_secret))
         if secret is not None
     ]
     _print(
-        console, f"Checks {' and '.join(proofs)} of each webhook." if proofs else "Checks neither key nor signature."
+        console, f"Checks {' and '.join(checked)} of each webhook." if checked else "Checks neither key nor signature."
     )
 
 

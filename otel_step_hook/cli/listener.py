@@ -1,4 +1,4 @@
-"""A webhook receiver on loopback, to watch deliveries with: owns its sockets and its counts of attempts."""
+"""A webhook receiver on loopback that reports what arrives. Owns its sockets and its counts of attempts."""
 
 import contextlib
 import socket
@@ -17,7 +17,7 @@ from otel_step_hook.errors import VerificationError
 from otel_step_hook.receiver import ReceivedStep, verify
 
 BODY_LIMIT = 1_048_576  # bytes; 413 beyond it. The longest step id makes a body of about 100 kB
-_MAX_COUNTED = 10_000  # webhooks whose attempts are counted; the one unseen for longest is forgotten
+_MAX_COUNTED = 10_000  # webhook ids; beyond it the one that has not arrived for longest is forgotten
 _IDLE_TIMEOUT = 60.0  # seconds a client may stay silent on its connection
 _CLOSE_TIME = 2.0  # seconds to wait for the threads of connections that are being closed
 _SHOWN = ("webhook-id", "webhook-timestamp", "webhook-signature", "traceparent", "user-agent", "content-type")
@@ -25,7 +25,7 @@ _SHOWN = ("webhook-id", "webhook-timestamp", "webhook-signature", "traceparent",
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request is answered: *text* is the body, *delay* and *retry_after* are in seconds."""
+    """The answer to a request. *text* is the body; *delay* and *retry_after* are in seconds."""
 
     status: int
     text: str = ""
@@ -35,10 +35,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to answer genuine webhooks: the first *refusals* that arrive with *status*, the rest with 204.
+    """How to answer genuine webhooks: the first *refusals* with *status*, the rest with 204.
 
-    With *step_id*, only that step's are refused. *retry_after*, in seconds, goes with each refusal. *delay*, in
-    seconds, comes before each refusal, or, without refusals, before each answer.
+    With *step_id*, only webhooks of that step are refused. *retry_after*, in seconds, is sent with each refusal.
+    *delay* is the seconds to wait before each refusal, or, without refusals, before each answer.
     """
 
     refusals: int = 0
@@ -49,12 +49,12 @@ class Plan:
 
     @property
     def refused(self) -> Answer:
-        """What a refused webhook is answered."""
-        return Answer(self.status, "refused, as this receiver was told to", self.retry_after, self.delay)
+        """The answer to a webhook that is refused."""
+        return Answer(self.status, "refused on purpose, as this receiver was asked to", self.retry_after, self.delay)
 
     @property
     def accepted(self) -> Answer:
-        """What any other genuine webhook is answered."""
+        """The answer to any other genuine webhook."""
         return Answer(HTTPStatus.NO_CONTENT, delay=0.0 if self.refusals else self.delay)
 
 
@@ -62,9 +62,9 @@ class Plan:
 class Arrival:
     """One webhook as it arrived, and the *status* it is answered with.
 
-    *at* is unix seconds. *attempt* counts, from 1, what came under this webhook id, genuine or not. *step_id* is
-    None unless *is_verified*; then *verdict* says why. *headers* are those worth a look, in lower case, and
-    never the key.
+    *at* is Unix time in seconds. *attempt* counts from 1 the requests with this webhook id, genuine or not. When
+    *is_verified* is false, *step_id* is None and *verdict* says why. *headers* has selected headers, with names in
+    lower case, and never the key.
     """
 
     at: float
@@ -78,11 +78,11 @@ class Arrival:
 
 
 class Listener:
-    """Receives webhooks on loopback, verifies them, and answers as planned. A context manager.
+    """A context manager that receives webhooks on loopback, verifies them, and answers according to *plan*.
 
-    *on_arrival* is called before each answer, on the thread of the connection: several at a time. *port* 0 is
-    any free port. Raises OSError when the port is taken, and `ConfigurationError` for a *key* or
-    *signing_secret* that could never work.
+    *on_arrival* is called before each answer, on the thread of the connection: calls may overlap. With *port* 0 the
+    system chooses a free port. Raises OSError when the port is taken, and `ConfigurationError` for a *key* or
+    *signing_secret* that no webhook can match.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Listener:
         signing_secret: str | None = None,
         on_arrival: Callable[[Arrival], object] = lambda _: None,
     ) -> None:
+        # For its ConfigurationError: `verify` checks the key and the secret before it checks the webhook.
         for key_or_none, secret_or_none in ((key, None), (None, signing_secret)):
             with contextlib.suppress(VerificationError):
                 verify(b"", {}, key=key_or_none, signing_secret=secret_or_none)
@@ -118,7 +119,7 @@ class Listener:
 
     @property
     def url(self) -> str:
-        """Where to send webhooks."""
+        """The URL to send webhooks to."""
         return f"http://127.0.0.1:{self._server.server_port}/"
 
     def _receive(self, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -152,7 +153,7 @@ class Listener:
 
 
 class _Server(ThreadingHTTPServer):
-    """One daemon thread per connection; closing it ends them all."""
+    """An HTTP server with one daemon thread per connection. `server_close` ends them all."""
 
     request_queue_size = 128  # connections that may wait to be accepted
 
@@ -163,7 +164,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
 
     def server_bind(self) -> None:
-        """Bind, without the reverse look-up of our own address that HTTPServer would wait for."""
+        """Bind, without the reverse DNS look-up of the bound address with which `HTTPServer` may take seconds."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # -- text for IPv4
 
@@ -179,7 +180,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def server_close(self) -> None:
-        """Close the socket and every connection: a kept one would go on being answered."""
+        """Close the socket and every connection. On a connection left open, requests would still be answered."""
         super().server_close()
         self.closing.set()
         for request, thread in tuple(self._open.items()):
@@ -188,7 +189,7 @@ class _Server(ThreadingHTTPServer):
             thread.join(_CLOSE_TIME)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that leave; a fault in ``on_arrival`` is told on stderr."""
+        """Ignore clients that disconnect. Any other exception, such as one of ``on_arrival``, is printed to stderr."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -199,12 +200,12 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "otel-step-hook"
     sys_version = ""
     timeout = _IDLE_TIMEOUT
-    disable_nagle_algorithm = True  # head and body are two writes: the second would wait for an ACK, 40 ms
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the ACK of its head: python/cpython#108736
 
     def do_POST(self) -> None:
         length = self._length()
         if isinstance(length, Answer):
-            self._send(length, connection="close")  # its body has not been read: nothing more can follow
+            self._send(length, connection="close")  # the unread body would be taken for the next request
             return
         body = self.rfile.read(length)
         if len(body) < length:  # the client has left
@@ -239,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if answer.retry_after is not None:
             self.send_header("retry-after", str(answer.retry_after))
-        # 204 and 304 have no body, and nobody reads one below 400.
+        # 204 and 304 cannot have a body; of the others, only errors need one.
         content = answer.text.encode("utf-8", "replace") if answer.status >= HTTPStatus.BAD_REQUEST else b""
         if answer.status != HTTPStatus.NO_CONTENT:
             self.send_header("content-type", "text/plain; charset=utf-8")
@@ -248,4 +249,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- http.server's names
-        """Write no access log to stderr; ``on_arrival`` tells."""
+        """Write no access log to stderr: ``on_arrival`` reports each webhook."""

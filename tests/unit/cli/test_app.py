@@ -28,7 +28,7 @@ Cli = Callable[..., Outcome]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs the command line in this process: exit status, stdout, stderr. Keywords are STEP_COMPLETE_… variables."""
+    """Runs the command line here; returns exit status, stdout and stderr. Keywords are STEP_COMPLETE_… variables."""
 
     def run(*arguments: str, **variables: str) -> Outcome:
         monkeypatch.setenv("COLUMNS", "100")
@@ -41,22 +41,22 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-# What all commands share
+# All commands
 
 
 def test_help(cli: Cli) -> None:
-    """Without a command, the commands are listed."""
+    """Without arguments, the help lists the commands."""
     _, output, _ = cli()
     assert all(command in output for command in ("demo", "check", "send", "listen", "secret"))
 
 
 def test_version(cli: Cli) -> None:
-    """The version is that of the package."""
+    """`--version` prints the version of the package."""
     assert cli("--version") == (0, f"{__version__}\n", "")
 
 
 def test_secret(cli: Cli) -> None:
-    """A new signing secret is printed, on a line of its own, and can be used at once."""
+    """`secret` prints one line with a new signing secret that can be used."""
     status, output, _ = cli("secret")
     assert status == 0
     assert len(parse_secrets(output)[0]) == 32
@@ -65,7 +65,7 @@ def test_secret(cli: Cli) -> None:
 
 @pytest.mark.parametrize("command", ["check", "send", "listen"])
 def test_a_setting_that_cannot_be_used(cli: Cli, command: str) -> None:
-    """A wrong setting is told in one sentence on stderr, without its value where that is secret."""
+    """A wrong setting is reported in one sentence on stderr, which does not show a secret value."""
     status, _, errors = cli(command, KEY="line\nbreak")
     assert status == 2
     assert errors.startswith("STEP_COMPLETE_KEY ")
@@ -75,17 +75,17 @@ def test_a_setting_that_cannot_be_used(cli: Cli, command: str) -> None:
 
 @pytest.mark.parametrize("command", ["check", "send"])
 def test_no_webhook(cli: Cli, command: str) -> None:
-    """Without an endpoint there is nothing to try, and the way to one is shown."""
+    """Without an endpoint, the error says which variable to set and how to start a receiver."""
     status, _, errors = cli(command)
     assert status == 2
     assert errors.startswith("STEP_COMPLETE_WEBHOOK is not set, ")
     assert errors.endswith(" run: otel-step-hook listen\n")
 
 
-def test_streams_that_are_no_files(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever replaces stdout with something of their own is left alone."""
+def test_a_stdout_that_is_not_a_text_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object that replaces stdout needs no more than `write` and `flush`."""
 
-    class Own:
+    class Stdout:
         written = ""
 
         def write(self, text: str) -> int:
@@ -93,12 +93,12 @@ def test_streams_that_are_no_files(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
             return len(text)
 
         def flush(self) -> None:
-            """Nothing is kept back."""
+            """Do nothing: there is no buffer."""
 
-    own = Own()
-    monkeypatch.setattr(sys, "stdout", own)
+    stdout = Stdout()
+    monkeypatch.setattr(sys, "stdout", stdout)
     assert cli("--version")[0] == 0
-    assert own.written == f"{__version__}\n"
+    assert stdout.written == f"{__version__}\n"
 
 
 # demo
@@ -106,7 +106,7 @@ def test_streams_that_are_no_files(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("short_demo")
 def test_demo(cli: Cli, tmp_path: Path) -> None:
-    """The demo succeeds, and writes its picture where it is told to."""
+    """The demo succeeds, and writes its picture to the given path."""
     picture = tmp_path / "trace.svg"
     status, output, errors = cli("demo", "--svg", str(picture))
     assert (status, errors) == (0, "")
@@ -115,8 +115,8 @@ def test_demo(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_demo")
-def test_demo_without_a_place_for_its_picture(cli: Cli, tmp_path: Path) -> None:
-    """A picture that cannot be written is told in a sentence."""
+def test_demo_whose_picture_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
+    """A picture that cannot be written is reported in a sentence, with exit status 1."""
     status, _, errors = cli("demo", "--svg", str(tmp_path / "missing" / "trace.svg"))
     assert status == 1
     assert re.fullmatch(r"the demo cannot go on: .*No such file or directory.*\n", errors)
@@ -124,7 +124,7 @@ def test_demo_without_a_place_for_its_picture(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_demo")
 def test_demo_exports_where_the_environment_says(cli: Cli, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OTEL_EXPORTER_OTLP_ENDPOINT, as every program with OpenTelemetry knows it, is the collector."""
+    """OpenTelemetry's own variable OTEL_EXPORTER_OTLP_ENDPOINT names the collector."""
     monkeypatch.setattr("otel_step_hook.cli.demo._EXPORT_TIME", 0.2)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{closed_port}")
     status, output, _ = cli("demo")
@@ -133,8 +133,8 @@ def test_demo_exports_where_the_environment_says(cli: Cli, closed_port: int, mon
 
 
 @pytest.mark.usefixtures("short_demo")
-def test_a_terminal_that_cannot_show_a_tree(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the output cannot hold box-drawing characters, it loses those, not the rest."""
+def test_a_terminal_without_box_drawing_characters(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Characters that the encoding of stdout lacks become question marks; the demo goes on."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
     assert cli("demo")[0] == 0
@@ -145,7 +145,7 @@ def test_a_terminal_that_cannot_show_a_tree(cli: Cli, monkeypatch: pytest.Monkey
 
 
 def test_check(cli: Cli, step_receiver: ScriptedReceiver) -> None:
-    """Each setting is shown with its value and its source, secrets hidden, and the endpoint hears of no step."""
+    """`check` shows each setting with its value and source, hides secrets, and sends no webhook."""
     url = step_receiver.url.replace("http://", "http://user:pass@")
     status, output, errors = cli(
         "check", WEBHOOK=f"{url}?token=abc123", TIMEOUT="4.5", SIGNING_SECRET=new_secret(), HEADERS="x-a=hidden"
@@ -166,7 +166,7 @@ def test_check(cli: Cli, step_receiver: ScriptedReceiver) -> None:
 
 
 def test_check_of_misspelt_names(cli: Cli) -> None:
-    """A misspelt name is shown with the nearest one, even where other settings are wrong."""
+    """A misspelt variable is reported with the nearest name, even when another setting is wrong."""
     status, output, _ = cli("check", TIMOUT="4", TIMEOUT="soon")
     assert status == 2
     assert output.startswith("! STEP_COMPLETE_TIMOUT is not a setting")
@@ -174,7 +174,7 @@ def test_check_of_misspelt_names(cli: Cli) -> None:
 
 
 def test_check_of_an_endpoint_that_is_down(cli: Cli, closed_port: int) -> None:
-    """An endpoint that does not answer is an exit status of 1, with the reason."""
+    """For an endpoint that does not answer, `check` shows the reason and exits with 1."""
     status, output, _ = cli("check", WEBHOOK=f"http://127.0.0.1:{closed_port}/hook")
     assert status == 1
     assert f"  failed connect  127.0.0.1:{closed_port} refuses connections: nothing listens there\n" in output
@@ -185,7 +185,7 @@ def test_check_of_an_endpoint_that_is_down(cli: Cli, closed_port: int) -> None:
 def test_several_receivers(
     cli: Cli, command: str, step_receiver: ScriptedReceiver, closed_port: int, tmp_path: Path
 ) -> None:
-    """Each is tried, under its name; one that is down makes the exit status 1."""
+    """Every endpoint is tried and shown with its name; if one is down, the exit status is 1."""
     path = tmp_path / "steps.toml"
     path.write_text(
         f'[[endpoint]]\nname = "down"\nwebhook = "http://127.0.0.1:{closed_port}/"\n'
@@ -199,7 +199,7 @@ def test_several_receivers(
 
 
 def test_check_of_a_proxy(cli: Cli, step_receiver: ScriptedReceiver) -> None:
-    """A proxy is shown without its password, and nothing is claimed about what lies behind it."""
+    """A proxy is shown without its password; the endpoint behind it is not tried."""
     proxy = step_receiver.url.removesuffix("/hook").replace("http://", "http://user:pass@")
     status, output, _ = cli("check", WEBHOOK="http://192.0.2.1/", PROXY=proxy)
     assert status == 0
@@ -209,7 +209,7 @@ def test_check_of_a_proxy(cli: Cli, step_receiver: ScriptedReceiver) -> None:
 
 
 def test_check_of_a_proxy_that_is_down(cli: Cli, closed_port: int) -> None:
-    """A proxy that cannot be reached is an exit status of 1."""
+    """If the proxy cannot be reached, `check` exits with 1."""
     status, output, _ = cli("check", WEBHOOK="http://192.0.2.1/", PROXY=f"http://127.0.0.1:{closed_port}")
     assert status == 1
     assert output.endswith("The proxy cannot be reached.\n")
@@ -219,7 +219,7 @@ def test_check_of_a_proxy_that_is_down(cli: Cli, closed_port: int) -> None:
 
 
 def test_send(cli: Cli) -> None:
-    """One webhook goes out, with key and signature, and what comes back is shown."""
+    """`send` sends one webhook with key and signature, and shows the answer."""
     secret = new_secret()
     with Listener(key=_KEY, signing_secret=secret) as listener:
         status, output, errors = cli(
@@ -234,24 +234,24 @@ def test_send(cli: Cli) -> None:
 
 
 def test_send_with_an_id_that_is_too_long(cli: Cli, step_receiver: ScriptedReceiver) -> None:
-    """The hook itself would not send it either."""
+    """`send` refuses a step id that the hook would not send either."""
     status, _, errors = cli("send", "--step-id", "x" * 20_000, WEBHOOK=step_receiver.url)
     assert (status, errors) == (2, "--step-id: a step id has 20000 characters; at most 16384 are sent\n")
     assert step_receiver.received == []
 
 
 def test_send_that_is_refused(cli: Cli) -> None:
-    """A refusal is an exit status of 1, and shown with the time the receiver asks for."""
+    """For a refused webhook, `send` shows the `Retry-After` of the answer and exits with 1."""
     with Listener(Plan(refusals=1, retry_after=7)) as listener:
         status, output, _ = cli("send", "--show-body", WEBHOOK=listener.url)
     assert status == 1
     assert "503 Service Unavailable from 127.0.0.1 port " in output
     assert "  It asks to wait 7 s before the next attempt.\n" in output
-    assert "  refused, as this receiver was told to\n" in output
+    assert "  refused on purpose, as this receiver was asked to\n" in output
 
 
 def test_send_with_the_wrong_key(cli: Cli) -> None:
-    """The receiver's reason is shown in full."""
+    """The reason that the receiver gives is shown in full."""
     with Listener(key=_KEY) as listener:
         status, output, _ = cli("send", "--show-body", WEBHOOK=listener.url, KEY="mistaken")
     assert status == 1
@@ -259,8 +259,8 @@ def test_send_with_the_wrong_key(cli: Cli) -> None:
     assert "set STEP_COMPLETE_KEY of the sender to the key of this receiver" in " ".join(output.split())
 
 
-def test_send_to_nobody(cli: Cli, closed_port: int) -> None:
-    """Where nobody answers, the error's type and the way to find out more are shown."""
+def test_send_to_a_closed_port(cli: Cli, closed_port: int) -> None:
+    """Without an answer, `send` shows the type of the error and suggests `check`."""
     status, output, _ = cli("send", WEBHOOK=f"http://127.0.0.1:{closed_port}/")
     assert status == 1
     assert f"No answer: ConnectionRefusedError from 127.0.0.1 port {closed_port}, after " in output
@@ -268,7 +268,7 @@ def test_send_to_nobody(cli: Cli, closed_port: int) -> None:
 
 
 def test_send_to_a_name_that_does_not_exist(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an address there is none to show."""
+    """The line about a failed name look-up has no peer address."""
 
     def look_up(*_: object, **__: object) -> list[object]:
         raise socket.gaierror(-2, "Name or service not known")
@@ -280,7 +280,7 @@ def test_send_to_a_name_that_does_not_exist(cli: Cli, monkeypatch: pytest.Monkey
 
 
 def test_send_shows_the_answer_if_asked_to(cli: Cli, step_receiver: ScriptedReceiver) -> None:
-    """The beginning of its body, without what would take over the terminal."""
+    """With `--show-body`, the beginning of the body is shown, with control characters escaped."""
     body = b"got it\r\n\x1b[2J[bold]twice[/bold] \xff\n" + b"x" * 5000
     step_receiver.answers(Answer(200, {"webhook-delivery": "disable"}, body))
     status, output, _ = cli("send", "--show-body", WEBHOOK=step_receiver.url)
@@ -295,7 +295,7 @@ def test_send_shows_the_answer_if_asked_to(cli: Cli, step_receiver: ScriptedRece
 def test_send_does_not_show_the_answer_by_itself(
     answer: int, *, is_offered: bool, cli: Cli, step_receiver: ScriptedReceiver
 ) -> None:
-    """Receivers' debug pages repeat the request, and with it the key; where it was refused the option is named."""
+    """By default the body, which may repeat the key, is not shown; after a refusal the option for it is named."""
     step_receiver.answers(Answer(answer, body=f"got {_KEY}".encode()))
     _, output, _ = cli("send", WEBHOOK=step_receiver.url, KEY=_KEY)
     assert _KEY not in output
@@ -306,7 +306,7 @@ def test_send_does_not_show_the_answer_by_itself(
 
 
 def test_listen() -> None:
-    """A process shows each webhook as it arrives, with the verdict on it, until Ctrl-C."""
+    """`listen` shows each webhook as it arrives, and what is wrong with it, until Ctrl-C."""
     command = [sys.executable, "-m", "otel_step_hook", "listen", "--port", "0", "--fail", "1", "--retry-after", "2"]
     environment = os.environ | {"COLUMNS": "100", "STEP_COMPLETE_KEY": _KEY}
     with subprocess.Popen(
@@ -314,8 +314,8 @@ def test_listen() -> None:
     ) as process:
         try:
             assert process.stdout is not None
-            said = list(itertools.takewhile(lambda line: not line.startswith("time "), process.stdout))
-            url = _url("".join(said))
+            introduction = list(itertools.takewhile(lambda line: not line.startswith("time "), process.stdout))
+            url = _url("".join(introduction))
             headers = {"authorization": f"Bearer {_KEY}", "webhook-id": "msg_1"}
             assert httpx.post(url, content=b'{"step_id": "step-1"}', headers=headers).headers["retry-after"] == "2"
             assert httpx.post(url, content=b'{"step_id": "step-1"}', headers=headers).status_code == 204
@@ -325,8 +325,8 @@ def test_listen() -> None:
         finally:
             process.kill()
     assert process.returncode == 0, rest
-    assert "Checks the key of each webhook.\n" in said
-    assert "Refuses the first webhook with 503 Service Unavailable.\n" in said
+    assert "Checks the key of each webhook.\n" in introduction
+    assert "Refuses the first webhook with 503 Service Unavailable.\n" in introduction
     shown = [line.partition("  ")[2].strip() for line in rest]
     assert shown[0] == "1  503 Service Unavailable  step-1"
     assert shown[1] == "2  204 No Content           step-1"
@@ -335,20 +335,20 @@ def test_listen() -> None:
     assert rest[-1] == "3 webhooks arrived."
 
 
-def _url(said: str) -> str:
-    (url,) = re.findall(r"^  export STEP_COMPLETE_WEBHOOK=(http://127\.0\.0\.1:\d+/)$", said, re.MULTILINE)
+def _url(output: str) -> str:
+    (url,) = re.findall(r"^  export STEP_COMPLETE_WEBHOOK=(http://127\.0\.0\.1:\d+/)$", output, re.MULTILINE)
     return str(url)
 
 
 class _Terminal(io.StringIO):
-    """A terminal where somebody sends webhooks, and then types Ctrl-C, as soon as the listener has explained that."""
+    """A terminal that calls *send* with the URL and then types Ctrl-C, once `listen` has printed its introduction."""
 
     def __init__(self, send: Callable[[str], object]) -> None:
         super().__init__()
         self._send = send
 
     def write(self, text: str) -> int:
-        """Take *text*."""
+        """Write *text*, and act after the last line of the introduction."""
         length = super().write(text)
         if "Ctrl-C ends it." in text:
             self._send(_url(self.getvalue()))
@@ -356,8 +356,8 @@ class _Terminal(io.StringIO):
         return length
 
 
-def test_listen_to_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C ends it before anything has arrived too; what is not checked is said."""
+def test_listen_without_any_webhook(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends `listen` before a webhook has arrived, too; it says that it checks nothing."""
     terminal = _Terminal(lambda _: None)
     monkeypatch.setattr(sys, "stdout", terminal)
     assert cli("listen", "--port", "0", "--fail", "3", "--status", "429")[0] == 0
@@ -367,8 +367,8 @@ def test_listen_to_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[-1] == "0 webhooks arrived."
 
 
-def test_listen_with_secrets_of_its_own(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Key and secret that are given go before those of the environment, and are not shown."""
+def test_listen_with_secrets_as_options(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key and secret given as options replace those of the environment, and are not shown."""
     secret, answers = new_secret(), []
 
     def send(url: str) -> None:
@@ -385,7 +385,7 @@ def test_listen_with_secrets_of_its_own(cli: Cli, monkeypatch: pytest.MonkeyPatc
 
 
 def test_listen_on_a_port_that_is_taken(cli: Cli) -> None:
-    """A port that is taken is told in a sentence."""
+    """A port that is taken is reported in a sentence."""
     with Listener() as other:
         port = other.url.rpartition(":")[2].strip("/")
         status, _, errors = cli("listen", "--port", port)
@@ -393,12 +393,12 @@ def test_listen_on_a_port_that_is_taken(cli: Cli) -> None:
     assert errors == f"cannot listen on port {port}: Address already in use; choose another with --port\n"
 
 
-# The way in
+# The entry point
 
 
 @pytest.fixture
 def imported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line is imported again, as at the start of a process."""
+    """Has the command line imported again, as at the start of a process."""
     monkeypatch.delitem(sys.modules, "otel_step_hook.cli.app")
 
 
@@ -423,7 +423,7 @@ def test_without_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Interrupt(MetaPathFinder):
-    """Has Ctrl-C come while typer is imported."""
+    """Interrupts the import of typer with Ctrl-C."""
 
     def find_spec(self, name: str, *_: object) -> None:
         """Find nothing."""
@@ -432,10 +432,10 @@ class _Interrupt(MetaPathFinder):
 
 
 @pytest.mark.usefixtures("imported_anew")
-def test_an_interrupt_before_the_command_line_is_there(
+def test_an_interrupt_while_modules_are_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C while modules are imported ends quietly, with the exit status of an interrupted program."""
+    """Ctrl-C during the imports exits without a traceback, with the status of an interrupted program."""
     monkeypatch.delitem(sys.modules, "typer")
     monkeypatch.setattr(sys, "meta_path", [_Interrupt(), *sys.meta_path])
     with pytest.raises((SystemExit, KeyboardInterrupt)) as exited:  # the second would end the whole test run

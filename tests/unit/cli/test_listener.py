@@ -18,24 +18,24 @@ _BODY = b'{"step_id": "step-1"}'
 
 
 @contextmanager
-def _connection(listener: Listener, patience: float = 10) -> Iterator[http.client.HTTPConnection]:
+def _connection(listener: Listener, timeout: float = 10) -> Iterator[http.client.HTTPConnection]:
     port = int(listener.url.rpartition(":")[2].strip("/"))
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=patience)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)) as connection:
         yield connection
 
 
 def _post(
-    listener: Listener, body: bytes = _BODY, headers: Mapping[str, str] | None = None, patience: float = 10
+    listener: Listener, body: bytes = _BODY, headers: Mapping[str, str] | None = None, timeout: float = 10
 ) -> tuple[int, str, Mapping[str, str]]:
-    """Status, body and headers of the answer."""
-    with _connection(listener, patience) as connection:
+    """Post a webhook; returns status, body and headers of the answer."""
+    with _connection(listener, timeout) as connection:
         connection.request("POST", "/", body, dict(headers or {}))
         answer = connection.getresponse()
         return answer.status, answer.read().decode(), dict(answer.getheaders())
 
 
 def _raw(listener: Listener, request: bytes) -> bytes:
-    """Everything that comes back until the listener closes the connection."""
+    """Send the bytes of *request*; returns what the listener sends until it closes the connection."""
     port = int(listener.url.rpartition(":")[2].strip("/"))
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request)
@@ -43,7 +43,7 @@ def _raw(listener: Listener, request: bytes) -> bytes:
 
 
 def test_a_genuine_webhook() -> None:
-    """A webhook is told of, and answered with 204, without a body."""
+    """A webhook is reported to `on_arrival` and answered with 204, without a body."""
     arrivals: list[Arrival] = []
     with Listener(on_arrival=arrivals.append) as listener:
         before = time.time()
@@ -57,8 +57,8 @@ def test_a_genuine_webhook() -> None:
     assert arrival.headers == {"webhook-id": "msg_1"}
 
 
-def test_one_connection_for_many() -> None:
-    """A connection is kept, after a refusal too, and needs no pause between answers."""
+def test_many_webhooks_on_one_connection() -> None:
+    """A connection stays open, after a refusal too, and answers follow each other without delay."""
     with Listener(Plan(refusals=300)) as listener, _connection(listener) as connection:
         began = time.monotonic()
         connection.connect()
@@ -67,11 +67,11 @@ def test_one_connection_for_many() -> None:
             connection.request("POST", "/", _BODY, {"webhook-id": str(number)})
             assert connection.getresponse().read() is not None
         assert connection.sock is kept
-        assert time.monotonic() - began < 10  # 300 refusals at 40 ms each, were it not for TCP_NODELAY
+        assert time.monotonic() - began < 10  # without TCP_NODELAY, 300 refusals would take 40 ms each
 
 
 def test_a_wrong_key() -> None:
-    """Without the right key the answer is 401 and says why, and no step is believed."""
+    """Without the right key the answer is 401 and says why, and the arrival has no step id."""
     arrivals: list[Arrival] = []
     with Listener(key="sesame", on_arrival=arrivals.append) as listener:
         status, text, _ = _post(listener)
@@ -83,7 +83,7 @@ def test_a_wrong_key() -> None:
 
 
 def test_signatures() -> None:
-    """With a signing secret only what was signed with it is taken."""
+    """With a signing secret, only webhooks that are signed with it are accepted."""
     secret, now = new_secret(), int(time.time())
     headers = {"webhook-id": "msg_1", "webhook-timestamp": str(now)}
 
@@ -97,13 +97,13 @@ def test_signatures() -> None:
 
 
 def test_no_step() -> None:
-    """A body that is no step is answered with 400."""
+    """A body without a step is answered with 400."""
     with Listener() as listener:
         assert _post(listener, b"no JSON")[0] == 400
 
 
 def test_refusals() -> None:
-    """The first webhooks are refused, the later ones taken; attempts are counted for each webhook id."""
+    """The first webhooks are refused, the later ones accepted; attempts are counted for each webhook id."""
     arrivals: list[Arrival] = []
     plan = Plan(refusals=2, status=429, retry_after=7)
     with Listener(plan, on_arrival=arrivals.append) as listener:
@@ -111,11 +111,11 @@ def test_refusals() -> None:
     assert [status for status, _, _ in answers] == [429, 429, 204, 204]
     assert [headers.get("retry-after") for _, _, headers in answers] == ["7", "7", None, None]
     assert [arrival.attempt for arrival in arrivals] == [1, 1, 2, 2]
-    assert answers[0][1] == "refused, as this receiver was told to"
+    assert answers[0][1] == "refused on purpose, as this receiver was asked to"
 
 
 def test_refusals_of_one_step() -> None:
-    """Told which step to refuse, the listener takes all others."""
+    """With a step id in its plan, the listener refuses only webhooks of that step."""
     with Listener(Plan(refusals=1, step_id="step-2")) as listener:
         assert _post(listener)[0] == 204
         assert _post(listener, b'{"step_id": "step-2"}')[0] == 503
@@ -123,7 +123,7 @@ def test_refusals_of_one_step() -> None:
 
 
 def test_a_refusal_below_400() -> None:
-    """A refusal may be a redirect or a 200; it has no body then."""
+    """A refusal may have a status below 400, such as a redirect; it has no body then."""
     with Listener(Plan(refusals=1, status=302)) as listener:
         status, text, headers = _post(listener)
     assert (status, text, headers["content-length"]) == (302, "", "0")
@@ -131,13 +131,13 @@ def test_a_refusal_below_400() -> None:
 
 @pytest.mark.parametrize(("plan", "slow"), [(Plan(delay=60), [0, 1]), (Plan(refusals=1, delay=60), [0])])
 def test_delays(plan: Plan, slow: list[int]) -> None:
-    """Each refusal is delayed, or each answer where nothing is refused."""
+    """The delay applies to each refusal; without refusals, to each answer."""
     arrived = threading.Semaphore(0)
     with Listener(plan, on_arrival=lambda _: arrived.release()) as listener:
         for attempt in range(2):
             if attempt in slow:
                 with pytest.raises(TimeoutError):
-                    _post(listener, headers={"webhook-id": "a"}, patience=0.2)
+                    _post(listener, headers={"webhook-id": "a"}, timeout=0.2)
                 assert arrived.acquire(timeout=10)  # before the next one
             else:
                 assert _post(listener, headers={"webhook-id": "a"})[0] == 204
@@ -151,7 +151,7 @@ def _no_threads_left() -> Iterator[None]:
 
 
 def test_closing_during_a_delay() -> None:
-    """Leaving the listener breaks off what still waits for its answer."""
+    """Closing the listener disconnects a client whose answer is being delayed."""
     arrived = threading.Event()
     listener = Listener(Plan(delay=60), on_arrival=lambda _: arrived.set())
     with _connection(listener) as connection, _no_threads_left():
@@ -163,7 +163,7 @@ def test_closing_during_a_delay() -> None:
 
 
 def test_closing_ends_kept_connections() -> None:
-    """A connection that a client keeps is not answered any more once the listener is left."""
+    """Closing the listener closes the connections that clients keep open."""
     listener = Listener()
     with _connection(listener) as connection, _no_threads_left():
         with listener:
@@ -174,7 +174,7 @@ def test_closing_ends_kept_connections() -> None:
 
 
 def test_get() -> None:
-    """A browser is told what this is."""
+    """A browser, which sends GET, is shown what the listener is for."""
     with Listener() as listener:
         answer = _raw(listener, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 405 ")
@@ -183,7 +183,7 @@ def test_get() -> None:
 
 
 def test_head() -> None:
-    """Whoever asks whether somebody answers, as `check` does, hears so, without a body; no webhook is counted."""
+    """HEAD, as `check` sends it, is answered without a body and is not reported as an arrival."""
     arrivals: list[Arrival] = []
     with Listener(on_arrival=arrivals.append) as listener:
         answer = _raw(listener, b"HEAD / HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -210,7 +210,7 @@ def test_head() -> None:
     ],
 )
 def test_bad_heads(head: bytes, status: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever stands in the head of a request, it is refused, told to nobody, and the next one is served."""
+    """A request with a malformed head is refused and not reported as an arrival; the next request is served."""
     arrivals: list[Arrival] = []
     with Listener(on_arrival=arrivals.append) as listener:
         answer = _raw(listener, b"POST / HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n")
@@ -221,7 +221,7 @@ def test_bad_heads(head: bytes, status: int, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_largest_body() -> None:
-    """A body as long as the limit is read."""
+    """A body of exactly the limit is accepted."""
     body = json.dumps({"step_id": "s", "x": ""}).encode()
     body = body[:-2] + b"x" * (BODY_LIMIT - len(body)) + body[-2:]
     with Listener() as listener:
@@ -230,13 +230,13 @@ def test_the_largest_body() -> None:
 
 
 def test_other_methods() -> None:
-    """Methods that nobody needs are refused by http.server itself."""
+    """Other methods are refused with 501, by http.server itself."""
     with Listener() as listener:
         assert _raw(listener, b"BREW / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 501 ")
 
 
-def test_half_a_body() -> None:
-    """A client that leaves in the middle of its body has sent nothing."""
+def test_a_body_that_breaks_off() -> None:
+    """A request whose client disconnects in the middle of the body is not reported as an arrival."""
     arrivals: list[Arrival] = []
     with Listener(on_arrival=arrivals.append) as listener:
         port = int(listener.url.rpartition(":")[2].strip("/"))
@@ -248,7 +248,7 @@ def test_half_a_body() -> None:
 
 
 def test_a_client_that_leaves_before_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    """A client that resets its connection is no reason to write anything to stderr."""
+    """A client that resets its connection leaves nothing on stderr."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing sends a reset
     left = threading.Event()
@@ -264,22 +264,22 @@ def test_a_client_that_leaves_before_the_answer(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_fault_of_the_one_who_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    """An exception of on_arrival is shown, costs that one answer, and nothing else."""
+def test_an_exception_in_on_arrival(capfd: pytest.CaptureFixture[str]) -> None:
+    """An exception in `on_arrival` is printed and costs that one answer; later webhooks are answered."""
 
     def fail(arrival: Arrival) -> None:
         if arrival.attempt == 1:
-            raise LookupError("a fault of the test")
+            raise LookupError("raised by the test")
 
     with Listener(on_arrival=fail) as listener:
         with pytest.raises(http.client.RemoteDisconnected):
             _post(listener)
         assert _post(listener)[0] == 204
-    assert "LookupError: a fault of the test" in capfd.readouterr().err
+    assert "LookupError: raised by the test" in capfd.readouterr().err
 
 
-def test_the_port_is_taken() -> None:
-    """A port that is taken is an OSError; one that was asked for is used."""
+def test_ports() -> None:
+    """A given port is used; one that is taken raises OSError."""
     with Listener() as listener:
         port = int(listener.url.rpartition(":")[2].strip("/"))
         with pytest.raises(OSError, match="in use"):
@@ -288,16 +288,16 @@ def test_the_port_is_taken() -> None:
         assert listener.url == f"http://127.0.0.1:{port}/"
 
 
-def test_secrets_that_can_never_work() -> None:
-    """A blank key and a malformed signing secret are refused at once."""
+def test_secrets_that_no_webhook_can_match() -> None:
+    """A blank key and a malformed signing secret raise ConfigurationError at once."""
     with pytest.raises(ConfigurationError):
         Listener(key=" ")
     with pytest.raises(ConfigurationError):
         Listener(signing_secret="whsec_short")
 
 
-def test_forgets_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only so many webhooks are remembered; the one unseen for longest is counted anew."""
+def test_the_oldest_webhook_id_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of counted webhook ids is bounded; the one that has not arrived for longest starts again at 1."""
     monkeypatch.setattr(otel_step_hook.cli.listener, "_MAX_COUNTED", 2)
     arrivals: list[Arrival] = []
     with Listener(on_arrival=arrivals.append) as listener:
