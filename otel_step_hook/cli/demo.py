@@ -29,18 +29,18 @@ from otel_step_hook.processor import StepHookProcessor
 from otel_step_hook.settings import StepHookSettings
 from otel_step_hook.steps.event import Outcome
 
-_REFUSED, _REFUSALS = "step-2-search_flights", 2  # the step that the receiver will not hear of at first
+_REFUSED, _REFUSALS = "step-2-search_flights", 2  # the step whose webhook is refused, and how often
 _FLUSH_TIME = 10.0  # seconds the deliveries may take; they need about two
 _EXPORT_TIME = 2.0  # seconds a collector may take to answer
 
 
-class FullyBooked(Exception):  # noqa: N818 -- an application's own name for it
+class FullyBooked(Exception):  # noqa: N818 -- a name as an application would choose it
     """The hotel has no room left."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentRun:
-    """What an agent has done: its trace, and by step id how each step ended."""
+    """One run of `agent`: its trace id in hexadecimal, and the outcome of each step by step id."""
 
     trace_id: str
     outcomes: Mapping[str, Outcome]
@@ -49,12 +49,12 @@ class AgentRun:
 async def agent(tracer: Tracer) -> AgentRun:
     """Plan a weekend in six steps, of which one fails and one is cancelled; takes about a second.
 
-    Knows OpenTelemetry, and nothing of webhooks. The span of a step has the attribute ``step_id``.
+    It uses OpenTelemetry and knows nothing of webhooks. The span of a step has the attribute ``step_id``.
     """
 
     async def step(number: int, name: str, seconds: float, error: Exception | None = None) -> None:
         with tracer.start_as_current_span(name, attributes={"step_id": f"step-{number}-{name}"}):
-            await asyncio.sleep(seconds)  # here a real agent asks a model or calls a tool
+            await asyncio.sleep(seconds)  # a real agent would ask a model or call a tool here
             if error is not None:
                 raise error
 
@@ -63,7 +63,7 @@ async def agent(tracer: Tracer) -> AgentRun:
         flights = asyncio.create_task(step(2, "search_flights", 0.25))
         trains = asyncio.create_task(step(3, "search_trains", 60.0))
         await asyncio.wait([flights, trains], return_when=asyncio.FIRST_COMPLETED)
-        trains.cancel()  # the flights were there first
+        trains.cancel()  # the flights were found first
         await asyncio.wait([trains])
         try:
             await step(4, "book_hotel", 0.2, FullyBooked("no room left"))
@@ -84,14 +84,14 @@ async def agent(tracer: Tracer) -> AgentRun:
 
 
 def run(console: Console, *, svg: Path | None = None, otlp: str | None = None) -> int:
-    """Run the agent against a receiver in this process; show what arrives there, and the trace.
+    """Run the agent with a receiver in this process; print the webhooks as they arrive, then the trace.
 
-    Writes the trace as a picture to *svg*, and sends it to the base URL *otlp*, by OTLP over HTTP. Returns an
-    exit status: 0 when every step was delivered as it should be, whatever became of *otlp*. Without any span
-    there is neither picture nor export. Raises OSError when *svg* cannot be written. Changes nothing in the
-    process, and leaves nothing behind.
+    Writes the trace as a picture to *svg*, and sends it by OTLP over HTTP to the collector with the base URL *otlp*.
+    Returns the exit status: 0 when each step was delivered with its outcome after the expected attempts. A failed
+    export does not change it. When no span was recorded, nothing is written and nothing exported. Raises OSError
+    when *svg* cannot be written. Leaves the global tracer provider and the loggers as they were.
     """
-    _say(console, "An agent plans a weekend, and a webhook tells of each step that has ended.")
+    _say(console, "An agent plans a weekend, and a webhook reports each step that has ended.")
     _say(console, f"The receiver refuses {_REFUSED} twice before it accepts.\n")
     console.print(ARRIVAL_HEADING)
     with _quiet_logs():
@@ -102,7 +102,7 @@ def run(console: Console, *, svg: Path | None = None, otlp: str | None = None) -
             return 1
         console.print(trace_picture(spans, min(console.width, MAX_WIDTH)))
         console.print()
-        exit_status = _judge(console, agent_run, spans)
+        exit_status = _print_result(console, agent_run, spans)
         if svg is not None:
             write_svg(svg, spans)
             _say(console, f"The picture of the trace is in {svg}")
@@ -116,7 +116,7 @@ def _say(console: Console, sentence: str) -> None:
 
 
 def _deliver(console: Console) -> tuple[AgentRun, Sequence[ReadableSpan]]:
-    """Run the agent, show the webhooks as they arrive, and return the spans when no more are to come."""
+    """Run the agent, print the webhooks as they arrive, and return the spans once the deliveries have ended."""
     key, secret, exporter = secrets.token_hex(16), new_secret(), InMemorySpanExporter()
     plan = Plan(refusals=_REFUSALS, step_id=_REFUSED)
     began = time.time()
@@ -126,21 +126,22 @@ def _deliver(console: Console) -> tuple[AgentRun, Sequence[ReadableSpan]]:
 
     with Listener(plan, key=key, signing_secret=secret, on_arrival=show) as listener:
         hook = StepHookProcessor(_settings(webhook=listener.url, key=key, signing_secret=secret))
-        # host.name keeps Jaeger from taking a delivery, which outlasts its step, for a clock that is wrong.
+        # A delivery span outlasts its parent. Jaeger takes that for clock skew and moves the span, unless both
+        # spans name the same host (jaegertracing/jaeger#1459).
         resource = Resource.create({"service.name": "travel-agent", "host.name": socket.gethostname()})
         provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(hook)
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         try:
             agent_run = asyncio.run(agent(provider.get_tracer("travel-agent")))
-            hook.force_flush(int(2000 * _FLUSH_TIME))  # half of which it uses
+            hook.force_flush(int(2000 * _FLUSH_TIME))  # milliseconds; it uses half of them
         finally:
             provider.shutdown()
     return agent_run, exporter.get_finished_spans()
 
 
 def _settings(**own: object) -> StepHookSettings:
-    """Settings with short waits, which owe nothing to the environment."""
+    """Settings with short waits, *own* values, and none from the environment."""
     defaults = {name: field.default for name, field in StepHookSettings.model_fields.items()}
     short = {"initial_backoff": 0.5, "timeout": 2.0, "give_up_after": _FLUSH_TIME / 2, "shutdown_timeout": 2.0}
     return StepHookSettings(**(defaults | short | own))
@@ -148,50 +149,50 @@ def _settings(**own: object) -> StepHookSettings:
 
 @contextlib.contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """Keep refusals, which are shown anyway, off stderr: there logging writes them if nobody has configured it."""
+    """Keep warnings about refused webhooks off stderr, where `logging` prints them unless it is configured."""
     loggers = [logging.getLogger(name) for name in ("otel_step_hook", "opentelemetry")]
-    nowhere = logging.NullHandler()
+    silent = logging.NullHandler()
     for logger in loggers:
-        logger.addHandler(nowhere)
+        logger.addHandler(silent)
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeHandler(nowhere)
+            logger.removeHandler(silent)
 
 
-def _judge(console: Console, agent_run: AgentRun, spans: Sequence[ReadableSpan]) -> int:
-    """Compare what was delivered with what the agent did, tell, and return the exit status."""
+def _print_result(console: Console, agent_run: AgentRun, spans: Sequence[ReadableSpan]) -> int:
+    """Compare the deliveries with what the agent did, print the result, and return the exit status."""
     all_attributes = [span.attributes or {} for span in spans]
     delivered = {
         str(attributes["step_hook.step_id"]): attributes
         for attributes in all_attributes
         if attributes.get("step_hook.result") == "delivered"
     }
-    told = {step_id: str(attributes["step_hook.outcome"]) for step_id, attributes in delivered.items()}
+    reported = {step_id: str(attributes["step_hook.outcome"]) for step_id, attributes in delivered.items()}
     attempts = {step_id: int(str(attributes["step_hook.attempts"])) for step_id, attributes in delivered.items()}
-    if complaints := [*_differences(agent_run.outcomes, told), *_too_easy(attempts)]:
-        _say(console, "\n  ".join(["Not as it should be:", *complaints]))
+    if differences := [*_wrong_outcomes(agent_run.outcomes, reported), *_missing_refusals(attempts)]:
+        _say(console, "\n  ".join(["Not as it should be:", *differences]))
         return 1
-    counts = ", ".join(f"{list(told.values()).count(outcome)} {outcome}" for outcome in Outcome)
-    _say(console, f"{len(told)} steps: {counts}. All were delivered, in {sum(attempts.values())} attempts.")
+    counts = ", ".join(f"{list(reported.values()).count(outcome)} {outcome}" for outcome in Outcome)
+    _say(console, f"{len(reported)} steps: {counts}. All were delivered, in {sum(attempts.values())} attempts.")
     return 0
 
 
-def _differences(expected: Mapping[str, str], told: Mapping[str, str]) -> Iterator[str]:
-    for step_id in dict.fromkeys([*expected, *told]):
-        should, was = expected.get(step_id, "nothing"), told.get(step_id, "nothing")
+def _wrong_outcomes(expected: Mapping[str, str], reported: Mapping[str, str]) -> Iterator[str]:
+    for step_id in dict.fromkeys([*expected, *reported]):
+        should, was = expected.get(step_id, "nothing"), reported.get(step_id, "nothing")
         if should != was:
             yield f"{step_id}: expected {should}, and {was} was delivered"
 
 
-def _too_easy(attempts: Mapping[str, int]) -> Iterator[str]:
+def _missing_refusals(attempts: Mapping[str, int]) -> Iterator[str]:
     if attempts.get(_REFUSED, _REFUSALS + 1) <= _REFUSALS:
         yield f"{_REFUSED}: accepted at attempt {attempts[_REFUSED]}, although {_REFUSALS} were to be refused"
 
 
 def _export(endpoint: str, spans: Sequence[ReadableSpan], trace_id: str) -> str:
-    """Send *spans* to *endpoint* and return, within a few seconds, what came of it."""
+    """Send *spans* to the collector at *endpoint*; returns the result as a sentence, within a few seconds."""
     host = _host(endpoint)
     if not host:
         return (
@@ -215,12 +216,14 @@ def _is_accepted(new_exporter: Callable[[], SpanExporter], spans: Sequence[Reada
     results: list[SpanExportResult] = []
 
     def export() -> None:
-        with contextlib.suppress(Exception):  # older exporters raise what their HTTP library raises
+        # Older exporters let exceptions of their HTTP library through (open-telemetry/opentelemetry-python#4712).
+        with contextlib.suppress(Exception):
             exporter = new_exporter()
             results.append(exporter.export(spans))
             exporter.shutdown()
 
-    # On a thread of its own, because some exporters retry for a minute, whatever their timeout.
+    # Some exporters retry for a minute and ignore their timeout (open-telemetry/opentelemetry-python#2663):
+    # on a thread of its own, the export can be abandoned.
     thread = threading.Thread(target=export, daemon=True)
     thread.start()
     thread.join(_EXPORT_TIME + 1)
@@ -228,10 +231,10 @@ def _is_accepted(new_exporter: Callable[[], SpanExporter], spans: Sequence[Reada
 
 
 def _host(endpoint: str) -> str:
-    """The host of a URL as it is written in one, IPv6 in brackets; empty for what is no URL of HTTP."""
+    """The host of *endpoint*, with brackets if it is an IPv6 address; empty if *endpoint* is not an http(s) URL."""
     try:
         parts = urlsplit(endpoint)
-        _ = parts.port  # ValueError for one that is none
+        _ = parts.port  # raises ValueError unless it is a port number
     except ValueError:
         return ""
     host = parts.hostname or ""

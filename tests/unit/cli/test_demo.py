@@ -37,7 +37,7 @@ def _output(console: Console) -> str:
 def test_the_demo(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The demo delivers every step, shows arrivals and trace, and owes nothing to settings of the environment."""
+    """The demo delivers every step, shows arrivals and trace, and ignores STEP_COMPLETE_… variables."""
     for name, value in {"WEBHOOK": "https://192.0.2.1/", "KEY": "\n", "TIMEOUT": "soon", "TIMOUT": "1"}.items():
         monkeypatch.setenv(f"STEP_COMPLETE_{name}", value)
     assert run(console, svg=tmp_path / "trace.svg") == 0
@@ -64,8 +64,8 @@ def test_the_demo(
 
 
 @pytest.mark.usefixtures("short_demo")
-def test_what_the_demo_leaves_behind(console: Console) -> None:
-    """No thread, no handler, and no tracer provider of the demo's outlives it."""
+def test_the_demo_leaves_nothing_behind(console: Console) -> None:
+    """After the demo its threads and log handlers are gone, and the global tracer provider is unchanged."""
     before = (set(threading.enumerate()), list(logging.getLogger("otel_step_hook").handlers))
     provider = trace.get_tracer_provider()
     run(console)
@@ -75,17 +75,17 @@ def test_what_the_demo_leaves_behind(console: Console) -> None:
 
 @pytest.mark.usefixtures("short_demo")
 def test_a_demo_without_the_sdk(console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the SDK is switched off the exit status is 1, and one sentence says why."""
+    """When the SDK is disabled, the demo says so and exits with 1."""
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     picture = tmp_path / "trace.svg"
     assert run(console, svg=picture, otlp="http://127.0.0.1:9") == 1
-    told = "No span was recorded: OTEL_SDK_DISABLED may have switched OpenTelemetry's SDK off."
-    assert _output(console).splitlines()[-2:] == ["", told]
+    reason = "No span was recorded: OTEL_SDK_DISABLED may have switched OpenTelemetry's SDK off."
+    assert _output(console).splitlines()[-2:] == ["", reason]
     assert not picture.exists()
 
 
-def test_a_delivery_that_is_not_as_it_should_be(hooked: Pipeline, console: Console) -> None:
-    """Where another outcome than the step's was delivered, or none, or one too easily, each is told in words."""
+def test_deliveries_that_differ_from_what_the_agent_did(hooked: Pipeline, console: Console) -> None:
+    """A wrong outcome, a missing or surplus delivery, and a missing refusal are each reported in a sentence."""
     for step_id in ("step-1", "step-2-search_flights", "step-3"):
         hooked.end_step(step_id)
     outcomes = {
@@ -93,7 +93,7 @@ def test_a_delivery_that_is_not_as_it_should_be(hooked: Pipeline, console: Conso
         "step-2-search_flights": Outcome.SUCCESS,
         "step-4": Outcome.CANCELLED,
     }
-    assert otel_step_hook.cli.demo._judge(console, AgentRun("0" * 32, outcomes), hooked.spans) == 1
+    assert otel_step_hook.cli.demo._print_result(console, AgentRun("0" * 32, outcomes), hooked.spans) == 1
     assert _output(console).splitlines() == [
         "Not as it should be:",
         "  step-1: expected failed, and success was delivered",
@@ -104,18 +104,18 @@ def test_a_delivery_that_is_not_as_it_should_be(hooked: Pipeline, console: Conso
 
 
 def test_the_agent(hooked: Pipeline, step_receiver: ScriptedReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the agent says of its steps is what the hook finds out about them, in one trace."""
+    """The hook reports the outcomes that the agent returns, and all spans are in one trace."""
     sleep = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(seconds / 10))
     done = asyncio.run(agent(hooked.tracer))
     assert hooked.provider.force_flush()
-    told = {
+    reported = {
         span.attributes["step_hook.step_id"]: span.attributes["step_hook.outcome"]
         for span in hooked.named("step_hook.deliver")
         if span.attributes is not None
     }
-    assert told == done.outcomes
-    assert set(told.values()) == set(Outcome)
+    assert reported == done.outcomes
+    assert set(reported.values()) == set(Outcome)
     assert {trace.format_trace_id(span.context.trace_id) for span in hooked.spans} == {done.trace_id}
     assert {received.step_id for received in step_receiver.received} == set(done.outcomes)
 
@@ -125,14 +125,14 @@ def test_the_agent(hooked: Pipeline, step_receiver: ScriptedReceiver, monkeypatc
 
 @pytest.fixture
 def spans(hooked: Pipeline) -> Sequence[ReadableSpan]:
-    """A few spans that have ended."""
+    """The spans of one step, which have ended."""
     hooked.end_step()
     return hooked.spans
 
 
 @pytest.mark.usefixtures("short_demo")
 def test_export(console: Console, httpserver: HTTPServer) -> None:
-    """With a collector, the whole trace arrives there, and the demo says where to look."""
+    """The collector receives the whole trace, and the demo prints where Jaeger shows it."""
     httpserver.expect_request("/base/v1/traces", method="POST").respond_with_data(b"")
     assert run(console, otlp=httpserver.url_for("/base/")) == 0
     ((request, _),) = httpserver.log
@@ -147,10 +147,10 @@ def test_export(console: Console, httpserver: HTTPServer) -> None:
 
 
 @pytest.mark.usefixtures("short_demo")
-def test_export_to_nobody(
+def test_export_without_a_collector(
     console: Console, closed_port: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a collector the demo says so, and succeeds all the same."""
+    """If no collector answers, the demo says so, and still succeeds."""
     monkeypatch.setattr(otel_step_hook.cli.demo, "_EXPORT_TIME", 0.2)
     assert run(console, otlp=f"http://user:pw@127.0.0.1:{closed_port}") == 0
     output = _output(console)
@@ -160,17 +160,17 @@ def test_export_to_nobody(
     assert capfd.readouterr() == ("", "")
 
 
-def _say_nothing(_: socket.socket, closing: threading.Event) -> None:
+def _stay_silent(_: socket.socket, closing: threading.Event) -> None:
     closing.wait()
 
 
 def test_export_to_a_collector_that_hangs(spans: Sequence[ReadableSpan], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collector that never answers holds nobody up for long."""
+    """A collector that never answers delays the demo by no more than a few seconds."""
     monkeypatch.setattr(otel_step_hook.cli.demo, "_EXPORT_TIME", 0.2)
     began = time.monotonic()
-    with HostileReceiver(_say_nothing) as collector:
-        told = otel_step_hook.cli.demo._export(collector.url, spans, "0" * 32)
-    assert told.startswith("The trace was not exported: nothing at http://127.0.0.1:")
+    with HostileReceiver(_stay_silent) as collector:
+        result = otel_step_hook.cli.demo._export(collector.url, spans, "0" * 32)
+    assert result.startswith("The trace was not exported: nothing at http://127.0.0.1:")
     assert time.monotonic() - began < 5
 
 
@@ -178,21 +178,21 @@ def test_export_to_a_collector_that_hangs(spans: Sequence[ReadableSpan], monkeyp
     "endpoint", ["garbage", "localhost:4318", "ftp://localhost", "http://", "http://localhost:http", "http://[::1"]
 )
 def test_export_to_no_url(spans: Sequence[ReadableSpan], endpoint: str) -> None:
-    """Where the endpoint is no URL of HTTP, the demo says what one looks like."""
+    """If the endpoint is not an http(s) URL, the demo shows an example of one."""
     assert otel_step_hook.cli.demo._export(endpoint, spans, "0" * 32) == (
         "The trace was not exported: OTEL_EXPORTER_OTLP_ENDPOINT or --otlp is not a URL; "
         "expected one such as http://127.0.0.1:4318"
     )
 
 
-def test_the_host_to_look_at() -> None:
-    """An IPv6 address has its brackets in the URL to look at, and nobody's password is there."""
+def test_the_host_of_the_link_to_jaeger() -> None:
+    """The host has brackets if it is an IPv6 address, and neither user name nor password."""
     assert otel_step_hook.cli.demo._host("http://user:pw@[::1]:4318/base") == "[::1]"
     assert otel_step_hook.cli.demo._host("https://collector.example") == "collector.example"
 
 
 def test_export_without_the_extra(spans: Sequence[ReadableSpan], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the exporter the demo names the extra."""
+    """Without the exporter, the demo names the extra to install."""
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    told = otel_step_hook.cli.demo._export("http://127.0.0.1:9", spans, "0" * 32)
-    assert told == "The trace was not exported: that needs an extra: pip install 'otel-step-hook[otlp]'"
+    result = otel_step_hook.cli.demo._export("http://127.0.0.1:9", spans, "0" * 32)
+    assert result == "The trace was not exported: that needs an extra: pip install 'otel-step-hook[otlp]'"
