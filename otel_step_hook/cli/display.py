@@ -1,4 +1,4 @@
-"""What people see on a terminal: owns the lines and pictures of `cli` and `demo`. Readable without colours."""
+"""The lines, tables and pictures that the command line prints. All are readable without colours."""
 
 import re
 from collections import defaultdict
@@ -20,11 +20,11 @@ from otel_step_hook.delivery.telemetry import shown_url
 from otel_step_hook.settings import StepHookSettings, effective_settings, setting_rows
 from otel_step_hook.steps.event import SCOPE
 
-MAX_WIDTH = 100  # columns; a wider picture tears its lines apart
-_SVG_WIDTH = 92  # columns; about what a page of README shows without shrinking it
-_MIN_BARS = 10  # columns of the time line, on the narrowest terminal
+MAX_WIDTH = 100  # columns; in a wider picture the eye loses the line between name and bar
+_SVG_WIDTH = 92  # columns; about as many as a README page shows without shrinking the picture
+_MIN_BARS = 10  # columns that the time line has at least
 _TOOK_WIDTH, _GAP = 7, 2  # columns of a duration, and between two columns of the picture
-_FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # rich's, which a browser would fetch from somewhere
+_FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # of rich: a browser would download the font
 _NANOSECONDS = 1_000_000_000
 _STYLES = {"success": "green", "delivered": "green", "failed": "red", "discarded": "red", "cancelled": "yellow"}
 
@@ -32,7 +32,7 @@ ARRIVAL_HEADING = Text(f"{'time':<8}  attempt  {'answer':<23}  step", style="dim
 
 
 def arrival_line(arrival: Arrival, when: str) -> Group:
-    """What arrived *when*, under `ARRIVAL_HEADING`; what was wrong with it below."""
+    """The line of *arrival* under `ARRIVAL_HEADING`, with the time *when*; below it why it is not genuine."""
     line = Text(f"{when:<8}  {arrival.attempt:>7}  ")
     line.append(f"{status_text(arrival.status):<23}", style=_status_style(arrival.status))
     line.append(f"  {'?' if arrival.step_id is None else printable(arrival.step_id)}")
@@ -42,13 +42,13 @@ def arrival_line(arrival: Arrival, when: str) -> Group:
 
 
 def escaped(text: str) -> str:
-    """The *text* of a stranger, of any length, without what could take over a terminal."""
+    """*text* with all unprintable characters but line breaks escaped, so that it cannot control the terminal."""
     lines = ("".join(char if char.isprintable() else ascii(char)[1:-1] for char in line) for line in text.splitlines())
     return "\n".join(lines)
 
 
 def status_text(status: int) -> str:
-    """A status and its phrase, if it has one."""
+    """An HTTP status code, with its reason phrase if it has one."""
     return f"{status} {responses.get(status, '')}".rstrip()
 
 
@@ -57,7 +57,7 @@ def _status_style(status: int) -> str:
 
 
 def settings_table(settings: StepHookSettings) -> Table:
-    """Every setting in force and where it came from; secrets hidden, and those of a URL too."""
+    """A table of every setting with its value and source. Secrets are hidden, those inside of URLs too."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("setting", no_wrap=True)
     table.add_column("value", overflow="fold")
@@ -73,7 +73,7 @@ def settings_table(settings: StepHookSettings) -> Table:
 
 
 def trace_picture(spans: Sequence[ReadableSpan], width: int) -> Table:
-    """The trace of *spans*, which have ended, as a tree beside a time line, *width* columns wide."""
+    """The trace of the ended *spans* as a tree beside a time line, *width* columns wide."""
     outcomes = _outcomes(spans)
     rows = [(span, _name(branch, span), _ended(span, outcomes)) for branch, span in _tree(spans)]
     taken = sum(max((text.cell_len for text in column), default=0) for column in list(zip(*rows, strict=True))[1:])
@@ -89,9 +89,9 @@ def trace_picture(spans: Sequence[ReadableSpan], width: int) -> Table:
 
 def write_svg(path: Path, spans: Sequence[ReadableSpan]) -> None:
     """Write the picture of the trace of *spans* to *path*. Raises OSError when that cannot be written."""
-    # Nothing of the terminal or of the environment may show in the picture.
+    # Options that keep the terminal and the environment from changing the picture.
     canvas = Console(record=True, file=StringIO(), width=_SVG_WIDTH, force_terminal=True, no_color=False, _environ={})
-    canvas.print(trace_picture(spans, _SVG_WIDTH - 2))  # the frame cuts off what touches it
+    canvas.print(trace_picture(spans, _SVG_WIDTH - 2))  # the picture's frame cuts off text that touches it
     picture = canvas.export_svg(title="otel-step-hook demo", unique_id="step-hook")
     path.write_text(_FONT_FACE.sub("", picture), encoding="utf-8")
 
@@ -106,15 +106,18 @@ class _TimeLine:
         self.scale = f"0{_duration(self._total):>{columns - 1}}"
 
     def bar(self, span: ReadableSpan, style: str) -> Text:
-        """Where *span* lies, in at least one column; our own spans are drawn thinner."""
+        """The bar of *span*, at least one column long; the spans of deliveries are drawn thinner."""
         per_column = max(self._total, 1) / self._columns
         first = min(int(((span.start_time or 0) - self._begin) / per_column), self._columns - 1)
         count = max(1, round(((span.end_time or 0) - self._begin) / per_column) - first)
-        return Text(" " * first).append(("─" if _is_ours(span) else "━") * count, style=style)
+        return Text(" " * first).append(("─" if _is_of_delivery(span) else "━") * count, style=style)
 
 
 def _tree(spans: Sequence[ReadableSpan]) -> Iterator[tuple[str, ReadableSpan]]:
-    """Each of *spans* below its parent, the earliest first, with the branch that leads to it."""
+    """Yield each span below its parent, the earliest first, with the branch that leads to it.
+
+    A span whose parent is not among *spans* is a root.
+    """
     known = {span.context.span_id for span in spans}
     children: defaultdict[int, list[ReadableSpan]] = defaultdict(list)
     for span in sorted(spans, key=lambda span: span.start_time or 0):
@@ -136,20 +139,20 @@ def _name(branch: str, span: ReadableSpan) -> Text:
     return _indented(branch, "dim").append(span.name, style="bold" if span.parent is None else "default")
 
 
-def _indented(words: str, style: str) -> Text:
-    """*words*, in *style* after their leading spaces: some programs drop spaces that begin a piece of an SVG."""
-    visible = words.lstrip()
-    return Text(" " * (len(words) - len(visible))).append(visible, style=style)
+def _indented(text: str, style: str) -> Text:
+    """*text* with its leading spaces left without *style*: some SVG viewers drop spaces at a styled text's start."""
+    visible = text.lstrip()
+    return Text(" " * (len(text) - len(visible))).append(visible, style=style)
 
 
 def _outcomes(spans: Sequence[ReadableSpan]) -> Mapping[int, str]:
-    """By span id of the step: the outcome that was told of it."""
-    told = ((span.parent, (span.attributes or {}).get("step_hook.outcome")) for span in spans)
-    return {parent.span_id: str(outcome) for parent, outcome in told if parent is not None and outcome is not None}
+    """The outcome that was reported for each step, by the span id of the step."""
+    reported = ((span.parent, (span.attributes or {}).get("step_hook.outcome")) for span in spans)
+    return {parent.span_id: str(outcome) for parent, outcome in reported if parent is not None and outcome is not None}
 
 
 def _ended(span: ReadableSpan, outcomes: Mapping[int, str]) -> Text:
-    """How *span* ended, in words, and in their colour."""
+    """How *span* ended, as coloured text."""
     attributes = span.attributes or {}
     if result := attributes.get("step_hook.result"):
         attempts = attributes.get("step_hook.attempts")
@@ -163,12 +166,12 @@ def _ended(span: ReadableSpan, outcomes: Mapping[int, str]) -> Text:
 
 
 def _exception(span: ReadableSpan) -> str:
-    """The bare name of the exception that *span* ended with, if it recorded one."""
+    """The class name of the last exception that *span* recorded, without its module; empty without one."""
     names = [str((event.attributes or {}).get("exception.type")) for event in span.events if event.name == "exception"]
     return names[-1].rpartition(".")[2] if names else ""
 
 
-def _is_ours(span: ReadableSpan) -> bool:
+def _is_of_delivery(span: ReadableSpan) -> bool:
     return span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE
 
 

@@ -29,7 +29,7 @@ def _arrival(**changes: object) -> Arrival:
         "verdict": "genuine",
         "status": 204,
     }
-    return Arrival(**(values | changes))  # type: ignore[arg-type]  # -- each test changes what it is about
+    return Arrival(**(values | changes))  # type: ignore[arg-type]  # -- the tests pass values of the right types
 
 
 def test_an_arrival() -> None:
@@ -40,29 +40,29 @@ def test_an_arrival() -> None:
 
 
 def test_an_arrival_that_is_not_genuine() -> None:
-    """What was wrong with a request stands below it, whole."""
+    """The reason stands below the line of the request, in full."""
     verdict = "the authorization header is wrong; " * 5
     lines = _shown(arrival_line(_arrival(step_id=None, is_verified=False, verdict=verdict, status=401), "now"), 60)
     assert lines[0] == "now             2  401 Unauthorized         ?"
     assert " ".join(" ".join(lines[1:]).split()) == verdict.strip()
 
 
-def test_strangers_cannot_write_to_the_terminal() -> None:
-    """Control characters of a step id and of an answer are shown, not obeyed."""
+def test_control_characters_are_escaped() -> None:
+    """Control characters of a step id and of an answer are shown escaped; the terminal does not obey them."""
     (line,) = _shown(arrival_line(_arrival(step_id="a\x1b[31m\nb[bold]"), "now"))
     assert line.endswith(r"a\x1b[31m\nb[bold]")
     assert escaped("one\x1b[2J\ntwo\r\nthree\x9b") == "one\\x1b[2J\ntwo\nthree\\x9b"
 
 
-@pytest.mark.parametrize(("status", "words"), [(204, "204 No Content"), (599, "599")])
-def test_statuses(status: int, words: str) -> None:
-    """A status has its phrase, if there is one."""
-    assert status_text(status) == words
+@pytest.mark.parametrize(("status", "text"), [(204, "204 No Content"), (599, "599")])
+def test_statuses(status: int, text: str) -> None:
+    """A status code is followed by its reason phrase, if it has one."""
+    assert status_text(status) == text
 
 
 @pytest.fixture
 def spans(hooked: Pipeline, step_receiver: ScriptedReceiver) -> list[ReadableSpan]:
-    """A workflow of three steps: one is delivered at the second attempt, one fails, one is no step."""
+    """A workflow of three spans: a step delivered at the second attempt, a failed step, and a span that is no step."""
     step_receiver.answers(503, 204)
     with hooked.tracer.start_as_current_span("workflow"):
         hooked.end_step("step-1")
@@ -81,7 +81,7 @@ def _without_times(lines: list[str]) -> list[str]:
 
 
 def test_a_trace(spans: list[ReadableSpan]) -> None:
-    """The picture shows each span below its parent, in the order of time, with how it ended."""
+    """The picture shows each span below its parent, in the order of their starts, and how it ended."""
     assert _without_times(_shown(trace_picture(spans, 92))) == [
         "span                     ended                       took",
         "workflow",
@@ -98,7 +98,7 @@ def test_a_trace(spans: list[ReadableSpan]) -> None:
 
 @pytest.mark.parametrize("width", [80, 92, 100])
 def test_the_time_line(spans: list[ReadableSpan], width: int) -> None:
-    """The bars begin at 0 and end with the trace, within the width; no span is without one."""
+    """Each span has a bar, and the scale from 0 to the trace's duration fills the width exactly."""
     lines = _shown(trace_picture(spans, width), width)
     assert all(re.search("[━─]$", line) for line in lines[1:])
     assert max(len(line) for line in lines[1:]) == len(lines[0]) == width
@@ -106,12 +106,12 @@ def test_the_time_line(spans: list[ReadableSpan], width: int) -> None:
 
 
 def test_a_narrow_terminal(spans: list[ReadableSpan]) -> None:
-    """The time line keeps some columns when there is no room."""
+    """The time line keeps a minimum of columns, even if the terminal is narrower."""
     assert re.search(r"took  0 +[0-9]+ ms$", _shown(trace_picture(spans, 20))[0])
 
 
-def test_a_delivery_that_was_given_up(pipeline: NewPipeline, closed_port: int) -> None:
-    """A discarded delivery, and an attempt without an answer, say so."""
+def test_a_discarded_delivery(pipeline: NewPipeline, closed_port: int) -> None:
+    """A discarded delivery is marked as such, and an attempt without an answer shows its error."""
     url = f"http://127.0.0.1:{closed_port}/"
     hooked = pipeline(url, give_up_after=999.0, initial_backoff=99.0, max_backoff=99.0)
     hooked.tracer.start_span("step", attributes={"step_id": "step-1"}).end()
@@ -124,15 +124,15 @@ def test_a_delivery_that_was_given_up(pipeline: NewPipeline, closed_port: int) -
     ]
 
 
-def test_the_part_of_a_trace(spans: list[ReadableSpan]) -> None:
-    """Spans whose parents are missing are shown as roots, and no spans as an empty picture."""
+def test_a_part_of_a_trace(spans: list[ReadableSpan]) -> None:
+    """Spans whose parents are missing are shown as roots; without spans the picture is empty."""
     part = [span for span in spans if span.name == "POST"]
     assert [line.partition(" ")[0] for line in _shown(trace_picture(part, 92))[1:]] == ["POST", "POST", "POST"]
     assert len(_shown(trace_picture([], 92))) == 1
 
 
 def test_the_file(spans: list[ReadableSpan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture in a file is the same whatever the terminal is, and has a title and colours."""
+    """The picture in a file has a title and colours, and does not depend on the terminal."""
     path = tmp_path / "trace.svg"
     write_svg(path, spans)
     picture = path.read_text(encoding="utf-8")
