@@ -1,4 +1,4 @@
-"""An endpoint tried by hand: ask whether it answers at all, or send one webhook and look at the answer."""
+"""What `check` and `send` do: find out whether an endpoint answers at all, or send it one webhook."""
 
 import asyncio
 import contextlib
@@ -20,9 +20,9 @@ from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.transport import MetadataAddressRefused, Origin, connector
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 
-_TIMEOUT = 5.0  # seconds for each thing that is tried: somebody sits and waits
-_CLOSE_TIME = 1.0  # seconds for the other side to agree that the connection is over
-_LINE_LIMIT = 4096  # bytes that may come before the first line of an answer ends
+_TIMEOUT = 5.0  # seconds for each check: a user waits for the result
+_CLOSE_TIME = 1.0  # seconds to wait for the peer to close the connection as well
+_LINE_LIMIT = 4096  # bytes that are read of the first line of an answer
 _STATUS_LINE = re.compile(rb"HTTP/1\.\d ([1-9]\d\d)( [^\n]*)?\r?\n")  # RFC 9112, section 4
 _CLOSED = "closes the connection without an answer"
 _MESSAGES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
@@ -35,7 +35,7 @@ _MESSAGES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...]
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One thing that was tried, and in words what came of it."""
+    """The result of one check: `proxy`, `name`, `connect`, `TLS` or `HTTP`. *message* is for the user."""
 
     check: str
     is_ok: bool
@@ -43,11 +43,11 @@ class CheckResult:
 
 
 async def probe(endpoint: Endpoint, *, timeout: float = _TIMEOUT) -> list[CheckResult]:
-    """Look up *endpoint*, connect, agree on TLS where it is https, and ask with HEAD: the last finding decides.
+    """Look up the name of *endpoint*, connect, start TLS if it is https, and send HEAD. The last result decides.
 
-    Sends neither webhook nor key nor signature, and behind a proxy goes no further than the proxy. Each thing
-    may take *timeout* seconds, and no longer than an attempt may. Raises `ConfigurationError` for a URL, a
-    certificate or a key file that cannot be used.
+    Sends neither webhook nor key nor signature; with a proxy it only connects to the proxy. Each check may take
+    *timeout* seconds, and no longer than an attempt may. Raises `ConfigurationError` for a URL, a certificate or
+    a key file that cannot be used.
     """
     origin = Origin(endpoint)
     timeout = min(timeout, endpoint.timeout)
@@ -65,13 +65,13 @@ async def probe(endpoint: Endpoint, *, timeout: float = _TIMEOUT) -> list[CheckR
         findings.append(CheckResult("name", is_ok=True, message=f"{origin.host} is {', '.join(addresses)}"))
     for address in addresses:
         findings += await _connect("connect", address, origin.port, timeout, origin)
-        if findings[-1].check != "connect":  # which comes last only when it has failed
+        if findings[-1].check != "connect":  # it is the last check only if it failed
             break
     return findings
 
 
 async def _connect(check: str, host: str, port: int, timeout: float, origin: Origin | None = None) -> list[CheckResult]:
-    """Connect, and with an *origin* go on from there."""
+    """Connect to *host*; with an *origin*, check TLS and HTTP on the same connection."""
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     began = monotonic()
     try:
@@ -108,7 +108,7 @@ async def _start_tls(writer: asyncio.StreamWriter, origin: Origin, timeout: floa
 async def _request_head(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, origin: Origin, timeout: float
 ) -> CheckResult:
-    """Send a HEAD request, which changes nothing at the receiver: whatever its status, it is an answer."""
+    """Send a HEAD request, which changes nothing at the receiver. Any status counts as an answer."""
     began = monotonic()
     try:
         async with asyncio.timeout(timeout):
@@ -131,7 +131,7 @@ def _head(origin: Origin) -> bytes:
 
 
 async def _first_line(reader: asyncio.StreamReader) -> bytes:
-    """What comes first, to the end of its line, or as far as it takes to see that it is no HTTP."""
+    """Read to the end of the first line, or until the bytes cannot be HTTP any more."""
     seen = b""
     while b"\n" not in seen and len(seen) < _LINE_LIMIT and b"HTTP/".startswith(seen[:5]):
         more = await reader.read(_LINE_LIMIT - len(seen))
@@ -155,15 +155,15 @@ def _describe(error: Exception, timeout: float) -> str:
         return f"refuses our certificate, or that we have none, {error.reason}; see STEP_COMPLETE_CLIENT_CERTIFICATE"
     if isinstance(error, ssl.SSLError):
         return f"fails, {error.reason}; does the endpoint speak https, not http?"
-    for kinds, words in _MESSAGES:
-        if isinstance(error, kinds):
-            return words
+    for types, message in _MESSAGES:
+        if isinstance(error, types):
+            return message
     return f"cannot be reached: {getattr(error, 'strerror', None) or type(error).__name__}"
 
 
 @dataclass(frozen=True, slots=True)
 class SentWebhook:
-    """One attempt made by hand: what was sent, what came back, and after how many seconds."""
+    """One attempt of `send_one`: the ids that were sent, the result, and the seconds it *took*."""
 
     step_id: str
     webhook_id: str
@@ -172,7 +172,7 @@ class SentWebhook:
 
 
 async def send_one(endpoint: Endpoint, step_id: str | None = None) -> SentWebhook:
-    """Make one attempt to report a step that has succeeded, under *step_id* or a new one; no retries, no spans.
+    """Make one attempt to report a successful step with *step_id*, by default a new one. No retries, no spans.
 
     Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
     """

@@ -30,7 +30,7 @@ def _tried(findings: list[CheckResult]) -> list[tuple[str, bool]]:
 
 
 def test_a_receiver() -> None:
-    """A receiver of webhooks answers HEAD, and takes it for none."""
+    """Our listener answers HEAD, and does not count it as a webhook."""
     arrivals: list[Arrival] = []
     with Listener(on_arrival=arrivals.append) as listener:
         findings = _probe(listener.url)
@@ -42,7 +42,7 @@ def test_a_receiver() -> None:
 
 @pytest.mark.parametrize(("user", "key"), [("", "sesame"), ("user:pass@", None)])
 def test_what_is_sent(user: str, key: str | None) -> None:
-    """One HEAD for path and query, over the one connection, without anything that is secret."""
+    """One HEAD request with path and query goes over one connection, without any secret."""
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -72,7 +72,7 @@ def test_what_is_sent(user: str, key: str | None) -> None:
     ],
 )
 def test_any_status_is_an_answer(line: bytes, status: str) -> None:
-    """Whatever the status, whoever answers with one speaks HTTP; no more than its line is waited for."""
+    """A status line with any status counts as an answer, and no more than that line is read."""
     with HostileReceiver(answering(line)) as receiver:
         finding = _probe(receiver.url)[-1]
     assert (finding.check, finding.is_ok) == ("HTTP", True)
@@ -83,14 +83,14 @@ def test_any_status_is_an_answer(line: bytes, status: str) -> None:
     "answer",
     [
         b"220 mail.example ESMTP secret\r\n",
-        b"\x15\x03\x01\x00\x02\x02\x46",  # an alert of TLS, which has no line
+        b"\x15\x03\x01\x00\x02\x02\x46",  # a TLS alert, which has no line break
         b"HTTP/2 200\r\n",
         b"HTTP/1.1 99 Balloons\r\n",
         b"HTTP/1.1 200 " + b"x" * 10_000,
     ],
 )
 def test_an_answer_that_is_no_http(answer: bytes) -> None:
-    """What is no HTTP is told as such at once, and not shown."""
+    """An answer that is not HTTP is reported as such at once, and is not shown."""
     with HostileReceiver(answering(answer)) as receiver:
         assert _probe(receiver.url)[-1] == CheckResult(
             "HTTP",
@@ -100,13 +100,13 @@ def test_an_answer_that_is_no_http(answer: bytes) -> None:
 
 
 def test_a_line_that_comes_in_pieces() -> None:
-    """A status line is put together, and one that breaks off is none."""
+    """A status line that arrives in pieces is joined; one that breaks off is not an answer."""
 
     def behave(connection: socket.socket, closing: threading.Event) -> None:
         read_request(connection)
         for piece in (b"HT", b"TP/1.1 20", b"0 O"):
             connection.sendall(piece)
-            closing.wait(0.05)  # so that the pieces arrive as such
+            closing.wait(0.05)  # so that the pieces arrive one by one
         if whole.is_set():
             connection.sendall(b"K\r\n")
 
@@ -128,14 +128,14 @@ def _reset(connection: socket.socket, _: threading.Event) -> None:
 
 @pytest.mark.parametrize("behave", [_hang_up, _reset])
 def test_no_answer_at_all(behave: Callable[[socket.socket, threading.Event], None]) -> None:
-    """Whoever takes the request and closes the connection has not answered, politely or not."""
+    """A receiver that closes or resets the connection after the request has not answered."""
     with HostileReceiver(behave) as receiver:
         findings = _probe(receiver.url)
     assert findings[-1] == CheckResult("HTTP", is_ok=False, message="closes the connection without an answer")
 
 
 def test_a_closed_port(closed_port: int) -> None:
-    """A refused connection is told as what it is."""
+    """A refused connection is reported as refused."""
     assert _probe(f"http://127.0.0.1:{closed_port}/") == [
         CheckResult(
             "connect", is_ok=False, message=f"127.0.0.1:{closed_port} refuses connections: nothing listens there"
@@ -143,15 +143,15 @@ def test_a_closed_port(closed_port: int) -> None:
     ]
 
 
-def test_no_way_there() -> None:
-    """Where the system knows no way to an address, it says why in its own words."""
+def test_an_address_without_a_route() -> None:
+    """For an address without a route, the message holds the system's own description of the error."""
     (finding,) = _probe("http://255.255.255.255:9/")
     assert not finding.is_ok
     assert finding.message.startswith("255.255.255.255:9 cannot be reached: ")
 
 
 def test_ipv6_is_written_with_brackets() -> None:
-    """An IPv6 address and its port can be told apart."""
+    """Brackets separate an IPv6 address from its port."""
     (finding,) = _probe("http://[::1]:9/")
     assert finding.message.startswith("[::1]:9 ")
 
@@ -173,7 +173,7 @@ def test_a_name_all_of_whose_addresses_refuse(names: Names, closed_port: int) ->
 
 @pytest.mark.parametrize("error", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long")])
 def test_an_unknown_name(names: Names, error: Exception) -> None:
-    """A name that does not exist, or cannot, is told as such."""
+    """A name that does not exist, or is no valid name, is reported as unknown."""
 
     def unknown() -> list[str]:
         raise error
@@ -189,7 +189,7 @@ def test_an_unknown_name(names: Names, error: Exception) -> None:
 
 
 def test_a_name_that_leads_to_a_metadata_service(names: Names) -> None:
-    """The address of a metadata service is not tried."""
+    """No connection is made to the address of a cloud metadata service."""
     names.lead_to("hook.example", ["169.254.169.254"])
     (finding,) = _probe("http://hook.example/")
     assert (finding.is_ok, finding.message) == (
@@ -206,7 +206,7 @@ def tls_server() -> Iterator[HTTPServer]:
 
 
 def test_tls(tls_server: HTTPServer, trusted: str) -> None:
-    """With a trusted certificate, the version of TLS and the end of the certificate are shown, and HEAD is sent."""
+    """With a trusted certificate, TLS version and expiry of the certificate are shown, and HEAD is sent."""
     tls_server.expect_request("/hook", method="HEAD", query_string="a=1").respond_with_data(status=405)
     findings = _probe(tls_server.url_for("/hook?a=1"), certificate=trusted)
     assert _tried(findings) == [("connect", True), ("TLS", True), ("HTTP", True)]
@@ -216,14 +216,17 @@ def test_tls(tls_server: HTTPServer, trusted: str) -> None:
 
 
 def test_no_http_inside_of_tls(trusted: str) -> None:
-    """Where TLS has been agreed on, nobody is asked whether it was meant."""
+    """After a TLS handshake, the message does not suggest that the endpoint speaks http."""
     with HostileReceiver(secured(server_context("127.0.0.1"), answering(b"* OK IMAP4\r\n"))) as receiver:
         finding = _probe(receiver.url.replace("http://", "https://"), certificate=trusted)[-1]
     assert finding == CheckResult("HTTP", is_ok=False, message="answers with something that is no HTTP")
 
 
 def test_a_client_certificate_that_is_missing(trusted: str) -> None:
-    """An endpoint that wants a client certificate, which TLS 1.3 tells after the handshake, leads to the setting."""
+    """If the endpoint demands a client certificate, the message names the setting.
+
+    In TLS 1.3 the client learns of that only after its handshake.
+    """
     context = server_context("127.0.0.1")
     context.verify_mode = ssl.CERT_REQUIRED
 
@@ -231,7 +234,7 @@ def test_a_client_certificate_that_is_missing(trusted: str) -> None:
         with context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False) as inside:
             with contextlib.suppress(ssl.SSLError):
                 inside.do_handshake()
-            closing.wait()  # a reset could overtake the reason
+            closing.wait()  # a reset could overtake the TLS alert
 
     with HostileReceiver(refuse) as receiver:
         finding = _probe(receiver.url.replace("http://", "https://"), certificate=trusted)[-1]
@@ -241,7 +244,7 @@ def test_a_client_certificate_that_is_missing(trusted: str) -> None:
 
 
 def test_an_untrusted_certificate(tls_server: HTTPServer) -> None:
-    """A certificate of an unknown authority is refused, with a hint at the setting."""
+    """For a certificate of an unknown authority, the message names the setting."""
     finding = _probe(tls_server.url_for("/"))[-1]
     assert (finding.check, finding.is_ok) == ("TLS", False)
     assert finding.message.startswith("certificate not trusted, ")
@@ -249,7 +252,7 @@ def test_an_untrusted_certificate(tls_server: HTTPServer) -> None:
 
 
 def test_https_to_a_port_that_speaks_http(step_receiver: ScriptedReceiver) -> None:
-    """The common slip of https for http is guessed."""
+    """The message suggests that the endpoint speaks http, a common mistake."""
     finding = _probe(step_receiver.url.replace("http://", "https://"))[-1]
     assert (finding.check, finding.is_ok) == ("TLS", False)
     assert finding.message.endswith("does the endpoint speak https, not http?")
@@ -257,7 +260,7 @@ def test_https_to_a_port_that_speaks_http(step_receiver: ScriptedReceiver) -> No
 
 @pytest.mark.parametrize(("scheme", "check"), [("http", "HTTP"), ("https", "TLS")])
 def test_a_server_that_says_nothing(names: Names, scheme: str, check: str) -> None:
-    """Nobody waits longer than the timeout, and where a connection was made no other address is tried."""
+    """A silent server costs no more than the timeout; after a connection, no other address is tried."""
     names.lead_to("hook.example", ["127.0.0.1", "127.0.0.2"])
     with HostileReceiver(silent) as receiver:
         findings = _probe(receiver.url.replace("http://127.0.0.1", f"{scheme}://hook.example"), limit=1.0)
@@ -265,48 +268,48 @@ def test_a_server_that_says_nothing(names: Names, scheme: str, check: str) -> No
     assert findings[-1].message == "gives no answer within 1 s"
 
 
-def test_a_timeout_of_an_attempt_that_is_shorter() -> None:
-    """Nobody waits longer than an attempt would."""
+def test_a_shorter_timeout_of_attempts() -> None:
+    """A check takes no longer than an attempt may."""
     with HostileReceiver(silent) as receiver:
         findings = _probe(receiver.url, timeout="1")
     assert findings[-1] == CheckResult("HTTP", is_ok=False, message="gives no answer within 1 s")
 
 
 def test_a_proxy(closed_port: int) -> None:
-    """With a proxy only the proxy is tried, without a word: the name of the endpoint is the proxy's to look up."""
-    heard: SimpleQueue[bytes] = SimpleQueue()
+    """With a proxy, `probe` only connects to the proxy, sends nothing, and does not look up the endpoint's name."""
+    received: SimpleQueue[bytes] = SimpleQueue()
     url = "http://hook.invalid/"
-    with HostileReceiver(lambda connection, _: heard.put(connection.recv(1))) as proxy:
+    with HostileReceiver(lambda connection, _: received.put(connection.recv(1))) as proxy:
         assert _tried(_probe(url, proxy=proxy.url)) == [("proxy", True)]
-        assert heard.get(timeout=10) == b""  # the connection may be accepted after it was closed
+        assert received.get(timeout=10) == b""  # the connection may be accepted after it was closed
     assert _tried(_probe(url, proxy=f"http://127.0.0.1:{closed_port}")) == [("proxy", False)]
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    """A certificate file that is none is an error of configuration."""
+    """A certificate file that cannot be read raises ConfigurationError."""
     with pytest.raises(ConfigurationError):
         _probe("https://127.0.0.1:9/", certificate=str(tmp_path / "none.pem"))
 
 
-# One webhook by hand
+# `send_one`
 
 
 def test_send_one(step_receiver: ScriptedReceiver) -> None:
-    """One attempt is made, as the processor makes it, with a trace context that asks nobody to record."""
+    """`send_one` makes one attempt like those of the processor, with a trace context that is not sampled."""
     secret = new_secret()
     endpoint = endpoint_to(step_receiver.url, key="sesame", signing_secret=secret)
     step_receiver.answers(Answer(503, body=b"later"))
-    trial = asyncio.run(send_one(endpoint, "step-mine"))
-    assert (trial.step_id, trial.result.status_code, trial.result.excerpt) == ("step-mine", 503, b"later")
-    assert 0 < trial.took < 10
+    sent = asyncio.run(send_one(endpoint, "step-mine"))
+    assert (sent.step_id, sent.result.status_code, sent.result.excerpt) == ("step-mine", 503, b"later")
+    assert 0 < sent.took < 10
     (received,) = step_receiver.received
     step = verify(received.body, received.headers, key="sesame", signing_secret=secret)
-    assert (step.step_id, step.webhook_id) == ("step-mine", trial.webhook_id)
+    assert (step.step_id, step.webhook_id) == ("step-mine", sent.webhook_id)
     assert received.headers["traceparent"].endswith("-00")
 
 
 def test_send_one_under_a_new_id(step_receiver: ScriptedReceiver) -> None:
-    """Without a step id each webhook tells of another step."""
+    """Without a step id, each webhook gets a new one."""
     endpoint = endpoint_to(step_receiver.url)
     first, second = (asyncio.run(send_one(endpoint)) for _ in range(2))
     assert first.step_id.startswith("step-")
