@@ -1,4 +1,4 @@
-"""All settings: what they are called, what they may hold, and every sentence about a wrong one."""
+"""All settings: their names, their values, and the messages about values that cannot be used."""
 
 from otel_step_hook.settings.endpoints import endpoints_of
 from otel_step_hook.settings.hook import (

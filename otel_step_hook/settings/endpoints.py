@@ -1,4 +1,4 @@
-"""From settings to the `Endpoint` values that delivery works on. Pure."""
+"""Makes the `Endpoint` values that delivery works on from settings. Pure."""
 
 import base64
 from urllib.parse import unquote, urlsplit
@@ -8,14 +8,14 @@ from otel_step_hook.settings.hook import StepHookSettings
 from otel_step_hook.settings.parsing import name_from_url, without_user_info
 from otel_step_hook.settings.receiver import EndpointSettings, ReceiverSettings
 
-_SHARED = ("payload", "outcomes", "timeout", "certificate", "proxy")  # what is set for all, where one says nothing
-_CLIENT_TLS = ("client_certificate", "client_key")  # of one receiver or of all, and never one from each
+_SHARED = ("payload", "outcomes", "timeout", "certificate", "proxy")  # an endpoint without its own takes that of all
+_CLIENT_TLS = ("client_certificate", "client_key")  # shared together: a key belongs to its certificate
 
 
 def endpoints_of(settings: StepHookSettings) -> tuple[Endpoint, ...]:
-    """An `Endpoint` for each receiver of *settings*, with names of their own; empty without a webhook.
+    """Returns an `Endpoint` for each receiver of *settings*, each with a different name; empty without a webhook.
 
-    The only URL of ``STEP_COMPLETE_WEBHOOK`` is "default"; of several each is its host and a short hash.
+    A single URL in ``STEP_COMPLETE_WEBHOOK`` is named "default". Each of several is named by host and a short hash.
     """
     if settings.endpoints:
         return tuple(
@@ -26,7 +26,7 @@ def endpoints_of(settings: StepHookSettings) -> tuple[Endpoint, ...]:
 
 
 def _with_shared(endpoint: EndpointSettings, settings: StepHookSettings) -> EndpointSettings:
-    """*endpoint*, with what *settings* have for all where it says nothing; secrets are never shared."""
+    """*endpoint*, with the values of *settings* for what it does not set itself, except secrets."""
     own = endpoint.model_fields_set
     names = _SHARED if own.intersection(_CLIENT_TLS) else (*_SHARED, *_CLIENT_TLS)
     return endpoint.model_copy(update={name: getattr(settings, name) for name in names if name not in own})
@@ -48,7 +48,7 @@ def _endpoint(name: str, url: str, receiver: ReceiverSettings) -> Endpoint:
 
 
 def _basic(url: str) -> str:
-    """The authorization that the user information of *url* asks for; empty without one (RFC 7617, in UTF-8)."""
+    """The Basic authorization (RFC 7617, in UTF-8) for the user name and password in *url*; empty without them."""
     parts = urlsplit(url)
     if parts.username is None:
         return ""

@@ -1,4 +1,4 @@
-"""Several receivers, as they are written: in a TOML file, or as the settings of each."""
+"""Reads the settings of several receivers, from a TOML file or from a sequence."""
 
 import re
 import tomllib
@@ -9,24 +9,27 @@ from otel_step_hook.settings.parsing import PREFIX, did_you_mean, read_path
 from otel_step_hook.settings.receiver import EndpointSettings, endpoint_label
 
 _LONGEST_PATH = 4096  # characters; PATH_MAX of Linux, and more than macOS takes
-# One slash is enough: `pathlib.Path` makes one of two.
+# One slash after the scheme is enough: `pathlib.Path` turns two into one.
 _NO_PATH = re.compile(r"://|https?:/|[\r\n]|\[\[", re.IGNORECASE)
 ENDPOINTS = "the path of a TOML file with an [[endpoint]] for each receiver"
 
 
 def read_endpoints(value: object) -> object:
-    """The `EndpointSettings` that *value* holds: a path, or a sequence of them or of mappings; none for a blank."""
+    """Returns the `EndpointSettings` in *value*: the path of a file, or a sequence of them or of mappings.
+
+    None and a blank path give an empty tuple.
+    """
     value = () if value is None else read_path(value)
     if isinstance(value, str):
         path = _checked(value.strip())
         return _endpoints(_tables(path), _shown(path)) if path else ()
     if not isinstance(value, Sequence):
-        raise ValueError(f"is of type {type(value).__name__}")  # noqa: TRY004 -- pydantic makes its own error of it
+        raise ValueError(f"is of type {type(value).__name__}")  # noqa: TRY004 -- pydantic expects a ValueError
     return _endpoints(value, f"{PREFIX}ENDPOINTS")
 
 
 def _checked(path: str) -> str:
-    """*path*; ValueError for what was meant for another variable or for the file: secrets may be in it."""
+    """Returns *path*. Raises ValueError for a URL or the text of a file, without showing it: secrets may be in it."""
     if _NO_PATH.search(path):
         raise ValueError("holds a URL or the text of a file")
     if len(path) > _LONGEST_PATH:
@@ -35,7 +38,7 @@ def _checked(path: str) -> str:
 
 
 def _endpoints(tables: Iterable[object], place: str) -> tuple[EndpointSettings, ...]:
-    """All that are wrong are reported at once."""
+    """Read all *tables*, which are from *place*; one error reports all wrong ones."""
     endpoints, wrong = [], []
     for number, table in enumerate(tables, start=1):
         try:
@@ -57,7 +60,7 @@ def _endpoint(table: object) -> EndpointSettings:
 
 
 def _shown(path: str) -> str:
-    """*path* as a sentence can hold it: pydantic takes none with what is no UTF-8, which a path may be."""
+    """*path* for a message: bytes that are not UTF-8 are escaped, because pydantic accepts no text with them."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -79,12 +82,12 @@ def _tables(path: str) -> list[object]:
 
 def _document(path: str) -> dict[str, object]:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 -- what cannot be a path is an OSError here
+        with open(path, "rb") as file:  # noqa: PTH123 -- *path* is opened exactly as given
             return tomllib.load(file)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8; nested too deeply
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8; nested too deeply
         place = re.search(r"\(at [a-z0-9, ]+\)$", str(error))
         problem = f"is no TOML {place[0] if place else ''}".rstrip()
-    # Outside of `except`: such an error may hold the text of the file, and with it the secrets.
+    # Raised outside of `except`: the caught error may hold the text of the file, and with it secrets.
     raise ConfigurationError(f"{PREFIX}ENDPOINTS names {_shown(path)}, which {problem}; expected {ENDPOINTS}")

@@ -1,4 +1,4 @@
-"""`StepHookSettings`: all settings. Owns pydantic-settings and the environment."""
+"""`StepHookSettings`, which has all settings. Owns pydantic-settings and the STEP_COMPLETE_… variables."""
 
 import os
 from collections import Counter
@@ -23,14 +23,15 @@ from otel_step_hook.settings.receiver import SECONDS, URL, EndpointSettings, Rec
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import PROFILES
 
-_NOT_SHARED = ("key", "signing_secret", "headers")  # secrets that one receiver shares with us: no other gets them
+_NOT_SHARED = ("key", "signing_secret", "headers")  # secrets of one receiver, sent to no other
 
 
 class StepHookSettings(ReceiverSettings, BaseSettings):
-    """All settings, frozen: from the arguments, else from ``STEP_COMPLETE_*``, else the defaults.
+    """All settings of a hook, from the arguments, else from ``STEP_COMPLETE_…`` variables, else the defaults. Frozen.
 
-    Times are seconds. *endpoints* is the path of a TOML file, or `EndpointSettings`, one for each receiver, instead of
-    *webhook*. Raises `ConfigurationError`, which names the variable, what was expected and what to do, and never
+    A setting has the same name as its variable, without the prefix and in lower case. Times are in seconds.
+    *endpoints*, which replaces *webhook*, is the path of a TOML file or a sequence with an `EndpointSettings` for each
+    receiver. Raises `ConfigurationError`, which names the variable, what was expected and what to do, and never
     shows the value of a secret.
     """
 
@@ -78,7 +79,7 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
 
     @classmethod
     def shown_name(cls, name: str) -> str:
-        """The variable that holds the setting *name*."""
+        """The environment variable of the setting *name*."""
         return PREFIX + name.upper()
 
     @model_validator(mode="after")
@@ -116,7 +117,7 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
 
 
 def unknown_variables() -> list[str]:
-    """A sentence for each variable of the environment that starts with the prefix and is no setting."""
+    """Returns a sentence for each environment variable that starts with ``STEP_COMPLETE_`` and is no setting."""
     known = [PREFIX + name.upper() for name in StepHookSettings.model_fields]
     return [
         f"{name} is not a setting of otel-step-hook{did_you_mean(name, known)}"
@@ -127,7 +128,7 @@ def unknown_variables() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One setting, as people read it: in README's table and in ``otel-step-hook check``."""
+    """One row of the tables of settings: of README's, and of that of ``otel-step-hook check``."""
 
     name: str
     variable: str
@@ -137,7 +138,7 @@ class SettingRow:
 
 
 def setting_rows() -> list[SettingRow]:
-    """Every setting in the order of the class."""
+    """Returns a row for each setting, in the order of the class."""
     return [
         SettingRow(name, PREFIX + name.upper(), _shown(field.default), field.description or "", not field.repr)
         for name, field in StepHookSettings.model_fields.items()
@@ -148,19 +149,19 @@ def _shown(value: object) -> str:
     if value in (None, ()):
         return "unset"
     if isinstance(value, frozenset):
-        return ",".join(word for word in Outcome if word in value)
+        return ",".join(outcome for outcome in Outcome if outcome in value)
     if isinstance(value, tuple):
         return ",".join(one.display_name if isinstance(one, EndpointSettings) else str(one) for one in value)
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def effective_settings(settings: StepHookSettings) -> dict[str, tuple[str, str]]:
-    """For each setting its value, ``***`` for a secret, and its source: environment, argument or default."""
+    """Returns by name each setting's value, ``***`` for a secret, and its source: environment, argument or default."""
     result = {}
     for row in setting_rows():
         value = _shown(getattr(settings, row.name))
         source = "environment" if row.name in settings.model_fields_set else "default"
-        if row.name in settings._arguments:  # noqa: SLF001 -- ours
+        if row.name in settings._arguments:  # noqa: SLF001 -- of our own class
             source = "argument"
         result[row.name] = ("***" if row.is_secret and value != "unset" else value, source)
     return result

@@ -1,4 +1,7 @@
-"""From what was written for a setting to its value. What is raised here reads on from the setting's name."""
+"""Turns what is given for a setting into its value.
+
+The message of a ValueError raised here continues a sentence that begins with the setting's name: "is not text".
+"""
 
 import difflib
 import hashlib
@@ -18,10 +21,10 @@ PREFIX = "STEP_COMPLETE_"
 
 _log = logging.getLogger("otel_step_hook")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2: a header's name
-_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")  # visible ASCII, spaces only inside: what HTTP carries unchanged
+_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")  # a value that HTTP carries unchanged: visible ASCII, spaces only inside
 _SPACES = re.compile(r"[ \t\r\n]+")
 _JOINED = re.compile(",https?://", re.IGNORECASE)
-_HOST, _HASH = 57, 6  # characters: a name has up to 64
+_HOST, _HASH = 57, 6  # characters of the two parts of a name, which has up to 64
 _OWN_HEADERS = frozenset(
     {
         *("host", "connection", "transfer-encoding", "content-length", "content-type", "accept", "accept-encoding"),
@@ -31,7 +34,7 @@ _OWN_HEADERS = frozenset(
 
 
 def read_text(value: object) -> str:
-    """The text of *value*, a secret's included. ValueError for what is no text."""
+    """The text of *value*, which may be a `SecretStr`. Raises ValueError for anything else."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str):
         raise ValueError("is not text")  # noqa: TRY004 -- pydantic turns a ValueError into its own error
@@ -39,7 +42,10 @@ def read_text(value: object) -> str:
 
 
 def read_url(value: object) -> str | None:
-    """The absolute URL, http or https, not of a cloud metadata service; None for none and for a blank."""
+    """The absolute http or https URL in *value*; None for None and for a blank.
+
+    Raises ValueError for any other text, and for the URL of a cloud metadata service.
+    """
     url = "" if value is None else read_text(value).strip()
     if not url:
         return None
@@ -65,14 +71,14 @@ def read_url(value: object) -> str | None:
 def _check_characters(url: str) -> None:
     if re.search(r"[\s\x00-\x1f\x7f\\]", url):
         raise ValueError("holds a space, a backslash or a control character")
-    if re.search(r"[\ud800-\udfff]", url):  # how bytes of the environment that are no UTF-8 become text
+    if re.search(r"[\ud800-\udfff]", url):  # surrogates: bytes of the environment that are not UTF-8
         raise ValueError("holds what is no UTF-8")
     if _JOINED.search(url):
         raise ValueError("holds several URLs with a comma between")
 
 
 def read_one_url(value: object) -> str:
-    """As `read_url`; ValueError for none and for a blank."""
+    """Like `read_url`, but raises ValueError for None and for a blank."""
     url = read_url(value)
     if url is None:
         raise ValueError("is not set")
@@ -80,38 +86,38 @@ def read_one_url(value: object) -> str:
 
 
 def read_urls(value: object) -> str | None:
-    """One URL or several, each once and with a space between two; None for none and for a blank."""
-    words = [] if value is None else [word for word in _SPACES.split(read_text(value)) if word]
-    for number, word in enumerate(words, start=1):
+    """One or several URLs, separated by one space and without repetitions; None for None and for a blank."""
+    urls = [] if value is None else [url for url in _SPACES.split(read_text(value)) if url]
+    for number, url in enumerate(urls, start=1):
         try:
-            _check_comma(word, is_last=number == len(words))
-            read_url(word)
+            _check_comma(url, is_last=number == len(urls))
+            read_url(url)
         except ValueError as error:
-            which = f" (URL {number} of {len(words)})" if len(words) > 1 else ""
+            which = f" (URL {number} of {len(urls)})" if len(urls) > 1 else ""
             raise ValueError(f"{error}{which}") from None
-    return " ".join(dict.fromkeys(words)) or None
+    return " ".join(dict.fromkeys(urls)) or None
 
 
-def _check_comma(word: str, *, is_last: bool) -> None:
-    if _JOINED.search(word) or (word.endswith(",") and not is_last):
+def _check_comma(url: str, *, is_last: bool) -> None:
+    if _JOINED.search(url) or (url.endswith(",") and not is_last):
         raise ValueError("holds a comma between URLs: separate them by spaces; a comma inside of one is %2C")
 
 
 def without_user_info(url: str) -> str:
     """*url* without user information, which is sent as a header, and without fragment, which is not sent at all."""
     scheme, _, rest = url.partition("#")[0].partition("://")
-    authority = re.match("[^/?]*", rest)[0]  # type: ignore[index]  # -- fits anything
+    authority = re.match("[^/?]*", rest)[0]  # type: ignore[index]  # -- matches any text
     return f"{scheme}://{rest.removeprefix(authority[: authority.rfind('@') + 1])}"
 
 
 def name_from_url(url: str) -> str:
-    """A name for the receiver behind *url* that shows no secret: the host and a short hash."""
+    """A name for the endpoint with this *url* that shows no secret: the host and a short hash."""
     host = re.sub("[^A-Za-z0-9_.-]", "-", urlsplit(url).hostname or "")[:_HOST]
     return f"{host}-{hashlib.sha256(without_user_info(url).encode()).hexdigest()[:_HASH]}"
 
 
 def read_key(value: object) -> str | None:
-    """The key without the line break that files end in; ValueError for one that HTTP cannot carry."""
+    """The key, without a line break at its end, as files have it. Raises ValueError for one that HTTP cannot carry."""
     if value is None:
         return None
     key = read_text(value)
@@ -126,14 +132,14 @@ def read_key(value: object) -> str | None:
 
 
 def read_signing_secret(value: object) -> object:
-    """*value*, if it holds `whsec_…` secrets; None for none. ConfigurationError where one cannot be used."""
+    """Returns *value*. Raises ConfigurationError if it holds a ``whsec_…`` secret that cannot be used."""
     if value is not None:
         parse_secrets(read_text(value))
     return value
 
 
 def read_path(value: object) -> object:
-    """The text of a path, and whatever else was given as it is."""
+    """Returns a path object as text, and any other *value* unchanged. Raises ValueError for a NUL."""
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(path, str) and "\0" in path:
         raise ValueError("holds a NUL")
@@ -141,30 +147,30 @@ def read_path(value: object) -> object:
 
 
 def check_file(path: str | None) -> str | None:
-    """*path*; ValueError for the text of a PEM file, which may be a private key and is not shown."""
+    """Returns *path*. Raises ValueError for the text of a PEM file, which may be a private key and is not shown."""
     if path is not None and ("-----BEGIN" in path or "\n" in path or "\r" in path):
         raise ValueError("holds a line break or the text of a PEM file")
     return path
 
 
 def read_number(value: object) -> object:
-    """*value*, unless it is a truth value, which Python counts as 0 or 1."""
+    """Returns *value*. Raises ValueError for a bool, which Python counts as 0 or 1."""
     if isinstance(value, bool):
         raise ValueError(f"is {value}")  # noqa: TRY004 -- pydantic turns a ValueError into its own error
     return value
 
 
 def read_list(value: object) -> object:
-    """The words of a text, in lower case; ValueError when there are none."""
+    """Splits a text into names in lower case; returns any other *value* unchanged. Raises ValueError if it is empty."""
     if isinstance(value, str):
-        value = tuple(word for word in re.split(r"[,\s]+", value.lower()) if word)
+        value = tuple(name for name in re.split(r"[,\s]+", value.lower()) if name)
     if isinstance(value, Sized) and not value:
         raise ValueError("names none")
     return value
 
 
 def check_profiles(names: tuple[str, ...]) -> tuple[str, ...]:
-    """*names* in lower case, if there is a profile for each."""
+    """Returns *names* in lower case. Raises ValueError for a name without a profile."""
     known, names = profile_names(), tuple(name.lower() for name in names)
     for name in names:
         if name not in known:
@@ -173,7 +179,7 @@ def check_profiles(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def read_headers(value: object) -> object:
-    """The pairs of a mapping, or of a text as in ``OTEL_EXPORTER_OTLP_HEADERS``; none for None."""
+    """The pairs of a mapping or of a text in the format of ``OTEL_EXPORTER_OTLP_HEADERS``; empty for None."""
     if value is None:
         return ()
     if isinstance(value, Mapping):
@@ -191,7 +197,10 @@ def _pair(item: str) -> tuple[str, str]:
 
 
 def check_headers(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """*pairs* with names in lower case, if HTTP can carry each, and none is set for every webhook anyway."""
+    """Returns *pairs* with names in lower case.
+
+    Raises ValueError for one that HTTP cannot carry, or whose name every webhook sets itself.
+    """
     for name, text in pairs:
         if not _TOKEN.fullmatch(name):
             raise ValueError("has a name that HTTP cannot carry")
@@ -204,7 +213,7 @@ def check_headers(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean …?`` with the nearest of *known*, or nothing."""
-    # Without the prefix: what all names share would make any two of them alike.
-    bare = {word.upper().removeprefix(PREFIX): word for word in known}
+    # Compared without the prefix, which would make any two names similar.
+    bare = {candidate.upper().removeprefix(PREFIX): candidate for candidate in known}
     near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), bare, n=1, cutoff=0.5)
     return f"; did you mean {bare[near[0]]}?" if near else ""

@@ -1,4 +1,4 @@
-"""The settings of one receiver, as all receivers share them or as one endpoint has them."""
+"""The settings of one receiver, which all receivers share or one endpoint has."""
 
 import os
 import re
@@ -43,21 +43,21 @@ URL = "an absolute URL such as https://example.com/hook"
 SECONDS = "a number of seconds above 0 and up to 315360000 (ten years), such as 15"
 _Path = Annotated[str | None, AfterValidator(check_file), BeforeValidator(read_path)]
 _FILE = "the path of a PEM file that can be read"
-_NAME = r"^[A-Za-z0-9_.-]{1,64}$"  # it becomes a metric's label and part of a row's key
-_VARIABLES = {"key_env": "key", "signing_secret_env": "signing_secret"}  # settings that name a variable, and for what
+_NAME = r"^[A-Za-z0-9_.-]{1,64}$"  # it becomes an attribute of spans and metrics
+_VARIABLES = {"key_env": "key", "signing_secret_env": "signing_secret"}  # settings that name the variable of a secret
 
 
 def setting(default: object, meaning: str, expected: str, *, secret: bool = False) -> Any:
-    """The default of a setting, with what README and the sentences about wrong values say of it."""
+    """A field with its default, its meaning in README's table, and what messages say is expected of its value."""
     return Field(default, description=meaning, json_schema_extra={"expected": expected}, repr=not secret)
 
 
 class ReceiverSettings(BaseModel):
-    """What can be set for one receiver. Raises `ConfigurationError`, which never shows the value of a secret."""
+    """The settings of one receiver. Raises `ConfigurationError`, which never shows the value of a secret."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    webhook: str | None = None  # first in the table; each class below says what it may hold
+    webhook: str | None = None  # declared here to come first in the table; subclasses define its values
     key: Annotated[SecretStr | None, BeforeValidator(read_key)] = setting(
         None,
         "Secret, sent as `Authorization: Bearer …`.",
@@ -108,13 +108,13 @@ class ReceiverSettings(BaseModel):
             wrong = "; ".join(self._error_message(item) for item in error.errors())
         else:
             return
-        # Outside of `except`: pydantic's error holds the input, and with it the secrets; `from None`
-        # would hide it and keep it.
+        # Raised outside of `except`: pydantic's error holds the input, and with it secrets, despite
+        # `hide_input_in_errors` (pydantic/pydantic#7461). With `from None` it would still be the `__context__`.
         raise ConfigurationError(wrong)
 
     @classmethod
     def shown_name(cls, name: str) -> str:
-        """What the setting *name* is called in a sentence."""
+        """What messages call the setting *name*."""
         return name
 
     @classmethod
@@ -124,10 +124,10 @@ class ReceiverSettings(BaseModel):
 
     @classmethod
     def _error_message(cls, item: ErrorDetails) -> str:
-        """What is wrong with one setting: the name, what happened, what was expected; a secret never."""
+        """The message about one wrong setting: its name, what is wrong and what was expected. It shows no secret."""
         name, *inside = item["loc"] or ("",)
         error = item.get("ctx", {}).get("error")
-        if isinstance(error, ConfigurationError):  # which says it all, of the variable
+        if isinstance(error, ConfigurationError):  # a complete message, about the variable
             return str(error).replace(f"{PREFIX}SIGNING_SECRET", cls.shown_name("signing_secret"))
         if item["type"] == "extra_forbidden":
             return f"{name} is not a setting{did_you_mean(str(name), cls.known_names())}"
@@ -165,11 +165,11 @@ class ReceiverSettings(BaseModel):
 
 
 class EndpointSettings(ReceiverSettings):
-    """One of several receivers, frozen. What is not set here is as `StepHookSettings` has it for all, or the default.
+    """The settings of one of several receivers, frozen. `StepHookSettings` has the values of what is not set here.
 
-    *name* is what spans, metrics and logs call it; without one it is the host and a short hash of the URL.
+    *name* identifies the receiver in spans, metrics and logs; by default it is the host and a short hash of the URL.
     *key_env* and *signing_secret_env* name the environment variable that holds the secret, in place of the secret.
-    Secrets are one receiver's own: *key*, *signing_secret* and *headers* are never those of `StepHookSettings`.
+    *key*, *signing_secret* and *headers* are secrets of one receiver: `StepHookSettings` never provides them.
 
     Raises `ConfigurationError`, which names the endpoint and the setting, and never shows the value of a secret.
     """
@@ -191,23 +191,23 @@ class EndpointSettings(ReceiverSettings):
 
     @classmethod
     def known_names(cls) -> tuple[str, ...]:
-        """Those of the class, and those that name a variable."""
+        """The names of all fields, and of the settings that name a variable."""
         return (*cls.model_fields, *_VARIABLES)
 
     @property
     def display_name(self) -> str:
-        """Its name, or the one that is made from its URL."""
+        """The name, or the one that is made from the URL."""
         return self.name or name_from_url(self.webhook)
 
 
 def endpoint_label(values: Mapping[str, object]) -> str:
-    """How a sentence about an endpoint with these settings begins; empty for one that has no name."""
+    """The beginning of a message about the endpoint with these settings; empty if it has no valid name."""
     name = values.get("name")
     return f"endpoint {name!r}: " if isinstance(name, str) and re.fullmatch(_NAME, name) else ""
 
 
 def _with_secrets(values: Mapping[str, object]) -> dict[str, object]:
-    """*values*, with the secret in place of the name of the variable that holds it."""
+    """*values*, with each secret in place of the name of its variable."""
     result = {name: value for name, value in values.items() if name not in _VARIABLES}
     for name, secret in _VARIABLES.items():
         variable = values.get(name)
@@ -215,7 +215,7 @@ def _with_secrets(values: Mapping[str, object]) -> dict[str, object]:
             continue
         if values.get(secret) is not None:
             raise ConfigurationError(f"{secret} and {name} are both set: remove one of them")
-        # Not shown: somebody might have put the secret itself there.
+        # The message does not show *variable*: it may be the secret itself, put in the wrong place.
         result[secret] = os.environ.get(variable) if isinstance(variable, str) else None
         if not result[secret]:
             raise ConfigurationError(
