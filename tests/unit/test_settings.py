@@ -1,4 +1,4 @@
-"""What is taken for a setting, from the environment and from arguments. What is refused: test_settings_refused.py."""
+"""Values that settings accept, from variables and from arguments. For wrong values see test_settings_refused.py."""
 
 import base64
 import copy
@@ -15,11 +15,11 @@ from otel_step_hook.delivery.model import Endpoint
 from otel_step_hook.settings import effective_settings, endpoints_of, setting_rows, unknown_variables
 from otel_step_hook.steps.event import Outcome
 
-_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
-_FILE = Path(__file__).with_name("endpoints.toml")  # one endpoint, the one below
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # from the tests of the Standard Webhooks libraries
+_FILE = Path(__file__).with_name("endpoints.toml")  # has one endpoint, equal to `_ENDPOINT`
 _ENDPOINT = EndpointSettings(name="billing", webhook="https://example.com/billing", timeout=5)
 _WHOLE_URL = "https://user:pa%20ss@example.com:8443/hooks/T0/B0?token=x#part"
-# For each setting: what the environment may hold, the same as an argument, and the value.
+# For each setting: a text for its variable, the same as an argument, and the value that both give.
 _GIVEN: dict[str, tuple[str, object, object]] = {
     "webhook": (f" {_WHOLE_URL}\thttp://b/\n", f"{_WHOLE_URL} http://b/", f"{_WHOLE_URL} http://b/"),
     "key": ("k ey", "k ey", SecretStr("k ey")),
@@ -42,7 +42,7 @@ _GIVEN: dict[str, tuple[str, object, object]] = {
     "max_queue_size": ("1", 1, 1),
     "shutdown_timeout": ("315360000", 315360000, 315360000.0),
 }
-_NEEDS = {"client_key": {"client_certificate": "client.pem"}}  # settings that go together
+_NEEDS = {"client_key": {"client_certificate": "client.pem"}}  # settings that need another
 
 
 def _variable(name: str) -> str:
@@ -50,12 +50,12 @@ def _variable(name: str) -> str:
 
 
 def test_every_setting_is_tried_here() -> None:
-    """A setting that is added is added to these tests."""
+    """`_GIVEN` has every setting, so a new one must be added to these tests."""
     assert list(_GIVEN) == list(StepHookSettings.model_fields)
 
 
 def _read(name: str, variable: str, **arguments: object) -> object:
-    """The value of setting *name*, or the error that refuses it."""
+    """The value of setting *name* with the text *variable* in the environment, or the error that refuses it."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(_variable(name), variable)
         try:
@@ -65,21 +65,21 @@ def _read(name: str, variable: str, **arguments: object) -> object:
 
 
 def test_a_setting_is_read_from_the_environment() -> None:
-    """Each setting has its variable."""
-    read = {name: _read(name, written) for name, (written, _, _) in _GIVEN.items()}
+    """Each setting is read from its variable."""
+    read = {name: _read(name, text) for name, (text, _, _) in _GIVEN.items()}
     wrong = {name: value for name, value in read.items() if value != _GIVEN[name][2]}
     assert not wrong, str(wrong)
 
 
 def test_a_setting_is_read_from_an_argument() -> None:
-    """Each setting has its argument, which is stronger than its variable, even than a wrong one."""
+    """Each setting is read from its argument, even when its variable holds a wrong value."""
     read = {name: _read(name, "\x80", **{name: argument}) for name, (_, argument, _) in _GIVEN.items()}
     wrong = {name: value for name, value in read.items() if value != _GIVEN[name][2]}
     assert not wrong, str(wrong)
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``STEP_COMPLETE_KEY=`` in a shell or in YAML takes the default, for every setting."""
+    """An empty variable, such as ``STEP_COMPLETE_KEY=`` in YAML, gives the default of its setting."""
     for name in _GIVEN:
         monkeypatch.setenv(_variable(name), "")
     assert StepHookSettings() == StepHookSettings.model_construct()
@@ -87,7 +87,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_defaults_are_those_of_the_specification() -> None:
-    """Nothing is sent without a webhook; all outcomes are, with the bare step id, within 15 and 30 seconds."""
+    """By default there is no webhook; all outcomes are sent, with the step id alone, within 15 and 30 seconds."""
     settings = StepHookSettings()
     assert (settings.webhook, settings.key, settings.signing_keys) == (None, None, ())
     assert settings.payload == "step_id"
@@ -95,8 +95,8 @@ def test_the_defaults_are_those_of_the_specification() -> None:
     assert (settings.timeout, settings.give_up_after) == (15, 30)
 
 
-def test_none_takes_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second hook, with another receiver, is not to hand it what the first one shares with us."""
+def test_none_replaces_a_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With None as argument, a second hook does not send the first receiver's secrets to another receiver."""
     for name, value in {"key": "k", "signing_secret": _SECRET, "headers": "x-a=1"}.items():
         monkeypatch.setenv(_variable(name), value)
     settings = StepHookSettings(webhook="https://other/", key=None, signing_secret=None, headers=None)
@@ -105,12 +105,12 @@ def test_none_takes_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
 def test_a_blank_webhook_is_none(blank: str) -> None:
-    """An argument that came out empty disables the hook, as an empty variable does."""
+    """A blank argument disables the hook, as an empty variable does."""
     assert StepHookSettings(webhook=blank, proxy=blank).webhook is None
 
 
-def test_white_space_around_a_url_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL from a file that ends in a line break is taken."""
+def test_white_space_around_a_url_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL with spaces or a line break around it, as from a file, is accepted."""
     monkeypatch.setenv("STEP_COMPLETE_WEBHOOK", " http://localhost:8000/hook\r\n")
     assert StepHookSettings().webhook == "http://localhost:8000/hook"
 
@@ -120,7 +120,7 @@ def test_white_space_around_a_url_is_dropped(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_key_loses_the_line_break_of_its_file(
     end: str, wrap: Callable[[str], object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line break at the key's end is dropped with a warning, which does not show the key."""
+    """One line break at the end of the key is removed, with a warning that does not show the key."""
     key = StepHookSettings(key=wrap(f"sekret{end}")).key
     assert key is not None
     assert key.get_secret_value() == "sekret"
@@ -133,14 +133,14 @@ def test_a_key_loses_the_line_break_of_its_file(
     st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1).filter(lambda key: key == key.strip())
 )
 def test_a_key_that_http_can_carry_is_kept_as_it_is(key: str) -> None:
-    """Whatever visible ASCII a key is made of, with spaces inside, is taken to the letter."""
-    taken = StepHookSettings(key=key).key
-    assert taken is not None
-    assert taken.get_secret_value() == key
+    """A key of any visible ASCII characters, with spaces only inside, is kept unchanged."""
+    accepted = StepHookSettings(key=key).key
+    assert accepted is not None
+    assert accepted.get_secret_value() == key
 
 
 def test_signing_secrets_are_decoded_in_their_order() -> None:
-    """During a rotation there are several, separated by spaces."""
+    """Several signing secrets, as during a rotation, are separated by spaces and decoded in order."""
     keys = (b"a" * 24, b"b" * 64)
     text = " ".join(f"whsec_{base64.b64encode(key).decode()}" for key in keys)
     assert StepHookSettings(signing_secret=text).signing_keys == keys
@@ -155,33 +155,33 @@ def test_signing_secrets_are_decoded_in_their_order() -> None:
     ],
 )
 def test_headers_may_be_given_as_text_and_as_pairs(headers: object) -> None:
-    """Text as for OpenTelemetry's exporters and pairs give the same, repeated names included."""
+    """A text in the format of OpenTelemetry's exporters and pairs give the same headers, repeated names included."""
     assert StepHookSettings(headers=headers).headers == (("x-a", "1"), ("x-a", "2"))
 
 
-def test_an_authorization_of_ones_own_is_a_header() -> None:
-    """Another scheme than Bearer goes into the headers, in place of the key."""
+def test_another_authorization_scheme_is_a_header() -> None:
+    """An authorization with another scheme than Bearer is set as a header, without a key."""
     settings = StepHookSettings(webhook="https://example.com", headers="Authorization=Token%20x")
     assert settings.headers == (("authorization", "Token x"),)
 
 
 def test_settings_are_frozen() -> None:
-    """What was checked at start-up cannot change under a running worker."""
+    """Settings cannot be changed after they were checked."""
     settings = StepHookSettings(key="sekret")
     with pytest.raises(ValidationError, match="frozen"):
-        settings.key = SecretStr("other")  # type: ignore[misc]  # -- that is the mistake
+        settings.key = SecretStr("other")  # type: ignore[misc]  # -- the field is read-only
     assert settings.key == SecretStr("sekret")
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
 def test_settings_can_be_copied(copied: Callable[[StepHookSettings], StepHookSettings]) -> None:
-    """A framework that copies its configuration gets the same settings."""
+    """A copy and a deep copy equal the settings."""
     settings = StepHookSettings(key="sekret", outcomes="failed", timeout=3)
     assert copied(settings) == settings
 
 
 def test_no_representation_shows_a_secret() -> None:
-    """Printing the settings, in a log or a traceback, gives nothing away."""
+    """Neither `repr` nor `str` nor the table of settings shows a secret."""
     settings = StepHookSettings(
         webhook="https://example.com/T0SEKRET?token=SEKRET",
         key="SEKRET",
@@ -194,7 +194,7 @@ def test_no_representation_shows_a_secret() -> None:
         assert _SECRET not in shown
 
 
-# What starts with the prefix and is no setting
+# Variables with the prefix that are no settings
 
 
 @pytest.mark.parametrize(
@@ -205,31 +205,31 @@ def test_no_representation_shows_a_secret() -> None:
         ("step_complete_time_out", "; did you mean STEP_COMPLETE_TIMEOUT?"),
         ("STEP_COMPLETE_GIVEUP_AFTER", "; did you mean STEP_COMPLETE_GIVE_UP_AFTER?"),
         ("STEP_COMPLETE_", ""),
-        ("STEP_COMPLETE_XYZZY", ""),  # like none of them, though it shares the prefix with all
+        ("STEP_COMPLETE_XYZZY", ""),  # similar to none, except for the prefix
     ],
 )
 def test_a_misspelt_variable_is_reported_with_the_nearest(
     name: str, meant: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A processor warns once of each variable that means nothing, without its value."""
+    """A processor warns once of each unknown variable, without showing its value."""
     monkeypatch.setenv(name, "SEKRET")
     StepHookProcessor(StepHookSettings(payload="full"))
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told == [f"{name} is not a setting of otel-step-hook{meant}"] == unknown_variables()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"{name} is not a setting of otel-step-hook{meant}"] == unknown_variables()
 
 
-def test_known_and_foreign_variables_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings, in any case, and what belongs to others are nobody's mistake."""
+def test_known_and_unrelated_variables_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of settings, in upper or lower case, and variables without the prefix are not reported."""
     for name in ("STEP_COMPLETE_KEY", "step_complete_timeout", "STEP_COMPLETENESS", "OTEL_STEP_COMPLETE_KEY"):
         monkeypatch.setenv(name, "1")
     assert unknown_variables() == []
 
 
-# What people read
+# What users are shown
 
 
-def test_the_rows_tell_of_every_setting() -> None:
-    """The table has a row for each setting, with its variable, its default and what it means."""
+def test_every_setting_has_a_row() -> None:
+    """The table has a row for each setting, with its variable, its default and its meaning."""
     rows = {row.name: row for row in setting_rows()}
     assert list(rows) == list(_GIVEN)
     assert all(row.variable == _variable(name) and row.meaning for name, row in rows.items())
@@ -252,7 +252,7 @@ def test_the_rows_tell_of_every_setting() -> None:
 
 
 def test_settings_in_force_are_shown_with_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each value is shown with where it came from; a secret as stars, and none as none."""
+    """Each value is shown with its source; a secret as stars, a missing value as unset."""
     monkeypatch.setenv("STEP_COMPLETE_KEY", "sekret")
     monkeypatch.setenv("STEP_COMPLETE_OUTCOMES", "cancelled,failed")
     monkeypatch.setenv("STEP_COMPLETE_TIMEOUT", "3")

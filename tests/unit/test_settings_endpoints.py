@@ -1,4 +1,4 @@
-"""Several receivers: what is taken for each. What is refused: test_settings_endpoints_refused.py."""
+"""Settings of several receivers. For wrong ones see test_settings_endpoints_refused.py."""
 
 import base64
 import hashlib
@@ -16,11 +16,12 @@ from otel_step_hook.delivery.model import Endpoint, TlsFiles
 from otel_step_hook.settings import effective_settings, endpoints_of
 from otel_step_hook.steps.event import Outcome
 
-_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # from the tests of the Standard Webhooks libraries
 _KEY = base64.b64decode(_SECRET.removeprefix("whsec_"))
 
 
 def _from_file(path: Path, text: str, **others: object) -> tuple[Endpoint, ...]:
+    """The endpoints for a TOML file with *text*, and for the *others* among the settings."""
     path.write_text(textwrap.dedent(text), encoding="utf-8")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("STEP_COMPLETE_ENDPOINTS", str(path))
@@ -29,7 +30,7 @@ def _from_file(path: Path, text: str, **others: object) -> tuple[Endpoint, ...]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a test writes its endpoints."""
+    """The path of the TOML file with the endpoints of a test."""
     return tmp_path / "endpoints.toml"
 
 
@@ -38,13 +39,13 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("webhook", [None, "", " \n"])
 def test_without_a_webhook_there_is_no_endpoint(webhook: str | None) -> None:
-    """Nothing is sent."""
+    """None and a blank, as webhook or as endpoints, give no endpoint."""
     assert endpoints_of(StepHookSettings(webhook=webhook, endpoints=[])) == ()
     assert endpoints_of(StepHookSettings(webhook=webhook, endpoints=webhook)) == ()
 
 
 def test_one_webhook_is_the_default_endpoint() -> None:
-    """It has all settings of one receiver."""
+    """The only webhook gives one endpoint named default, with all settings of a receiver."""
     settings = StepHookSettings(
         webhook="https://example.com/hook?",
         key="a key",
@@ -74,17 +75,17 @@ def test_one_webhook_is_the_default_endpoint() -> None:
 
 
 def test_the_defaults_of_an_endpoint_are_those_of_the_settings() -> None:
-    """Nothing but name and URL has to be given."""
+    """An endpoint with only a name and a URL has the defaults of `StepHookSettings`."""
     assert endpoints_of(StepHookSettings(webhook="http://a/")) == (Endpoint(name="default", url="http://a/"),)
     one = EndpointSettings(name="billing", webhook="http://a/")
     assert endpoints_of(StepHookSettings(endpoints=[one])) == (Endpoint(name="billing", url="http://a/"),)
 
 
 def test_several_webhooks_share_the_other_settings() -> None:
-    """Each is an endpoint; its name is the host and a short hash, which shows nothing of a secret path."""
+    """Each of several URLs is an endpoint, named by its host and a short hash that hides a secret path."""
     urls = ["https://hooks.example.com/SEKRET", "http://[::1]:8080/SEKRET"]
     endpoints = endpoints_of(StepHookSettings(webhook=f"{urls[0]}\n {urls[1]} {urls[0]}", key="k", timeout=3))
-    assert [endpoint.url for endpoint in endpoints] == urls  # each once
+    assert [endpoint.url for endpoint in endpoints] == urls  # without repetitions
     hashes = [hashlib.sha256(url.encode()).hexdigest()[:6] for url in urls]
     assert [endpoint.name for endpoint in endpoints] == [f"hooks.example.com-{hashes[0]}", f"--1-{hashes[1]}"]
     assert {(endpoint.headers, endpoint.timeout) for endpoint in endpoints} == {
@@ -105,15 +106,15 @@ def test_several_webhooks_share_the_other_settings() -> None:
     ],
 )
 def test_user_information_becomes_a_header(url: str, plain: str, pair: bytes | None) -> None:
-    """RFC 7617; neither it nor the fragment is part of the URL that is asked."""
+    """User name and password become Basic authorization (RFC 7617); they and the fragment leave the URL."""
     (endpoint,) = endpoints_of(StepHookSettings(webhook=url, headers="x-a=1"))
     basic = [] if pair is None else [("authorization", f"Basic {base64.b64encode(pair).decode()}")]
     assert (endpoint.url, endpoint.headers) == (plain, (*basic, ("x-a", "1")))
 
 
 @given(st.from_regex(r"https?://[a-z]([a-z0-9.]{0,200}[a-z0-9])?(/[ -~]{0,20})?", fullmatch=True))
-def test_a_made_name_is_one_that_could_have_been_given(url: str) -> None:
-    """Whatever the host is, it fits a metric's label, and the same URL has the same name."""
+def test_a_default_name_is_valid_and_stable(url: str) -> None:
+    """The default name for any URL is one that may be set, and the same with and without a fragment."""
     url = re.sub(r"[\s\\]", "", url)
     one, other = EndpointSettings(webhook=url), EndpointSettings(webhook=f"{url}#fragment")
     assert EndpointSettings(webhook=url, name=one.display_name).name == other.display_name
@@ -123,7 +124,7 @@ def test_a_made_name_is_one_that_could_have_been_given(url: str) -> None:
 
 
 def test_each_table_of_a_file_is_a_receiver(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all settings of one, secrets by the name of their variable if that is preferred."""
+    """Each table may have all settings of a receiver, and may name the variables of its secrets instead."""
     monkeypatch.setenv("AUDIT_KEY", "audit key")
     monkeypatch.setenv("AUDIT_SECRET", _SECRET)
     first, second, third = _from_file(
@@ -181,8 +182,8 @@ def test_each_table_of_a_file_is_a_receiver(path: Path, monkeypatch: pytest.Monk
     )
 
 
-def test_a_relative_path_is_one_of_the_working_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for all other paths."""
+def test_a_relative_path_starts_at_the_working_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path of the file is resolved against the working directory."""
     path.write_text('[[endpoint]]\nwebhook = "http://a/"\nname = "a"')
     monkeypatch.chdir(path.parent)
     for given_path in (path.name, f" {path.name}\n", Path(path.name)):
@@ -190,13 +191,13 @@ def test_a_relative_path_is_one_of_the_working_directory(path: Path, monkeypatch
 
 
 def test_endpoints_may_be_given_as_mappings() -> None:
-    """As a file of the declarative configuration has them; what is null there is not given."""
+    """Endpoints may be mappings, as the declarative configuration has them; None counts as not set."""
     mapping = {"name": "a", "webhook": "http://a/", "key_env": None, "signing_secret_env": None}
     assert endpoints_of(StepHookSettings(endpoints=(mapping,))) == (Endpoint(name="a", url="http://a/"),)
 
 
-def test_what_is_set_for_all_holds_for_those_that_do_not_say_otherwise(path: Path) -> None:
-    """Each setting by itself, but for a client's certificate and its key, which belong together."""
+def test_an_endpoint_inherits_the_settings_that_it_does_not_set(path: Path) -> None:
+    """Each missing setting is inherited by itself; client certificate and key are inherited together."""
     for_all = {
         "payload": "full",
         "outcomes": "failed",
@@ -208,10 +209,10 @@ def test_what_is_set_for_all_holds_for_those_that_do_not_say_otherwise(path: Pat
     }
     text = """
         [[endpoint]]
-        name = "as-all"
+        name = "inheriting"
         webhook = "http://a/"
         [[endpoint]]
-        name = "otherwise"
+        name = "own"
         webhook = "http://b/"
         payload = "step_id"
         outcomes = "success,failed,cancelled"
@@ -219,9 +220,9 @@ def test_what_is_set_for_all_holds_for_those_that_do_not_say_otherwise(path: Pat
         client_certificate = "own.pem"
         proxy = ""
         """
-    as_all, otherwise = _from_file(path, text, **for_all)
-    assert as_all == Endpoint(
-        name="as-all",
+    inheriting, own = _from_file(path, text, **for_all)
+    assert inheriting == Endpoint(
+        name="inheriting",
         url="http://a/",
         payload="full",
         outcomes=frozenset({Outcome.FAILED}),
@@ -229,11 +230,11 @@ def test_what_is_set_for_all_holds_for_those_that_do_not_say_otherwise(path: Pat
         tls=TlsFiles("ca.pem", "client.pem", "client.key"),
         proxy="http://proxy:3128",
     )
-    assert otherwise == Endpoint(name="otherwise", url="http://b/", tls=TlsFiles("ca.pem", "own.pem", None))
+    assert own == Endpoint(name="own", url="http://b/", tls=TlsFiles("ca.pem", "own.pem", None))
 
 
-def test_endpoints_of_one_url_are_told_apart_by_name() -> None:
-    """Two that share a URL may differ in anything, and in nothing but their names."""
+def test_endpoints_may_share_a_url() -> None:
+    """Endpoints with one URL need different names, and may be equal in everything else."""
     url, user = "https://example.com/", base64.b64encode(b"a:b").decode()
     endpoints = [
         EndpointSettings(name="plain", webhook=url),
@@ -242,9 +243,9 @@ def test_endpoints_of_one_url_are_told_apart_by_name() -> None:
         EndpointSettings(name="user", webhook="https://a:b@example.com/"),
         EndpointSettings(name="key", webhook=url, key="k"),
         EndpointSettings(name="headers", webhook=url, headers="x-a=1"),
-        EndpointSettings(webhook=url, payload="full"),  # one of them may have a made name
+        EndpointSettings(webhook=url, payload="full"),  # one of them may have the default name
     ]
-    made = f"example.com-{hashlib.sha256(url.encode()).hexdigest()[:6]}"
+    default = f"example.com-{hashlib.sha256(url.encode()).hexdigest()[:6]}"
     assert endpoints_of(StepHookSettings(endpoints=endpoints)) == (
         Endpoint(name="plain", url=url),
         Endpoint(name="same", url=url),
@@ -252,15 +253,15 @@ def test_endpoints_of_one_url_are_told_apart_by_name() -> None:
         Endpoint(name="user", url=url, headers=(("authorization", f"Basic {user}"),)),
         Endpoint(name="key", url=url, headers=(("authorization", "Bearer k"),)),
         Endpoint(name="headers", url=url, headers=(("x-a", "1"),)),
-        Endpoint(name=made, url=url, payload="full"),
+        Endpoint(name=default, url=url, payload="full"),
     )
 
 
-# What people read
+# What users are shown
 
 
 def test_no_representation_of_an_endpoint_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Printing the settings, in a log or a traceback, gives nothing away."""
+    """Neither `repr` nor `str` nor the table of settings shows a secret of an endpoint."""
     monkeypatch.setenv("A_KEY", "SEKRET")
     endpoint = EndpointSettings(
         webhook="https://example.com/T0SEKRET?token=SEKRET",
@@ -282,7 +283,7 @@ def test_no_representation_of_an_endpoint_shows_a_secret(monkeypatch: pytest.Mon
 
 
 def test_the_endpoints_in_force_are_shown_by_name() -> None:
-    """With where they came from."""
+    """The names of the endpoints are shown, with the source of the setting."""
     endpoints = [EndpointSettings(webhook="http://a/SEKRET"), EndpointSettings(name="audit", webhook="http://b/")]
     names = f"a-{hashlib.sha256(b'http://a/SEKRET').hexdigest()[:6]},audit"
     assert effective_settings(StepHookSettings(endpoints=endpoints))["endpoints"] == (names, "argument")
@@ -290,6 +291,6 @@ def test_the_endpoints_in_force_are_shown_by_name() -> None:
 
 
 def test_the_table_of_settings_shows_each_of_several_webhooks() -> None:
-    """Without what may be secret in it."""
+    """Each URL is shown without user name, password and path, which may be secret."""
     table = settings_table(StepHookSettings(webhook="https://a/SEKRET http://user:SEKRET@b:8080/SEKRET"))
     assert str(next(iter(table.columns[1].cells))) == "https://a/REDACTED http://b:8080/REDACTED"
