@@ -1,4 +1,4 @@
-"""How settings are refused, and that no refusal shows a secret, which is any text with SEKRET in it."""
+"""Assertions about refused settings, none of which may show a secret: any text with SEKRET in it."""
 
 import traceback
 from collections.abc import Callable, Iterable
@@ -9,13 +9,13 @@ from otel_step_hook import ConfigurationError, StepHookSettings
 
 
 def refusal(**values: object) -> str:
-    """The sentence that refuses *values*; what is wrong with it; or that there is none."""
+    """The sentence that refuses *values*, "not refused", or a complaint about a sentence that shows a secret."""
     try:
         StepHookSettings(**values)
     except ConfigurationError as refused:
         error: BaseException | None = refused
-        while error is not None:  # with those behind it, printed by default or not
-            inputs: Callable[[], object] = getattr(error, "errors", list)  # of pydantic's
+        while error is not None:  # and its causes and contexts, suppressed or not
+            inputs: Callable[[], object] = getattr(error, "errors", list)  # what a pydantic error holds
             if "SEKRET" in f"{traceback.format_exception(error)} {error!r} {vars(error)} {inputs()}":
                 return f"shows a secret: {error!r}"
             error = error.__cause__ or error.__context__
@@ -24,7 +24,10 @@ def refusal(**values: object) -> str:
 
 
 def assert_refused(cases: Iterable[tuple[str, object, str]]) -> None:
-    """Each setting and value is refused with its sentence, as an argument and, where it can be, as a variable."""
+    """Assert for each name, value and sentence of *cases* that it refuses the value, as argument and as variable.
+
+    Only text without NUL can be the value of a variable.
+    """
     wrong = []
     for name, value, sentence in cases:
         refusals = {"argument": refusal(**{name: value})}

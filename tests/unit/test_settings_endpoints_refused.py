@@ -1,4 +1,4 @@
-"""What is refused for several receivers: one clear sentence each, which names file, endpoint and setting."""
+"""Wrong settings of several receivers: each is refused with a sentence that names file, endpoint and setting."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from refusals import assert_refused, refusal
 
 from otel_step_hook import ConfigurationError, EndpointSettings, StepHookProcessor, StepHookSettings
 
-_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # from the tests of the Standard Webhooks libraries
 _EXPECTED = "; expected the path of a TOML file with an [[endpoint]] for each receiver"
 _A = '[[endpoint]]\nname = "a"\nwebhook = "http://a/SEKRET"\n'
 
@@ -18,7 +18,7 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _refused(text: str | bytes) -> str:
-    """The sentence that refuses a file, as an argument and as a variable."""
+    """The sentence that refuses a file with *text*: the same for an argument and for the variable."""
     Path("steps.toml").write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("STEP_COMPLETE_ENDPOINTS", "steps.toml")
@@ -34,25 +34,25 @@ def _assert_refused(cases: dict[str, str]) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_refused() -> None:
-    """The sentence names the path and what the system said of it."""
+    """The sentence has the path and the system's description of the error."""
     named = "STEP_COMPLETE_ENDPOINTS names"
     Path("folder").mkdir()
     assert refusal(endpoints="none.toml") == (
         f"{named} none.toml, which cannot be read (No such file or directory){_EXPECTED}"
     )
     assert refusal(endpoints=Path("folder")) == f"{named} folder, which cannot be read (Is a directory){_EXPECTED}"
-    assert refusal(endpoints="caf\udce9.toml") == (  # a byte that is no UTF-8, as the environment has it
+    assert refusal(endpoints="caf\udce9.toml") == (  # a byte that is not UTF-8, as `os.environ` has it
         f"{named} caf\\udce9.toml, which cannot be read (No such file or directory){_EXPECTED}"
     )
     assert refusal(endpoints="a\0b") == f"STEP_COMPLETE_ENDPOINTS holds a NUL{_EXPECTED}"
 
 
-def test_what_holds_no_path_is_refused_unseen() -> None:
-    """A URL, or what belongs into the file, may hold secrets."""
+def test_a_value_that_is_no_path_is_refused_without_showing_it() -> None:
+    """A URL, or the text of the file instead of its path, may hold secrets, and is not shown."""
     text = "STEP_COMPLETE_ENDPOINTS holds a URL or the text of a file"
     cases: list[tuple[object, str]] = [
         ("https://user:SEKRET@example.com/SEKRET", text),
-        (Path("https://user:SEKRET@example.com/SEKRET"), text),  # which has one slash after the scheme
+        (Path("https://user:SEKRET@example.com/SEKRET"), text),  # its text has one slash after the scheme
         (_A, text),
         ('[[endpoint]] key="SEKRET"', text),
         ('key = "SEKRET"\rtimeout = 5', text),
@@ -63,7 +63,7 @@ def test_what_holds_no_path_is_refused_unseen() -> None:
 
 
 def test_a_file_that_is_no_toml_is_refused() -> None:
-    """The sentence says where in the file, and shows nothing of it."""
+    """The sentence says where in the file the error is, and shows none of its text."""
     cases: dict[str | bytes, str] = {
         '[[endpoint]]\nkey = "SEKRET': " (at end of document)",
         "[[endpoint]]\nkey = SEKRET\n": " (at line 2, column 7)",
@@ -77,7 +77,7 @@ def test_a_file_that_is_no_toml_is_refused() -> None:
 
 
 def test_a_file_without_endpoints_is_refused() -> None:
-    """One that came out empty would send nothing, and nobody would hear of it."""
+    """A file without an [[endpoint]] is refused: with it, nothing would be sent."""
     none = "steps.toml: there is no [[endpoint]], in double brackets; expected one for each receiver"
     outside = "stands outside of an [[endpoint]]"
     only = "; expected nothing but an [[endpoint]] for each receiver"
@@ -97,7 +97,7 @@ def test_a_file_without_endpoints_is_refused() -> None:
 
 
 def test_a_wrong_setting_of_an_endpoint_is_refused() -> None:
-    """With file, endpoint and setting; the endpoint by its number where it has no name."""
+    """The sentence names file, endpoint and setting; an endpoint without a name is given by its number."""
     url = "expected an absolute URL such as https://example.com/hook"
     seconds = "expected a number of seconds above 0 and up to 315360000 (ten years), such as 15"
     a = "steps.toml, endpoint 'a': "
@@ -136,8 +136,8 @@ def test_a_wrong_setting_of_an_endpoint_is_refused() -> None:
     )
 
 
-def test_a_name_that_is_none_is_refused() -> None:
-    """It becomes a metric's label, and part of a row's key."""
+def test_an_invalid_name_is_refused() -> None:
+    """A name must be fit for an attribute of metrics."""
     expected = "expected 1 to 64 letters of ASCII, digits, '-', '_' and '.'"
     names = ["", "a b", "é", "a\n", "x" * 65]
     sentences = [refusal(endpoints=[{"webhook": "http://a/SEKRET", "name": name}]) for name in names]
@@ -147,22 +147,22 @@ def test_a_name_that_is_none_is_refused() -> None:
 
 
 def test_every_wrong_endpoint_is_reported_at_once() -> None:
-    """Two mistakes are told in one go, so that they are mended in one."""
-    wrong = "STEP_COMPLETE_ENDPOINTS, endpoint 'a': payload is 5; expected step_id or full"
-    number = "STEP_COMPLETE_ENDPOINTS, endpoint 3: is of type int; expected the settings of one receiver"
+    """One sentence reports the errors of all endpoints."""
+    named = "STEP_COMPLETE_ENDPOINTS, endpoint 'a': payload is 5; expected step_id or full"
+    numbered = "STEP_COMPLETE_ENDPOINTS, endpoint 3: is of type int; expected the settings of one receiver"
     good = EndpointSettings(webhook="http://b/")
-    assert refusal(endpoints=[{"name": "a", "webhook": "http://a/", "payload": 5}, good, 5]) == f"{wrong}; {number}"
+    assert refusal(endpoints=[{"name": "a", "webhook": "http://a/", "payload": 5}, good, 5]) == f"{named}; {numbered}"
 
 
 @pytest.mark.parametrize("value", [5, {"webhook": "http://SEKRET/"}, EndpointSettings(webhook="http://SEKRET/")])
-def test_what_is_neither_a_path_nor_a_sequence_is_refused(value: object) -> None:
-    """One endpoint alone, too, and unseen."""
+def test_a_value_of_another_type_is_refused(value: object) -> None:
+    """Anything but a path or a sequence, such as a single endpoint, is refused without showing it."""
     sentence = f"STEP_COMPLETE_ENDPOINTS is of type {type(value).__name__}{_EXPECTED}"
     assert refusal(endpoints=value) == sentence
 
 
 def test_endpoints_of_one_name_are_refused() -> None:
-    """Nothing in the trace would tell them apart."""
+    """Two endpoints with the same name, given or by default, are refused."""
     sentence = "STEP_COMPLETE_ENDPOINTS has several endpoints that are called {}; give each a name of its own"
     assert _refused(f"{_A}{_A}") == sentence.format("'a'")
     unnamed = EndpointSettings(webhook="http://a/SEKRET")
@@ -172,12 +172,12 @@ def test_endpoints_of_one_name_are_refused() -> None:
         assert refusal(endpoints=[unnamed, other]) == sentence.format(repr(unnamed.display_name))
 
 
-# Secrets by the name of their variable
+# Secrets in variables that the settings name
 
 
 @pytest.mark.parametrize("setting", ["key", "signing_secret"])
 def test_a_variable_that_holds_no_secret_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name is not shown: it may be the secret, put in the wrong place."""
+    """A missing or empty variable is refused; its name, which may be the secret itself, is not shown."""
     monkeypatch.setenv("EMPTY", "")
     secret = setting.replace("_", " ")
     sentence = (
@@ -189,14 +189,14 @@ def test_a_variable_that_holds_no_secret_is_refused(setting: str, monkeypatch: p
 
 @pytest.mark.parametrize("setting", ["key", "signing_secret"])
 def test_a_secret_and_its_variable_are_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which of the two is meant is not ours to guess."""
+    """A secret and the name of its variable must not both be set."""
     monkeypatch.setenv("A_SECRET", "SEKRET")
     text = f'{_A}{setting} = "SEKRET"\n{setting}_env = "A_SECRET"'
     assert _refused(text) == f"steps.toml, endpoint 'a': {setting} and {setting}_env are both set: remove one of them"
 
 
-def test_what_a_variable_holds_is_checked_like_any_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not shown either."""
+def test_the_secret_in_a_variable_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong secret in a variable is refused without showing it."""
     monkeypatch.setenv("A_SECRET", " SEKRET")
     assert _refused(f'{_A}key_env = "A_SECRET"').startswith(
         "steps.toml, endpoint 'a': key holds what HTTP cannot carry; "
@@ -206,11 +206,11 @@ def test_what_a_variable_holds_is_checked_like_any_secret(monkeypatch: pytest.Mo
     )
 
 
-# What does not go together
+# Settings that contradict each other
 
 
 def test_two_authorizations_of_an_endpoint_are_refused() -> None:
-    """A request carries one of them."""
+    """An endpoint may have only one of key, authorization header, and user name in its URL."""
     one = "a request carries one of them; remove the other"
     _assert_refused(
         {
@@ -231,7 +231,7 @@ def test_two_authorizations_of_an_endpoint_are_refused() -> None:
 
 
 def test_a_webhook_beside_endpoints_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever each of them comes from."""
+    """A webhook beside endpoints is refused, whether it comes from an argument or from the environment."""
     sentence = (
         "STEP_COMPLETE_WEBHOOK and STEP_COMPLETE_ENDPOINTS are both set: remove one of them, "
         "or make the webhook an endpoint"
@@ -247,7 +247,7 @@ def test_a_webhook_beside_endpoints_is_refused(monkeypatch: pytest.MonkeyPatch) 
     ("name", "value"), [("key", "SEKRET"), ("signing_secret", _SECRET), ("headers", "authorization=SEKRET")]
 )
 def test_a_secret_beside_endpoints_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The secret of one receiver is never handed to another."""
+    """A secret that is set for all receivers is refused beside endpoints: no receiver may get that of another."""
     monkeypatch.setenv(f"STEP_COMPLETE_{name.upper()}", value)
     assert refusal(endpoints=[EndpointSettings(webhook="http://a/")]) == (
         f"STEP_COMPLETE_{name.upper()} is set beside STEP_COMPLETE_ENDPOINTS: what is a secret of one receiver "
@@ -255,11 +255,11 @@ def test_a_secret_beside_endpoints_is_refused(name: str, value: str, monkeypatch
     )
 
 
-# Endpoints that are made in a program
+# Endpoints in Python code
 
 
 def test_an_endpoint_is_refused_where_it_is_made() -> None:
-    """By its name, if it has one."""
+    """The constructor of a wrong endpoint raises; the sentence begins with the endpoint's name, if it has one."""
     with pytest.raises(ConfigurationError, match=r"^endpoint 'a': timeout is 'soon'; expected a number"):
         EndpointSettings(name="a", webhook="http://a/", timeout="soon")
     with pytest.raises(ConfigurationError, match=r"^webhook is not set; expected an absolute URL"):
@@ -269,7 +269,7 @@ def test_an_endpoint_is_refused_where_it_is_made() -> None:
 
 
 def test_a_processor_refuses_wrong_endpoints_at_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the application has started a span."""
+    """The constructor of the processor raises ConfigurationError."""
     monkeypatch.setenv("STEP_COMPLETE_ENDPOINTS", "none.toml")
     with pytest.raises(ConfigurationError, match=r"STEP_COMPLETE_ENDPOINTS names none\.toml, which cannot be read"):
         StepHookProcessor()

@@ -1,4 +1,4 @@
-"""What is refused for a setting: one clear sentence each. Secrets: test_settings_secrets.py."""
+"""Wrong values of settings: each is refused with one sentence. For secrets see test_settings_secrets.py."""
 
 import re
 
@@ -14,7 +14,7 @@ _SECONDS = "; expected a number of seconds above 0 and up to 315360000 (ten year
 
 
 def test_a_url_that_cannot_be_used_is_refused() -> None:
-    """The sentence says what is wrong with a URL and shows nothing of it, for any part may be secret."""
+    """The sentence says what is wrong with a URL and shows no part of it, because any part may be secret."""
     unreadable = "has a host or a port that cannot be read"
     unprintable = "holds a space, a backslash or a control character"
     urls = {
@@ -46,8 +46,8 @@ def test_a_url_that_cannot_be_used_is_refused() -> None:
     assert_refused([("proxy", "http://pro xy/SEKRET", f"STEP_COMPLETE_PROXY {unprintable}{_PROXY}")])
 
 
-def test_of_several_urls_the_wrong_one_is_named_by_its_place() -> None:
-    """Nothing is shown of the others either; a header that is smuggled in behind a line break is no URL."""
+def test_a_wrong_url_among_several_is_given_by_its_number() -> None:
+    """No URL is shown; a header injected after a line break counts as a URL, and is refused."""
     cases = {
         "https://exam ple.com/SEKRET": "has no scheme (URL 2 of 2)",
         "https://example.com/SEKRET\r\nx-evil: 1": "has no scheme (URL 2 of 3)",
@@ -59,7 +59,7 @@ def test_of_several_urls_the_wrong_one_is_named_by_its_place() -> None:
 
 
 def test_urls_with_a_comma_between_are_refused() -> None:
-    """They would be taken for one, whose path is wrong; the sentence says how to write several, or such a path."""
+    """URLs separated by commas are refused; the sentence says how to separate them, and how to write a comma."""
     comma = "holds a comma between URLs: separate them by spaces; a comma inside of one is %2C"
     cases = {
         "https://a/SEKRET,https://b/SEKRET": comma,
@@ -74,21 +74,21 @@ def test_urls_with_a_comma_between_are_refused() -> None:
         assert refusal(webhook=url) == "not refused"
 
 
-def test_urls_that_differ_in_user_or_fragment_alone_are_refused() -> None:
-    """They would have one name, and nothing in the trace would tell them apart."""
+def test_urls_that_differ_only_in_user_or_fragment_are_refused() -> None:
+    """Two URLs that would give the same endpoint name are refused."""
     sentence = (
         "STEP_COMPLETE_WEBHOOK holds URLs that differ in nothing but user name or fragment; remove one, "
         "or give each a name of its own in STEP_COMPLETE_ENDPOINTS"
     )
     pairs = ["https://a:SEKRET@example.com/ https://example.com/", "https://example.com/#SEKRET https://example.com/"]
     assert_refused(("webhook", pair, sentence) for pair in pairs)
-    for pair in pairs:  # what the sentence recommends
+    for pair in pairs:  # as the sentence recommends
         named = [{"name": f"e{number}", "webhook": url} for number, url in enumerate(pair.split())]
         assert refusal(endpoints=named) == "not refused"
 
 
 def test_a_metadata_service_is_refused_however_it_is_spelled() -> None:
-    """A webhook never asks a cloud for the machine's credentials."""
+    """No spelling of the address of a cloud metadata service is accepted."""
     hosts = [
         "169.254.169.254",
         "user@169.254.169.254:80",
@@ -108,8 +108,8 @@ def test_a_metadata_service_is_refused_however_it_is_spelled() -> None:
     assert_refused(("webhook", f"http://{host}/latest", sentence) for host in hosts)
 
 
-def test_seconds_that_are_none_are_refused() -> None:
-    """A time is a finite number above 0, without a unit."""
+def test_invalid_seconds_are_refused() -> None:
+    """Seconds must be a finite number above 0, without a unit."""
     assert_refused(
         (name, number, f"STEP_COMPLETE_{name.upper()} is {number!r}{_SECONDS}")
         for name in ("timeout", "give_up_after", "initial_backoff", "max_backoff", "shutdown_timeout")
@@ -118,7 +118,7 @@ def test_seconds_that_are_none_are_refused() -> None:
 
 
 def test_other_numbers_are_refused_with_their_range() -> None:
-    """The sentence that refuses a count or a factor says what is allowed."""
+    """The sentence that refuses a count or a factor has the allowed range."""
     allowed: dict[str, tuple[str, list[object]]] = {
         "backoff_multiplier": ("a number from 1 to 1000, such as 2", ["0.5", "nan", True]),
         "concurrency": ("a whole number from 1 to 1000, such as 8", ["0", "2.5", "many", True]),
@@ -131,8 +131,8 @@ def test_other_numbers_are_refused_with_their_range() -> None:
     )
 
 
-def test_unknown_words_are_refused_with_the_known_ones() -> None:
-    """An unknown outcome, profile or payload is refused with those there are; none at all would disable the hook."""
+def test_unknown_names_are_refused() -> None:
+    """An unknown outcome, profile or payload is refused, and so is an empty list; the sentence has the known names."""
     outcomes = "expected some of success, failed, cancelled, separated by commas"
     names = ", ".join(name for name in profile_names() if name != "auto")
     profiles = f"expected auto, or some of {names}, separated by commas"
@@ -148,37 +148,37 @@ def test_unknown_words_are_refused_with_the_known_ones() -> None:
 
 
 def test_no_outcome_at_all_is_refused() -> None:
-    """An empty collection as an argument is a mistake, as an empty list of words is."""
+    """An empty collection as argument is refused, like an empty list in a variable."""
     assert refusal(outcomes=[]).startswith("STEP_COMPLETE_OUTCOMES names none")
 
 
-def test_every_wrong_setting_is_told_at_once() -> None:
-    """Two mistakes are told in one go, so that they are mended in one."""
-    told = refusal(timeout="soon", concurrency=0)
-    assert re.fullmatch(r"STEP_COMPLETE_TIMEOUT is 'soon'; .*; STEP_COMPLETE_CONCURRENCY is 0; .*", told)
+def test_every_wrong_setting_is_reported_at_once() -> None:
+    """One error reports two wrong settings."""
+    sentence = refusal(timeout="soon", concurrency=0)
+    assert re.fullmatch(r"STEP_COMPLETE_TIMEOUT is 'soon'; .*; STEP_COMPLETE_CONCURRENCY is 0; .*", sentence)
 
 
-def test_a_long_value_is_cut() -> None:
-    """A file's content that ended up in a variable does not fill the log."""
+def test_a_long_value_is_shortened() -> None:
+    """A long value, such as a whole file in a variable, is shown shortened."""
     assert len(refusal(payload="x" * 10_000)) < 200
 
 
-# What does not go together
+# Settings that contradict each other
 
 
 @pytest.mark.parametrize("name", ["key", "headers"])
 def test_user_information_and_another_authorization_are_refused(name: str) -> None:
-    """A request carries one authorization; which one is meant is not ours to guess."""
+    """A user name in the URL and a key, or an authorization header, are refused."""
     other = {"key": "SEKRET", "headers": "Authorization=SEKRET"}[name]
-    told = refusal(webhook="https://other.example.com https://user:SEKRET@example.com/", **{name: other})
-    assert told == (
+    sentence = refusal(webhook="https://other.example.com https://user:SEKRET@example.com/", **{name: other})
+    assert sentence == (
         f"STEP_COMPLETE_WEBHOOK holds a user name and STEP_COMPLETE_{name.upper()} an authorization: "
         "a request carries one of them; remove the other"
     )
 
 
 def test_a_key_and_an_authorization_among_the_headers_are_refused() -> None:
-    """The same, for the other pair of the three."""
+    """A key and an authorization header are refused."""
     assert refusal(key="SEKRET", headers="authorization=SEKRET") == (
         "STEP_COMPLETE_KEY and STEP_COMPLETE_HEADERS each hold an authorization: "
         "a request carries one of them; remove the other"
@@ -186,13 +186,13 @@ def test_a_key_and_an_authorization_among_the_headers_are_refused() -> None:
 
 
 def test_a_client_key_without_a_certificate_is_refused() -> None:
-    """A private key proves nothing without its certificate."""
+    """A private key without its certificate is refused."""
     sentence = "STEP_COMPLETE_CLIENT_KEY is set without STEP_COMPLETE_CLIENT_CERTIFICATE: set both or none"
     assert_refused([("client_key", "client.key", sentence)])
 
 
-def test_what_cannot_be_a_path_is_refused() -> None:
-    """The sentence names the setting, before the TLS library fails at it."""
+def test_an_invalid_path_is_refused() -> None:
+    """A value that cannot be a path is refused at once, not only when TLS is set up."""
     expected = "expected the path of a PEM file that can be read"
     assert_refused(
         [
@@ -203,7 +203,7 @@ def test_what_cannot_be_a_path_is_refused() -> None:
 
 
 def test_a_misspelt_argument_is_refused_with_the_nearest() -> None:
-    """An argument that means nothing is a mistake in the program, and its value is not shown."""
+    """An unknown argument is refused; the sentence suggests the nearest name and does not show the value."""
     sentences = {
         "webhok": "webhok is not a setting; did you mean webhook?",
         "STEP_COMPLETE_KEY": "STEP_COMPLETE_KEY is not a setting; did you mean key?",
@@ -214,7 +214,7 @@ def test_a_misspelt_argument_is_refused_with_the_nearest() -> None:
 
 
 def test_a_processor_refuses_wrong_settings_at_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processor's constructor tells it, before the application has started a span."""
+    """The constructor of the processor raises ConfigurationError."""
     monkeypatch.setenv("STEP_COMPLETE_WEBHOOK", "example.com")
     with pytest.raises(ConfigurationError, match="STEP_COMPLETE_WEBHOOK has no scheme"):
         StepHookProcessor()

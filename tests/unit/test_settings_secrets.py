@@ -1,4 +1,4 @@
-"""Keys, headers and signing secrets that are refused, without being shown."""
+"""Wrong keys, headers and signing secrets are refused without showing them."""
 
 import pytest
 from hypothesis import given
@@ -8,13 +8,13 @@ from refusals import assert_refused, refusal
 
 from otel_step_hook import StepHookSettings
 
-_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with the specification's libraries
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # from the tests of the Standard Webhooks libraries
 _KEY = "; expected printable ASCII without line breaks, and without a space at either end"
 _HEADERS = "; expected name=value,name=value, percent-encoded, of printable ASCII"
 
 
 def test_a_key_that_http_cannot_carry_is_refused() -> None:
-    """A key with a line break, NUL, other characters than ASCII or outer spaces is refused unseen."""
+    """A key with a line break, NUL, non-ASCII characters or outer spaces is refused without showing it."""
     keys = [
         "SEKRET\nx-evil: 1",
         "SEKRET\r\nx: 1",
@@ -24,7 +24,7 @@ def test_a_key_that_http_cannot_carry_is_refused() -> None:
         " SEKRET",
         "SEKRET ",
         "SEKRET\x7f",
-        "SEKRET\udcff",  # how a byte that is no UTF-8 comes from the environment
+        "SEKRET\udcff",  # a byte that is not UTF-8, as `os.environ` has it
     ]
     sentence = f"STEP_COMPLETE_KEY holds what HTTP cannot carry{_KEY}"
     assert_refused(("key", wrap(key), sentence) for key in keys for wrap in (str, SecretStr))
@@ -32,12 +32,12 @@ def test_a_key_that_http_cannot_carry_is_refused() -> None:
 
 @pytest.mark.parametrize("key", ["", "\n", SecretStr("")])
 def test_an_empty_key_is_refused(key: object) -> None:
-    """A key that came out empty would be sent as no authorization at all."""
+    """An empty key is refused: with it, webhooks would be sent without authorization."""
     assert refusal(key=key) == f"STEP_COMPLETE_KEY is empty{_KEY}"
 
 
-def test_what_is_not_text_is_refused() -> None:
-    """Bytes would pass by the checks made on text."""
+def test_a_value_that_is_not_text_is_refused() -> None:
+    """Bytes and other types are refused, because the checks are made on text."""
     expected = {
         "key": _KEY,
         "signing_secret": "; expected 'whsec_' followed by base64; make one with: otel-step-hook secret",
@@ -52,14 +52,14 @@ def test_what_is_not_text_is_refused() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=())))
-def test_a_key_is_taken_or_refused_unseen(inner: str) -> None:
-    """Whatever is inside a key, it goes over the wire to the letter, or is refused without being shown."""
+def test_any_key_is_kept_or_refused(inner: str) -> None:
+    """A key with any characters is either kept unchanged or refused without showing it."""
     key = f"SEKRET{inner}SEKRET"
     sentence = refusal(key=key)
     if sentence == "not refused":
-        taken = StepHookSettings(key=key).key
-        assert taken is not None
-        assert taken.get_secret_value() == key
+        accepted = StepHookSettings(key=key).key
+        assert accepted is not None
+        assert accepted.get_secret_value() == key
         assert key.isascii()
         assert key.isprintable()
     else:
@@ -67,7 +67,7 @@ def test_a_key_is_taken_or_refused_unseen(inner: str) -> None:
 
 
 def test_headers_that_http_cannot_carry_are_refused() -> None:
-    """The sentence names a header and does not show its value, however it was given."""
+    """The sentence may have the name of a header, but never its value."""
     name, value = "has a name that HTTP cannot carry", "has a value for x-a that HTTP cannot carry"
     headers: list[tuple[object, str]] = [
         ("SEKRET", "has an entry without '='"),
@@ -89,8 +89,8 @@ def test_headers_that_http_cannot_carry_are_refused() -> None:
     assert_refused(("headers", given, f"STEP_COMPLETE_HEADERS {what}{_HEADERS}") for given, what in headers)
 
 
-def test_headers_of_every_webhook_cannot_be_set() -> None:
-    """What frames, identifies, signs and traces a webhook is ours."""
+def test_headers_that_every_webhook_sets_are_refused() -> None:
+    """Headers that frame, identify, sign or trace a webhook cannot be set."""
     names = [
         *("Host", "Connection", "Transfer-Encoding", "Content-Length", "Content-Type", "Accept", "Accept-Encoding"),
         *("User-Agent", "traceparent", "tracestate", "webhook-id", "webhook-timestamp", "Webhook-Signature"),
@@ -102,8 +102,8 @@ def test_headers_of_every_webhook_cannot_be_set() -> None:
 
 
 @pytest.mark.parametrize("name", ["certificate", "client_certificate", "client_key"])
-def test_the_text_of_a_pem_file_is_refused_unseen(name: str) -> None:
-    """Its path was asked for, which is shown; a private key never is, however its line breaks were lost."""
+def test_the_text_of_a_pem_file_is_refused(name: str) -> None:
+    """The text of a PEM file, with or without its line breaks, is refused in place of a path and not shown."""
     texts: list[object] = [
         "-----BEGIN PRIVATE KEY-----\nSEKRET\n-----END PRIVATE KEY-----\n",
         "-----BEGIN PRIVATE KEY-----\\nSEKRET\\n-----END PRIVATE KEY-----",
@@ -118,8 +118,8 @@ def test_the_text_of_a_pem_file_is_refused_unseen(name: str) -> None:
     assert_refused((name, text, sentence) for text in texts)
 
 
-def test_a_signing_secret_that_is_none_is_refused() -> None:
-    """The sentence says which of several is wrong by its place, and how to make one."""
+def test_an_invalid_signing_secret_is_refused() -> None:
+    """The sentence has the number of the wrong secret among several, and the command that makes one."""
     sentence = (
         "STEP_COMPLETE_SIGNING_SECRET: secret 2 of 2 is not 'whsec_' followed by the base64 of 24 to 64 bytes; "
         "make one with: otel-step-hook secret"
