@@ -1,4 +1,4 @@
-"""Registration without code, by OpenTelemetry's auto-instrumentation, in real processes, and what it never does."""
+"""Registration without code, by OpenTelemetry's auto-instrumentation: in real processes, then in this one."""
 
 import os
 import sys
@@ -17,13 +17,13 @@ DELIVERED = ["POST", "run", "step", "step_hook.deliver"]
 
 
 def run(**environment: str) -> Ended:
-    """Run an application that knows nothing of the hook, and prints its spans."""
+    """Run `uninstrumented.py` under `opentelemetry-instrument`, with an exporter that prints the spans."""
     quiet = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
     return Program(INSTRUMENT, sys.executable, "uninstrumented.py", **(quiet | environment)).ended()
 
 
-def test_an_application_that_knows_nothing_sends_its_steps(receiver: StepReceiver) -> None:
-    """One variable is enough; the delivery's spans are exported, although the hook comes last."""
+def test_one_variable_registers_the_hook(receiver: StepReceiver) -> None:
+    """STEP_COMPLETE_WEBHOOK is enough; delivery spans are exported, although the hook is added last."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url)
     assert (ended.code, ended.err) == (0, "")
     assert ended.spans == DELIVERED
@@ -32,15 +32,15 @@ def test_an_application_that_knows_nothing_sends_its_steps(receiver: StepReceive
 
 @pytest.mark.slow
 @pytest.mark.parametrize("environment", [{}, {"STEP_COMPLETE_WEBHOOK": " "}, {"STEP_COMPLETE_TIMEOUT": "soon"}])
-def test_without_a_webhook_nothing_happens(environment: dict[str, str]) -> None:
-    """The package may be installed everywhere: not even a setting that cannot be used is spoken of."""
+def test_without_a_webhook_nothing_is_registered(environment: dict[str, str]) -> None:
+    """Without a webhook nothing is sent or logged, not even about a wrong setting."""
     ended = run(**environment)
     assert (ended.code, ended.err, ended.spans) == (0, "", ["run", "step"])
 
 
 @pytest.mark.slow
-def test_a_setting_that_cannot_be_used_is_logged_and_harms_nothing_else(receiver: StepReceiver) -> None:
-    """One line says what to do; the application, its spans and the other instrumentations go on."""
+def test_a_wrong_setting_is_logged_and_the_application_goes_on(receiver: StepReceiver) -> None:
+    """One line says what to do; the application runs and exports its spans as without the hook."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, STEP_COMPLETE_TIMEOUT="soon")
     assert (ended.code, ended.spans, receiver.steps) == (0, ["run", "step"], [])
     assert (
@@ -52,14 +52,14 @@ def test_a_setting_that_cannot_be_used_is_logged_and_harms_nothing_else(receiver
 
 @pytest.mark.slow
 def test_it_can_be_switched_off_as_an_instrumentation(receiver: StepReceiver) -> None:
-    """By the variable that switches off any other."""
+    """OTEL_PYTHON_DISABLED_INSTRUMENTATIONS keeps the hook from being registered."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="httpx, step_hook")
     assert (ended.code, ended.err, ended.spans, receiver.steps) == (0, "", ["run", "step"], [])
 
 
 @pytest.mark.slow
 def test_it_can_be_switched_off_with_the_sdk(receiver: StepReceiver) -> None:
-    """Without the SDK there are no spans to end; one line says so."""
+    """With OTEL_SDK_DISABLED no span is recorded, and no step is sent."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, OTEL_SDK_DISABLED="true")
     assert (ended.code, receiver.steps) == (0, [])
     assert ended.out == ["recording: False"]
@@ -67,17 +67,17 @@ def test_it_can_be_switched_off_with_the_sdk(receiver: StepReceiver) -> None:
 
 @pytest.mark.slow
 def test_steps_that_a_sampler_would_drop_are_sent(receiver: StepReceiver) -> None:
-    """The sampler is chosen by the environment as well."""
+    """`StepSampler` can be chosen by OTEL_TRACES_SAMPLER: unsampled steps are sent and not exported."""
     ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, OTEL_TRACES_SAMPLER="step_hook", OTEL_TRACES_SAMPLER_ARG="0")
     assert (ended.code, ended.err, ended.spans, receiver.steps) == (0, "", [], ["step-1"])
 
 
-# In this process, with a provider of its own instead of the global one, which can be set only once
+# In this process. Each test has its own provider, because the global one can be set only once
 
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[TracerProvider]:
-    """What `get_tracer_provider` returns."""
+    """A provider that takes the place of the global one for `auto`."""
     provider = TracerProvider(shutdown_on_exit=False)
     monkeypatch.setattr(auto, "get_tracer_provider", lambda: provider)
     yield provider
@@ -93,10 +93,10 @@ def _registered(provider: TracerProvider) -> int:
     return len(provider._active_span_processor._span_processors)
 
 
-def test_registered_twice_means_once(
+def test_the_hook_is_registered_once(
     provider: TracerProvider, receiver: StepReceiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The entry points run one after the other, in any order and any number of times."""
+    """All entry points together register one hook; the settings of later calls are ignored with a warning."""
     monkeypatch.setenv("STEP_COMPLETE_WEBHOOK", receiver.url)
     auto.pre_instrument()
     auto.StepHookInstrumentor().instrument(skip_dep_check=True)
@@ -111,7 +111,7 @@ def test_registered_twice_means_once(
 def test_a_file_of_endpoints_is_enough(
     provider: TracerProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In place of a webhook."""
+    """With STEP_COMPLETE_ENDPOINTS instead of a webhook, the hook is registered."""
     path = tmp_path / "endpoints.toml"
     path.write_text('[[endpoint]]\nwebhook = "http://127.0.0.1:9/"')
     monkeypatch.setenv("STEP_COMPLETE_ENDPOINTS", str(path))
@@ -122,7 +122,7 @@ def test_a_file_of_endpoints_is_enough(
 def test_a_file_of_endpoints_that_cannot_be_used_is_logged(
     provider: TracerProvider, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And harms nothing else."""
+    """A file of endpoints that cannot be read is logged, and no exception is raised."""
     monkeypatch.setenv("STEP_COMPLETE_ENDPOINTS", "/nowhere.toml")
     auto.pre_instrument()
     assert _registered(provider) == 0
@@ -132,11 +132,11 @@ def test_a_file_of_endpoints_that_cannot_be_used_is_logged(
 class _Unhashable(TracerProvider):
     """A provider that compares by value, as a dataclass does."""
 
-    __hash__ = None  # type: ignore[assignment]  # -- which is how Python marks it
+    __hash__ = None  # type: ignore[assignment]  # -- as Python marks unhashable classes
 
 
-def test_a_provider_needs_no_hash(monkeypatch: pytest.MonkeyPatch, receiver: StepReceiver) -> None:
-    """It is known again by what it is."""
+def test_a_provider_need_not_be_hashable(monkeypatch: pytest.MonkeyPatch, receiver: StepReceiver) -> None:
+    """A provider that is not hashable is recognised by its identity."""
     provider = _Unhashable(shutdown_on_exit=False)
     monkeypatch.setattr(auto, "get_tracer_provider", lambda: provider)
     first = auto.register(webhook=receiver.url)
@@ -147,7 +147,7 @@ def test_a_provider_needs_no_hash(monkeypatch: pytest.MonkeyPatch, receiver: Ste
     provider.shutdown()
 
 
-def test_registered_by_hand_as_well_means_once(
+def test_a_hook_added_by_hand_does_not_send_twice(
     provider: TracerProvider, receiver: StepReceiver, step_receiver: ScriptedReceiver
 ) -> None:
     """Two processors with the same webhook send a step once; one with another webhook sends it there."""
@@ -159,7 +159,7 @@ def test_registered_by_hand_as_well_means_once(
 
 
 def test_the_instrumentor_takes_settings(provider: TracerProvider, receiver: StepReceiver) -> None:
-    """As a file of the declarative configuration has them."""
+    """Options of the instrumentor, as the declarative configuration passes them, are settings."""
     auto.StepHookInstrumentor().instrument(webhook=receiver.url, key="a key", outcomes="failed", timeout=3)
     _end_step(provider)
     assert receiver.steps == []
@@ -173,7 +173,7 @@ def test_the_instrumentor_takes_settings(provider: TracerProvider, receiver: Ste
 
 @pytest.mark.parametrize("options", [{}, {"skip_dep_check": True}, {"key": "a key"}])
 def test_the_instrumentor_does_nothing_without_a_webhook(provider: TracerProvider, options: dict[str, object]) -> None:
-    """Neither in the file nor in the environment."""
+    """Without a webhook in the options or the environment, the instrumentor registers nothing."""
     auto.StepHookInstrumentor().instrument(**options)
     assert _registered(provider) == 0
 
@@ -191,7 +191,7 @@ def test_the_instrumentor_does_nothing_without_a_webhook(provider: TracerProvide
 def test_no_setting_makes_it_raise(
     provider: TracerProvider, options: dict[str, object], expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception would keep other instrumentations from being loaded: it is logged instead, without a secret."""
+    """A wrong option is logged without a secret. An exception would keep other instrumentations from loading."""
     auto.StepHookInstrumentor().instrument(**options)
     assert _registered(provider) == 0
     assert caplog.messages[-1].startswith("otel-step-hook is not registered: ")
@@ -199,18 +199,18 @@ def test_no_setting_makes_it_raise(
     assert "sekret" not in caplog.text
 
 
-def test_a_fault_is_logged_by_its_type_alone(provider: TracerProvider, caplog: pytest.LogCaptureFixture) -> None:
-    """What no check of a setting foresees keeps no other instrumentation from being loaded; once, and no secret."""
+def test_an_unexpected_exception_is_logged_by_type(provider: TracerProvider, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception that is no ConfigurationError is logged once, without its message, which may hold a secret."""
     for _ in range(2):
         assert auto.register(webhook="http://127.0.0.1:9/sekret", _env_file=5) is None
     assert _registered(provider) == 0
     assert caplog.messages == ["otel-step-hook is not registered: TypeError"]
 
 
-def test_a_variable_that_is_no_text_is_logged(
+def test_a_variable_that_is_not_utf_8_is_logged(
     provider: TracerProvider, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Bytes that are no UTF-8 are refused as any other wrong URL."""
+    """A URL with bytes that are not UTF-8 is logged as wrong, without its password."""
     monkeypatch.setenv("STEP_COMPLETE_WEBHOOK", os.fsdecode(b"https://us\xff:sekret@example.com/"))
     auto.pre_instrument()
     assert _registered(provider) == 0
@@ -218,8 +218,8 @@ def test_a_variable_that_is_no_text_is_logged(
     assert "sekret" not in caplog.text
 
 
-def test_without_an_sdk_it_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """The API alone has no processors."""
+def test_a_provider_without_sdk_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A provider of the API alone, which has no processors, is logged."""
     monkeypatch.setattr(auto, "get_tracer_provider", NoOpTracerProvider)
     assert auto.register(webhook="http://127.0.0.1:9/") is None
     assert (

@@ -1,4 +1,4 @@
-"""OpenTelemetry's declarative configuration: a file sets up the SDK and the hook, with no code and no variables."""
+"""OpenTelemetry's declarative configuration: a file sets up the SDK and the hook."""
 
 import sys
 from pathlib import Path
@@ -41,7 +41,7 @@ runpy.run_path(sys.argv[2])
 def test_a_file_registers_the_hook(
     receiver: StepReceiver, how: str, sampler: str, exported: list[str], tmp_path: Path
 ) -> None:
-    """With the settings that stand in it; once, although the command loads the instrumentor again."""
+    """A file registers the hook with its settings, and only once, although the command loads the instrumentor, too."""
     file = tmp_path / "otel.yaml"
     file.write_text(_FILE.format(url=receiver.url, sampler=sampler))
     environment = {"OTEL_TRACES_SAMPLER_ARG": "0"}

@@ -1,4 +1,4 @@
-"""An application that knows nothing of the hook: it makes a step and another span with OpenTelemetry's API."""
+"""An application without any code for the hook: it records a step and another span with OpenTelemetry's API."""
 
 from opentelemetry import trace
 
