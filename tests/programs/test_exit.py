@@ -1,4 +1,4 @@
-"""Exits: every step that ended is delivered or logged, within the limit; the exit code is the application's own."""
+"""Process exits: each step is delivered or logged within the shutdown timeout, and the exit code is unchanged."""
 
 import signal
 
@@ -16,8 +16,8 @@ sys.exit(3)
 """
 CUT_OFF = "keep_time_to_record(0.5)" + PLAIN  # half of the shutdown timeout
 STEPS = ["step-0", "step-1", "step-2"]
-ORDERS = ["added first", "added last", "made first"]  # made before the provider, and added last
-PATIENT = {"timeout": 600, "give_up_after": 600}  # seconds: nothing but the shutdown timeout ends the program in time
+ORDERS = ["added first", "added last", "made first"]  # constructed before the provider, added last
+LONG = {"timeout": 600, "give_up_after": 600}  # seconds: only the shutdown timeout ends the program in time
 
 ORDERED = """
 from opentelemetry.sdk.trace import TracerProvider
@@ -35,20 +35,20 @@ end_step("step-0", provider.get_tracer("tests"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
-def test_plain_exit_in_any_order(receiver: StepReceiver, run: Run, order: str) -> None:
-    """Wherever the hook stands, a process that just ends has delivered, and has exported the delivery's spans."""
+def test_exit_with_processors_in_any_order(receiver: StepReceiver, run: Run, order: str) -> None:
+    """A process without an explicit shutdown delivers its step and exports the delivery spans, in any order."""
     ended = run(ORDERED, order)
     assert (ended.code, ended.err, receiver.steps) == (0, "", ["step-0"])
-    assert sorted(ended.out) == sorted(["POST", "step", "step_hook.deliver"] * 2)  # by each kind of exporting processor
+    assert sorted(ended.out) == sorted(["POST", "step", "step_hook.deliver"] * 2)  # by both exporting processors
 
 
 @pytest.mark.parametrize("kind", [SimpleSpanProcessor, BatchSpanProcessor])
 @pytest.mark.parametrize("end", ["shutdown", "force_flush"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_shutdown_and_flush_in_any_order(
+def test_shutdown_and_flush_with_processors_in_any_order(
     receiver: StepReceiver, order: str, end: str, kind: type[SimpleSpanProcessor | BatchSpanProcessor]
 ) -> None:
-    """Wherever the hook stands, what the provider's own calls return to is delivered and exported."""
+    """When the provider's `shutdown` or `force_flush` returns, the step is delivered and its spans are exported."""
     settings = StepHookSettings(webhook=receiver.url)
     hook = StepHookProcessor(settings) if order == "made first" else None
     provider = TracerProvider(shutdown_on_exit=False)
@@ -65,15 +65,15 @@ def test_shutdown_and_flush_in_any_order(
     assert (exported, receiver.steps) == (["POST", "step", "step_hook.deliver"], ["step-0"])
 
 
-def test_healthy(receiver: StepReceiver, run: Run) -> None:
-    """A receiver that answers gets everything, and the exit code is the application's."""
+def test_a_healthy_receiver(receiver: StepReceiver, run: Run) -> None:
+    """A receiver that answers gets all steps, and the exit code is the application's."""
     ended = run(PLAIN)
     assert (ended.code, ended.err, receiver.steps) == (3, "", STEPS)
 
 
 @pytest.mark.slow
-def test_slow(receiver: StepReceiver, start: Start) -> None:
-    """A receiver that takes its time within the limit gets everything."""
+def test_a_slow_receiver(receiver: StepReceiver, start: Start) -> None:
+    """A receiver that is slow, but answers within the shutdown timeout, gets all steps."""
     receiver.gate.clear()
     program = start(PLAIN, shutdown_timeout=600)
     receiver.wait_for(3)
@@ -83,18 +83,18 @@ def test_slow(receiver: StepReceiver, start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_hung(receiver: StepReceiver, run: Run) -> None:
-    """A receiver that never answers costs the shutdown timeout; the log says what it did not take."""
+def test_a_receiver_that_hangs(receiver: StepReceiver, run: Run) -> None:
+    """A receiver that never answers delays the exit by the shutdown timeout; the discarded steps are logged."""
     receiver.gate.clear()
     ended = run(CUT_OFF, shutdown_timeout=4, **PATIENT)
     assert (ended.code, ended.noise, receiver.steps) == (3, [], STEPS)
-    assert ended.err.count("discarded step step-") == 2  # the first, and the last of "2 more like this"
+    assert ended.err.count("discarded step step-") == 2  # the first line, and the one that counts the repetitions
     assert "2 more like this: discarded step" in ended.err
 
 
 @pytest.mark.slow
-def test_refusing(run: Run, closed_port: int) -> None:
-    """A receiver that is not there keeps no process longer than the limit."""
+def test_a_closed_port(run: Run, closed_port: int) -> None:
+    """Refused connections delay the exit by no more than the shutdown timeout."""
     url = f"http://127.0.0.1:{closed_port}/hook"
     ended = run(CUT_OFF, webhook=url, shutdown_timeout=4, **PATIENT)
     assert (ended.code, ended.noise) == (3, [])
@@ -103,14 +103,15 @@ def test_refusing(run: Run, closed_port: int) -> None:
 
 
 @pytest.mark.slow
-def test_names_that_hang(run: Run) -> None:
-    """A resolver that does not answer costs the shutdown timeout; the log says what could not be sent."""
+def test_a_name_look_up_that_hangs(run: Run) -> None:
+    """A resolver that never answers delays the exit by the shutdown timeout; the lost steps are logged."""
     url = "http://receiver.test/hook"
     # In the place of a DNS server that swallows questions: there is none to be had on loopback.
     hanging = "import socket; socket.getaddrinfo = lambda *_, **__: threading.Event().wait(); "
     ended = run(hanging + CUT_OFF, webhook=url, shutdown_timeout=4, **PATIENT)
     assert (ended.code, ended.noise) == (3, [])
-    # The second: Python 3.12 starts no thread once it exits, so that the sender itself may be caught in the look-up.
+    # The second, because Python 3.12 starts no thread during its exit (python/cpython#113964): then the worker
+    # thread itself may be blocked by the look-up.
     expected = (
         "2 more like this: discarded step",
         "; 3 steps for endpoint default are neither delivered nor discarded",
@@ -119,8 +120,8 @@ def test_names_that_hang(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_exception(receiver: StepReceiver, run: Run) -> None:
-    """An application that fails has its steps delivered, and fails as it does without us."""
+def test_an_unhandled_exception(receiver: StepReceiver, run: Run) -> None:
+    """After an unhandled exception the steps are delivered; traceback and exit code are as without the hook."""
     ended = run("""
         end_steps("step", 3)
         raise LookupError("the application's own")
@@ -130,8 +131,8 @@ def test_exception(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_interrupt(receiver: StepReceiver, run: Run) -> None:
-    """Ctrl-C delivers what has ended, and ends the process as it does without us."""
+def test_ctrl_c(receiver: StepReceiver, run: Run) -> None:
+    """After Ctrl-C the steps are delivered; traceback and exit code are as without the hook."""
     ended = run("""
         import signal
         end_steps("step", 3)
@@ -142,7 +143,7 @@ def test_interrupt(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_last_thread(receiver: StepReceiver, run: Run) -> None:
+def test_a_step_after_the_main_thread(receiver: StepReceiver, run: Run) -> None:
     """A step that ends in a thread after the main thread's end is delivered."""
     ended = run("""
         def work():
@@ -156,8 +157,8 @@ def test_last_thread(receiver: StepReceiver, run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_in_exit_handler(receiver: StepReceiver, run: Run, host: str) -> None:
-    """Steps of which the first ends while the interpreter exits are delivered, where no thread can be started, too."""
+def test_the_first_step_ends_in_an_exit_handler(receiver: StepReceiver, run: Run, host: str) -> None:
+    """Steps that end in an exit handler are delivered, even if Python starts no thread any more."""
     program = """
         import atexit
         atexit.register(end_steps, "step", 3)
@@ -168,8 +169,8 @@ def test_in_exit_handler(receiver: StepReceiver, run: Run, host: str) -> None:
 
 
 @pytest.mark.slow
-def test_flush_in_exit_handler(receiver: StepReceiver, run: Run) -> None:
-    """Where no thread can be started, force_flush() does not wait for one; shutdown() does the work."""
+def test_flush_in_an_exit_handler(receiver: StepReceiver, run: Run) -> None:
+    """If no thread can be started, force_flush() returns at once, and shutdown() delivers."""
     ended = run("""
         import atexit
         atexit.register(provider.force_flush, 3_600_000)  # milliseconds: half of it is longer than this test waits
@@ -181,8 +182,8 @@ def test_flush_in_exit_handler(receiver: StepReceiver, run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["", "wait_for_test()"], ids=["at once", "in flight"])
-def test_hooks_that_were_collected(receiver: StepReceiver, start: Start, moment: str) -> None:
-    """What a hook that nobody holds any more has not delivered yet is delivered at an exit right after."""
+def test_hooks_that_were_garbage_collected(receiver: StepReceiver, start: Start, moment: str) -> None:
+    """Steps of hooks that were garbage collected before they had delivered are delivered at exit."""
     receiver.gate.clear()
     program = start(f"""
         import gc
@@ -206,14 +207,14 @@ def test_hooks_that_were_collected(receiver: StepReceiver, start: Start, moment:
 
 
 @pytest.mark.slow
-def test_a_hook_that_was_collected_without_a_thread(receiver: StepReceiver, run: Run) -> None:
-    """Where no thread could be started for its steps, they are delivered at the exit."""
+def test_a_garbage_collected_hook_without_a_thread(receiver: StepReceiver, run: Run) -> None:
+    """Steps of a garbage collected hook that could not start its thread are delivered at exit."""
     ended = run("""
         import gc
         from opentelemetry.sdk.trace import TracerProvider
         own = TracerProvider(shutdown_on_exit=False)
         own.add_span_processor(StepHookProcessor())
-        threading.stack_size(1 << 46)  # bytes: more than there are
+        threading.stack_size(1 << 46)  # bytes; so much memory that no thread can start
         tracer = own.get_tracer("tests")
         for number in range(3):
             end_step(f"step-{number}", tracer)
@@ -225,8 +226,8 @@ def test_a_hook_that_was_collected_without_a_thread(receiver: StepReceiver, run:
 
 
 @pytest.mark.slow
-def test_in_earlier_exit_handler(receiver: StepReceiver, run: Run) -> None:
-    """An exit handler that the application registers once it has its hook runs before the hook's own."""
+def test_a_step_in_an_exit_handler_of_the_application(receiver: StepReceiver, run: Run) -> None:
+    """An exit handler that is registered after the hook was made runs before the hook's; its step is delivered."""
     ended = run("""
         import atexit
         atexit.register(end_step, "step-2")
@@ -237,8 +238,8 @@ def test_in_earlier_exit_handler(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_after_shutdown(receiver: StepReceiver, run: Run) -> None:
-    """Steps that end after shutdown() are dropped, counted, and logged once, however many they are."""
+def test_steps_after_shutdown(receiver: StepReceiver, run: Run) -> None:
+    """Any number of steps after shutdown() are dropped and counted, and logged in two lines."""
     ended = run("""
         import atexit
         end_step("step-0")
@@ -255,7 +256,7 @@ def test_after_shutdown(receiver: StepReceiver, run: Run) -> None:
     assert first == "dropped a step (shutdown, endpoint default): the step ended after shutdown()"
     assert rest == f"200 more like this: {first}"
     (threads,) = ended.out
-    assert int(threads) <= 3  # the main thread, the sender, and the one that starts it
+    assert int(threads) <= 3  # the main thread, the worker thread, and the thread that starts it
 
 
 SHUTTING_DOWN = """
@@ -272,25 +273,25 @@ for _ in range(100):
 
 @pytest.mark.slow
 def test_many_shutdowns(receiver: StepReceiver, run: Run) -> None:
-    """Shutting down in several threads, and again, delivers once."""
+    """Repeated shutdowns, from several threads, deliver each step once."""
     ended = run(SHUTTING_DOWN)
     assert (ended.code, ended.err, receiver.steps) == (0, "", sorted(f"step-{number}" for number in range(20)))
 
 
 @pytest.mark.slow
-def test_shutdowns_share_their_limit(receiver: StepReceiver, run: Run) -> None:
-    """However often an application shuts down, a receiver that hangs costs the limit once."""
+def test_shutdowns_share_their_timeout(receiver: StepReceiver, run: Run) -> None:
+    """With a receiver that hangs, any number of shutdowns take the shutdown timeout once."""
     receiver.gate.clear()
-    ended = run(SHUTTING_DOWN, shutdown_timeout=1, **PATIENT)  # a hundred times would be too long
+    ended = run(SHUTTING_DOWN, shutdown_timeout=1, **LONG)  # a hundred timeouts would exceed the limit of the test
     assert (ended.code, ended.noise) == (0, [])
 
 
-def test_shutdown_in_signal_handler(receiver: StepReceiver, start: Start) -> None:
+def test_shutdown_in_a_signal_handler(receiver: StepReceiver, start: Start) -> None:
     """A signal handler may shut down while its thread ends steps."""
     program = start(
         """
         import signal
-        stopped = threading.Event()  # Python ignores what a handler raises while a generator is closed
+        stopped = threading.Event()  # Python ignores exceptions of a handler that runs while a generator is closed
         def stop(*_):
             provider.shutdown()
             stopped.set()
@@ -311,8 +312,8 @@ def test_shutdown_in_signal_handler(receiver: StepReceiver, start: Start) -> Non
 
 
 @pytest.mark.slow
-def test_at_any_moment(receiver: StepReceiver, run: Run) -> None:
-    """Wherever the thread is when the interpreter exits, it neither crashes nor loses a step."""
+def test_exit_at_any_moment_of_the_worker(receiver: StepReceiver, run: Run) -> None:
+    """At whatever point of its work the exit meets the worker thread, no step is lost and nothing crashes."""
     ended = run("""
         def in_child():
             end_steps(f"step-{number}", 5)

@@ -1,4 +1,4 @@
-"""A process that is stopped and continued: what was answered meanwhile counts."""
+"""A process that is stopped (SIGSTOP) and continued: answers that arrived in between count."""
 
 import json
 import os
@@ -8,13 +8,13 @@ import time
 import pytest
 from processes import Start, StepReceiver
 
-TIMEOUT = 5.0  # seconds an attempt may take: the test has to stop the program within them
+TIMEOUT = 5.0  # seconds an attempt may take; the test has to stop the program within them
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this system does not tell when a process is stopped")
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this system cannot wait until a process is stopped")
 def test_an_answer_that_comes_while_the_process_is_stopped(receiver: StepReceiver, start: Start) -> None:
-    """SIGSTOP past the attempt's limit costs no webhook that was accepted, and has none sent twice."""
+    """If the process is stopped for longer than the timeout, an accepted webhook counts and is not sent again."""
     receiver.gate.clear()
     program = start(
         """
@@ -30,7 +30,7 @@ def test_an_answer_that_comes_while_the_process_is_stopped(receiver: StepReceive
     program.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, program.pid, os.WSTOPPED)
     receiver.gate.set()
-    time.sleep(TIMEOUT)  # that the attempt's time passes is what is tested
+    time.sleep(TIMEOUT)  # the timeout of the attempt has to pass
     program.send_signal(signal.SIGCONT)
     program.go_on()
     ended = program.ended()
