@@ -1,4 +1,4 @@
-"""A WSGI application that ends a step when it is loaded, and one with each request."""
+"""A WSGI application that ends a step when it is loaded, and one at each request."""
 
 import os
 from collections.abc import Callable, Iterable

@@ -1,11 +1,11 @@
-"""gunicorn's configuration: two workers on a port of the system's choice. Prints it, and when a worker is ready."""
+"""The configuration of gunicorn: two workers on a free port. Prints the port, and a line when a worker is ready."""
 
 import os
 from typing import Any
 
 bind = "127.0.0.1:0"
 workers = 2
-control_socket_disable = True  # it would be made in the home directory
+control_socket_disable = True  # gunicorn would create it in the home directory
 
 
 def when_ready(server: Any) -> None:
@@ -14,5 +14,5 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(_: Any) -> None:
-    """Print that a worker is ready: a SIGTERM before that is lost on it."""
-    os.write(1, b"ready\n")  # at once: two workers print at the same time, and print() writes the line's end apart
+    """Print that a worker is ready. A SIGTERM before that would have no effect on it."""
+    os.write(1, b"ready\n")  # one write, unlike print(): the lines of two workers must not mix

@@ -1,4 +1,4 @@
-"""Forks: the child has its own queue, thread and connections; what the parent queued is the parent's."""
+"""Forks: the child has its own queue, thread and connections; the parent delivers what it had queued."""
 
 import signal
 import urllib.request
@@ -8,16 +8,16 @@ from processes import Run, Start, StepReceiver
 
 
 @pytest.mark.slow
-def test_without_earlier_steps(receiver: StepReceiver, run: Run) -> None:
-    """A process that has sent nothing yet can fork, and its child delivers when it ends."""
+def test_fork_before_the_first_step(receiver: StepReceiver, run: Run) -> None:
+    """The child of a process that has sent nothing yet delivers its steps when it exits."""
     ended = run("fork()")
     assert (ended.code, ended.out, ended.noise) == (0, ["3"], [])
     assert receiver.steps == ["child-0", "child-1"]
 
 
 @pytest.mark.slow
-def test_at_any_moment(receiver: StepReceiver, run: Run) -> None:
-    """A fork soon after the first step, whatever the thread is just doing, loses nothing and doubles nothing."""
+def test_fork_at_any_moment_of_the_worker(receiver: StepReceiver, run: Run) -> None:
+    """At whatever point of its work a fork meets the worker thread, no step is lost or sent twice."""
     ended = run("""
         for number in range(16):
             own = provider_with(StepHookProcessor())
@@ -33,11 +33,11 @@ def test_at_any_moment(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_while_loops_end(receiver: StepReceiver, run: Run) -> None:
-    """A child that is forked when a loop begins or ends flushes and shuts down at once: what waits is the parent's."""
+def test_fork_while_event_loops_begin_and_end(receiver: StepReceiver, run: Run) -> None:
+    """A child forked while an event loop begins or ends flushes and shuts down at once; only the parent delivers."""
     ended = run("""
         from otel_step_hook.delivery import dispatch
-        dispatch.IDLE = 0.0  # seconds: a loop ends as soon as it has nothing to do
+        dispatch.IDLE = 0.0  # seconds: a loop ends as soon as it is idle
         sys.setswitchinterval(1e-6)  # seconds
         def in_child():
             is_flushed = hook.force_flush(0)
@@ -45,7 +45,7 @@ def test_while_loops_end(receiver: StepReceiver, run: Run) -> None:
             os._exit(3 if is_flushed else 4)
         for number in range(40):
             end_step(f"parent-{number}")
-            compute(number * 0.0003)  # seconds; see above
+            compute(number * 0.0003)  # seconds; the delivery takes about 10 ms
             fork(in_child)
     """)
     assert (ended.code, ended.out, ended.noise) == (0, ["3"] * 40, [])
@@ -53,15 +53,15 @@ def test_while_loops_end(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_left_to_do_once(receiver: StepReceiver, run: Run) -> None:
-    """The sending thread imports no module and makes no TLS context: a fork in the middle of that would be for ever."""
+def test_the_worker_imports_nothing(receiver: StepReceiver, run: Run) -> None:
+    """The worker thread imports no module and makes no TLS context: a fork meanwhile would leave them half done."""
     ended = run("""
         import ssl
         known, made = set(sys.modules), []
-        def note(frame, event, _):
+        def record(frame, event, _):
             if frame.f_code is ssl.SSLContext.__new__.__code__:
                 made.append("a TLS context")
-        threading.setprofile(note)
+        threading.setprofile(record)
         end_step("parent-0")
         provider.shutdown()
         print(sorted({*sys.modules} - known) + made)
@@ -70,8 +70,8 @@ def test_nothing_is_left_to_do_once(receiver: StepReceiver, run: Run) -> None:
     assert receiver.steps == ["parent-0"]
 
 
-def test_after_a_delivery(receiver: StepReceiver, run: Run) -> None:
-    """The child opens connections of its own; the parent's goes on to serve the parent when the child has ended."""
+def test_fork_after_a_delivery(receiver: StepReceiver, run: Run) -> None:
+    """The child opens its own connections; the parent's connection still works after the child has ended."""
     ended = run("""
         deliver("parent-0")
         fork()
@@ -84,8 +84,8 @@ def test_after_a_delivery(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_in_flight(receiver: StepReceiver, start: Start) -> None:
-    """What is in flight or queued at the fork is sent once, by the parent, over connections of the parent."""
+def test_fork_with_deliveries_in_flight(receiver: StepReceiver, start: Start) -> None:
+    """Deliveries in flight or queued at the fork are sent once, by the parent, over its own connections."""
     receiver.gate.clear()
     program = start(
         """
@@ -106,8 +106,8 @@ def test_in_flight(receiver: StepReceiver, start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_a_loop_that_a_child_drops(run: Run) -> None:
-    """It still serves the parent, with which the child shares its epoll."""
+def test_a_loop_that_is_collected_in_the_child(run: Run) -> None:
+    """The parent's event loop works after its copy in the child, which shares its epoll, was garbage collected."""
     ended = run("""
         import asyncio, gc
         from otel_step_hook.delivery.loop import EventLoop
@@ -117,7 +117,7 @@ def test_a_loop_that_a_child_drops(run: Run) -> None:
             globals().pop("loop")
             gc.collect()
         fork(in_child)
-        # The answer comes from a thread, which has to wake the loop.
+        # A thread resolves the name and then has to wake the loop.
         print(loop.run_until_complete(loop.getaddrinfo("127.0.0.1", 80))[0][4][0])
         loop.close()
     """)
@@ -143,8 +143,8 @@ def test_grandchildren(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_from_a_thread(receiver: StepReceiver, run: Run) -> None:
-    """A child in which only the forking thread has survived delivers."""
+def test_fork_from_a_thread(receiver: StepReceiver, run: Run) -> None:
+    """A child of another thread than the main thread, in which only that thread exists, delivers."""
     ended = run("""
         def in_child():
             deliver("child-0")
@@ -160,8 +160,8 @@ def test_from_a_thread(receiver: StepReceiver, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_child_that_is_cut_off(receiver: StepReceiver, start: Start) -> None:
-    """`os._exit` in a child loses what is queued there and nothing else."""
+def test_a_child_that_ends_with_os_exit(receiver: StepReceiver, start: Start) -> None:
+    """`os._exit` in a child loses the deliveries that are queued there, and no others."""
     program = start(
         """
         def in_child():
@@ -192,8 +192,8 @@ def test_child_that_is_cut_off(receiver: StepReceiver, start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_between_fork_and_exec(receiver: StepReceiver, run: Run) -> None:
-    """A function that runs before exec and ends a step leaves the parent's deliveries alone."""
+def test_a_step_between_fork_and_exec(receiver: StepReceiver, run: Run) -> None:
+    """A `preexec_fn` that ends a step does not disturb the deliveries of the parent."""
     ended = run("""
         import subprocess
         deliver("parent-0")
@@ -228,7 +228,7 @@ end_step("parent-1")
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["process", pytest.param("pool", marks=pytest.mark.slow)])
 def test_multiprocessing(receiver: StepReceiver, run: Run, method: str, kind: str) -> None:
-    """Children that multiprocessing makes deliver when they end, although some of them skip atexit."""
+    """Children of multiprocessing deliver when they end; some do not run atexit handlers (python/cpython#83856)."""
     ended = run(MULTIPROCESSING, method, kind)
     assert (ended.code, ended.noise) == (0, [])
     assert receiver.steps == ["child-0", "child-1", "parent-0", "parent-1"]
@@ -252,6 +252,7 @@ def test_gunicorn(receiver: StepReceiver, start: Start, preload: tuple[str, ...]
     receiver.gate.set()
     ended = program.ended()
     assert ended.code == 0
-    assert [line for line in ended.noise if f", {port})" not in line] == []  # the workers leave gunicorn's own open
+    # The workers do not close gunicorn's listening socket, which Python reports on stderr.
+    assert [line for line in ended.noise if f", {port})" not in line] == []
     served = [f"request-{number}" for number in range(6)] + ["request-last"]
     assert receiver.steps == sorted(["loaded"] * (1 if preload else 2) + served)

@@ -1,9 +1,9 @@
-"""Forks that Python does not see, such as uWSGI's: the process id tells that this is a child."""
+"""Forks that Python does not see, such as uWSGI's: a child is recognised by its process id."""
 
 import pytest
 from processes import Run, Start, StepReceiver
 
-# As `application.fork`, by the C library: no hook of os.register_at_fork runs.
+# Like `application.fork`, but with fork() of the C library, which runs no hooks of `os.register_at_fork`.
 UNSEEN = """
 import ctypes, time
 def fork_unseen(in_child):
@@ -22,8 +22,8 @@ def ended(pid):
 """
 
 
-def test_both_deliver(receiver: StepReceiver, run: Run) -> None:
-    """The child delivers its own steps over its own connection, and the parent goes on with its own."""
+def test_parent_and_child_deliver(receiver: StepReceiver, run: Run) -> None:
+    """The child delivers its steps over its own connection; the parent still uses the one that it had."""
     ended = run(
         UNSEEN
         + """
@@ -39,8 +39,8 @@ end_step("parent-2")
     assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
-def test_in_flight(receiver: StepReceiver, start: Start) -> None:
-    """What waits in the parent is sent once, by the parent; the child has nothing to flush, and ends at once."""
+def test_fork_with_deliveries_in_flight(receiver: StepReceiver, start: Start) -> None:
+    """The parent sends its deliveries once; the child has nothing to flush, and exits at once."""
     receiver.gate.clear()
     program = start(
         UNSEEN
@@ -69,8 +69,8 @@ end_step("parent-last")
 
 
 @pytest.mark.slow
-def test_waits_keep_their_limits_in_the_child(receiver: StepReceiver, run: Run) -> None:
-    """Flush and shutdown of a child whose receiver does not answer return when they have to."""
+def test_flush_and_shutdown_of_the_child_end_in_time(receiver: StepReceiver, run: Run) -> None:
+    """With a receiver that does not answer, flush and shutdown of the child return within their timeouts."""
     receiver.gate.clear()
     ended = run(
         UNSEEN
@@ -94,7 +94,7 @@ ended(child)
 
 @pytest.mark.slow
 def test_grandchildren(receiver: StepReceiver, run: Run) -> None:
-    """Forks that Python sees and forks that it does not see may follow one another."""
+    """Each of three generations delivers, with both kinds of forks in between."""
     ended = run(
         UNSEEN
         + """
