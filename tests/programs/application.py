@@ -1,20 +1,20 @@
-"""What the programs share: an application with a provider and a hook. Settings come from the environment."""
+"""The application that the programs share: a provider with a hook, whose settings come from the environment."""
 
 import os
 import sys
 import time
 from collections.abc import Callable
 
-import interruptible  # noqa: F401 -- for what it does
+import interruptible  # noqa: F401 -- its import removes a lock of coverage
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Tracer
 
-# httpx and httpcore import these where they are installed, and need them for nothing that is done here. Most
-# applications have them not; with them each of the many programs takes half as long again to start.
-sys.modules |= dict.fromkeys(("trio", "click"))  # type: ignore[arg-type]  # -- None: not to be imported
+# httpx imports click (encode/httpx#3547) and httpcore imports trio wherever they are installed. Deliveries need
+# neither, and each program would take half as long again to start.
+sys.modules |= dict.fromkeys(("trio", "click"))  # type: ignore[arg-type]  # -- None forbids the import
 
 from otel_step_hook import StepHookProcessor  # noqa: E402 -- see above
 from otel_step_hook.delivery import dispatch  # noqa: E402 -- see above
@@ -38,19 +38,19 @@ def end_step(step_id: str, tracer: Tracer = tracer) -> None:
 
 
 def end_steps(name: str, count: int) -> None:
-    """End steps that succeed."""
+    """End *count* steps that succeed, with the ids *name*-0, *name*-1 and so on."""
     for number in range(count):
         end_step(f"{name}-{number}")
 
 
 def deliver(step_id: str) -> None:
-    """End a step and wait for its delivery."""
+    """End a step that succeeds and flush, so that it is delivered."""
     end_step(step_id)
     provider.force_flush()
 
 
 def fork(in_child: Callable[[], object] = lambda: end_steps("child", 2)) -> None:
-    """Fork, and print how the child has ended: with 3, by itself, after *in_child*."""
+    """Fork, run *in_child* in the child, and print its exit code, which is 3 unless something ended it before."""
     pid = os.fork()
     if pid == 0:
         in_child()
@@ -59,12 +59,12 @@ def fork(in_child: Callable[[], object] = lambda: end_steps("child", 2)) -> None
 
 
 def wait_for_test() -> None:
-    """Wait for the test's `go_on`."""
+    """Wait until the test calls `Program.go_on`."""
     os.read(0, 1)
 
 
 def compute(seconds: float) -> None:
-    """Keep the interpreter busy."""
+    """Keep the interpreter busy for some *seconds*."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         pass
@@ -76,7 +76,7 @@ def keep_time_to_record(share: float) -> None:
 
 
 def count_metrics() -> Callable[[], None]:
-    """Install a meter provider, of which a process can have one. Returns what prints the metrics, as a line of JSON."""
+    """Install the global meter provider. Returns a function that prints the metrics as one line of JSON."""
     reader = InMemoryMetricReader()
     metrics.set_meter_provider(MeterProvider([reader]))
 

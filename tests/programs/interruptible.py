@@ -1,8 +1,9 @@
-"""Importing this lets signal handlers, finalisers and forks interrupt a process that coverage measures.
+"""Importing this module removes a lock of coverage, which could deadlock a measured process.
 
-coverage takes a plain lock at each call of a measured function. A signal handler that runs in between, and calls one,
-would wait for its own thread for ever; so would a finaliser, and a child that was forked in between. The lock keeps
-two threads from adding the same file to what was measured; what it protects is safe without it but for that moment.
+coverage takes the lock, which is not reentrant, when a call enters a measured file. A signal handler or a finaliser
+that runs at that moment and calls a measured function would wait for its own thread forever. A child that is forked
+at that moment would inherit the lock in the locked state. Without the lock, a measurement can be lost when two
+threads enter a file for the first time at the same moment.
 """
 
 import sys
@@ -10,7 +11,7 @@ import sys
 if "coverage" in sys.modules:
     from coverage import Coverage
 
-    _collector = getattr(Coverage.current(), "_collector", None)  # there is no setting for it
+    _collector = getattr(Coverage.current(), "_collector", None)  # private: no setting removes the lock
     if _collector is not None:
         assert hasattr(_collector, "data_lock"), "coverage keeps its lock elsewhere now"
         _collector.data_lock = None

@@ -1,6 +1,6 @@
-"""Ends steps where one does not expect it: in signal handlers, finalisers, log handlers and exporters.
+"""A program that ends steps in signal handlers, finalisers, log handlers or exporters, as its argument says.
 
-Prints how many have ended, and the metrics.
+Prints the number of steps that have ended, and the metrics.
 """
 
 import gc
@@ -19,15 +19,15 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from otel_step_hook import StepHookProcessor
 
 _RUN = 1.5  # seconds; long enough for thousands of interruptions
-_OFTEN = 0.0005  # seconds between two signals
-_DEEP = 20  # signal handlers that interrupt one another
+_INTERVAL = 0.0005  # seconds between two signals
+_MAX_DEPTH = 20  # signal handlers that may interrupt one another
 
 ended = itertools.count()
 _finalised: list[None] = []
 
 
 def _end(name: str) -> None:
-    """End a step, counted before anything can interrupt it."""
+    """End a step. Its number is taken before anything can interrupt the call."""
     end_step(f"{name}-{next(ended)}")
 
 
@@ -40,7 +40,7 @@ def _end_in_threads(count: int, work: Callable[[int], None]) -> None:
 
 
 def _work(also: Callable[[], object] = lambda: None) -> None:
-    """What an application does all the time, and more often."""
+    """End steps, start threads, log, flush and call *also*, as an application does, for `_RUN` seconds."""
     log = logging.getLogger("application")
     log.addHandler(logging.StreamHandler(sys.stdout))
     until = time.monotonic() + _RUN
@@ -57,27 +57,27 @@ def _work(also: Callable[[], object] = lambda: None) -> None:
 
 def _interrupt(handler: Callable[[], None], every: float) -> None:
     def interrupt(*_: object) -> None:
-        # On a slow machine a handler takes longer than it is until the next signal: without an end
-        # to their nesting there would be none to the stack.
-        if len(nested) < _DEEP:
+        # On a slow machine the next signal comes before a handler has ended: without a limit, the nested
+        # handlers would exhaust the stack.
+        if len(nested) < _MAX_DEPTH:
             nested.append(None)
             handler()
             nested.pop()
 
     nested: list[None] = []
     signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, _OFTEN, every)
+    signal.setitimer(signal.ITIMER_REAL, _INTERVAL, every)
 
 
 def in_signal_handler() -> None:
-    """A signal handler ends steps while its thread does anything."""
-    _interrupt(lambda: _end("signal"), _OFTEN)
+    """A signal handler ends steps at any moment of the main thread's work."""
+    _interrupt(lambda: _end("signal"), _INTERVAL)
     _work()
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def first_in_signal_handler() -> None:
-    """A signal handler ends the first step of a hook, which starts a thread, while its thread starts threads."""
+    """A signal handler ends a hook's first step, which starts a thread, while the main thread starts threads."""
     for _ in range(40):
         own = provider_with(StepHookProcessor())
         begun = own.get_tracer("tests").start_span("step", attributes={"step_id": f"first-{next(ended)}"})
@@ -109,7 +109,7 @@ def in_finaliser() -> None:
 
     _work(abandon)
     while len(_finalised) < len(abandoned):
-        gc.collect()  # in vain while another thread collects
+        gc.collect()  # does nothing while another thread collects
 
 
 def in_many_threads() -> None:
@@ -125,20 +125,20 @@ def in_many_threads() -> None:
 
 
 class _Handler(logging.Handler):
-    """Does on our own thread what nobody should do there."""
+    """Misuses the worker thread: ends a step, flushes, shuts down and exits there."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if threading.current_thread() is threading.main_thread():
             return
-        if record.levelno == logging.WARNING:  # not that a step was dropped: that would be one more
+        if record.levelno == logging.WARNING:  # not ERROR: ending a step for each dropped step would never end
             _end("logged")
         hook.force_flush()
         provider.shutdown()
-        sys.exit("not ours to do")
+        sys.exit("must not end the worker thread")
 
 
 def in_log_handler() -> None:
-    """A log handler ends a step, flushes, shuts down, and exits, all on the sender's own thread."""
+    """A log handler ends a step, flushes, shuts down, and exits, all on the worker thread."""
     logging.getLogger("otel_step_hook").addHandler(_Handler())
     for _ in range(20):
         _end("main")
@@ -147,17 +147,17 @@ def in_log_handler() -> None:
 
 
 class _Exporter(SpanExporter):
-    """Does on our own thread what nobody should do there."""
+    """Misuses the worker thread: flushes and exits there."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         if spans[0].name != "step":
             hook.force_flush()
-            sys.exit("not ours to do")
+            sys.exit("must not end the worker thread")
         return SpanExportResult.SUCCESS
 
 
 def in_exporter() -> None:
-    """An exporter flushes, and exits, on the sender's own thread."""
+    """An exporter flushes, and exits, on the worker thread."""
     provider.add_span_processor(SimpleSpanProcessor(_Exporter()))
     for _ in range(20):
         _end("main")

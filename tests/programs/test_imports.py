@@ -1,4 +1,4 @@
-"""What is imported when, in interpreters of their own: where nothing is configured, next to nothing."""
+"""Which modules are imported, in interpreters of their own. Without a configuration there are few."""
 
 import sys
 
@@ -27,14 +27,14 @@ StepHookProcessor(StepHookSettings(webhook="http://127.0.0.1:9/"))
 
 
 def _imported(code: str, *, before: str = "", **environment: str) -> set[str]:
-    """The modules that *code* has imported, and *before* had not."""
+    """The modules that *code* imports and that *before* has not imported."""
     ended = Program(sys.executable, "-c", _CODE.format(before=before, code=code), **environment).ended()
     assert (ended.code, ended.err) == (0, "")
     return set(ended.out)
 
 
-def test_the_package_is_imported_without_what_is_heavy() -> None:
-    """Names are imported at their first use; the errors, which a receiver catches, bring nothing else along."""
+def test_the_package_imports_no_heavy_modules() -> None:
+    """Importing the package and its exceptions, which receivers catch, imports no heavy module."""
     errors = "from otel_step_hook import ConfigurationError, VerificationError"
     imported = _imported(f"import otel_step_hook\n{errors}")
     assert "otel_step_hook.errors" in imported
@@ -42,22 +42,22 @@ def test_the_package_is_imported_without_what_is_heavy() -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"STEP_COMPLETE_WEBHOOK": " "}, {"STEP_COMPLETE_KEY": "a key"}])
-def test_an_instrumented_process_pays_nothing_where_nothing_is_configured(environment: dict[str, str]) -> None:
-    """Beside OpenTelemetry's API, which it has imported anyway, there are a few small modules of our own."""
+def test_auto_instrumentation_without_a_webhook_imports_no_heavy_modules(environment: dict[str, str]) -> None:
+    """Without a webhook, auto-instrumentation imports a few small modules of this package and OpenTelemetry's API."""
     imported = _imported(_AUTO, before="import opentelemetry.trace", **environment)
     ours = {f"otel_step_hook{name}" for name in ("", ".auto", ".errors", ".version")}
     assert {name for name in imported if name.startswith("otel_step_hook")} == ours
     assert imported & _HEAVY == set()
 
 
-def test_a_hook_that_is_made_has_imported_all_it_needs() -> None:
-    """What were imported later, by its thread, a fork or the exit might find half done."""
+def test_the_constructor_imports_everything_the_worker_needs() -> None:
+    """Constructing a hook imports all modules: a fork or exit could interrupt an import on the worker thread."""
     imported = _imported(_HOOK)
     assert imported >= {"otel_step_hook.delivery.worker", "otel_step_hook.delivery.transport", *_HEAVY}
 
 
-def test_every_public_name_is_there_and_listed() -> None:
-    """Though none of them is imported before it is used."""
+def test_every_public_name_is_listed_and_can_be_imported() -> None:
+    """Each name in `__all__` is in `dir()`, is imported at its first use, and is the same object afterwards."""
     public = otel_step_hook.__all__
     assert set(public) <= set(dir(otel_step_hook))
     for name in public:
@@ -65,7 +65,7 @@ def test_every_public_name_is_there_and_listed() -> None:
     assert set(public) <= vars(otel_step_hook).keys()
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    """As for any module."""
+def test_an_unknown_name_raises_attribute_error() -> None:
+    """An unknown attribute of the package raises the usual AttributeError."""
     with pytest.raises(AttributeError, match="module 'otel_step_hook' has no attribute 'StepHook'"):
         getattr(otel_step_hook, "StepHook")  # noqa: B009 -- mypy knows that it is not there

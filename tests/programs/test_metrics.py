@@ -1,4 +1,4 @@
-"""The metrics, through a real MeterProvider: in a process of its own, because there can be one per process."""
+"""The metrics, with a real MeterProvider: in a process of its own, because a process can have only one."""
 
 from processes import Start, metric_points
 
@@ -26,10 +26,8 @@ print_metrics()
 """
 
 
-def test_deliveries_attempts_drops_durations_and_the_queue_are_counted(
-    step_receiver: ScriptedReceiver, start: Start
-) -> None:
-    """Each counter counts what its name says, under labels that are bounded, also where spans cannot be recorded."""
+def test_the_values_of_all_metrics(step_receiver: ScriptedReceiver, start: Start) -> None:
+    """Each metric has the right values and attributes, even if another processor raises for delivery spans."""
     step_receiver.answers(503, 204, 410, 204, Answer(delay=600))
     fast = {"initial_backoff": 0.01, "shutdown_timeout": 4}
     program = start(COUNTING, webhook=step_receiver.url, concurrency=1, max_queue_size=2, **fast)

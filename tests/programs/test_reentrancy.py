@@ -1,4 +1,4 @@
-"""Steps that end at any moment, on any thread: nothing deadlocks, and each is delivered or counted as dropped."""
+"""Steps that end at any moment, on any thread: nothing deadlocks, and each is delivered, or counted as dropped."""
 
 import pytest
 from processes import Ended, Run, StepReceiver, metric_points
@@ -21,30 +21,30 @@ def _ended_and_dropped(ended: Ended) -> tuple[int, int]:
     ],
 )
 def test_each_step_is_accounted_for(receiver: StepReceiver, run: Run, where: str) -> None:
-    """Steps that end in signal handlers, in finalisers or in many threads at once are delivered or counted."""
+    """Each step that ends in a signal handler, a finaliser or one of many threads is delivered or counted."""
     ended = run("reentrant", where, max_queue_size=300, shutdown_timeout=30)
     assert (ended.code, ended.noise) == (0, [])
     count, dropped = _ended_and_dropped(ended)
     assert len(receiver.steps) == len(set(receiver.steps))
     assert len(receiver.steps) + dropped == count
     assert count >= 40
-    assert len(ended.err.splitlines()) <= 2  # the first that was dropped, and the count of the others
+    assert len(ended.err.splitlines()) <= 2  # the first dropped step, and the count of the others
 
 
 @pytest.mark.slow
-def test_in_log_handler(step_receiver: ScriptedReceiver, run: Run) -> None:
-    """A log handler may end steps, flush, shut down and even exit on our own thread: it stops nothing but itself."""
+def test_misuse_by_a_log_handler(step_receiver: ScriptedReceiver, run: Run) -> None:
+    """A log handler that ends steps, flushes, shuts down and exits on the worker thread does not stop that thread."""
     step_receiver.answers(503)
     ended = run("reentrant", "in_log_handler", webhook=step_receiver.url, initial_backoff=0.01)
     assert (ended.code, ended.err) == (0, "")
     count, dropped = _ended_and_dropped(ended)
-    assert dropped >= 1  # what the handler ended after it had shut down
+    assert dropped >= 1  # the steps that ended after the handler had shut down
     assert len({received.step_id for received in step_receiver.received}) + dropped == count
 
 
 @pytest.mark.slow
-def test_in_exporter(receiver: StepReceiver, run: Run) -> None:
-    """An exporter may flush and even exit on our own thread: every step is delivered all the same."""
+def test_misuse_by_an_exporter(receiver: StepReceiver, run: Run) -> None:
+    """With an exporter that flushes and exits on the worker thread, every step is delivered."""
     ended = run("reentrant", "in_exporter")
     assert (ended.code, len(receiver.steps)) == (0, 20)
     assert _ended_and_dropped(ended) == (20, 0)
