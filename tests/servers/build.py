@@ -1,13 +1,13 @@
-"""Build the real servers that the tests run against, once for each set of pins.
+"""Build the real servers that the tests run against: once for each set of pinned modules.
 
 Owns `${XDG_CACHE_HOME:-$HOME/.cache}/otel-step-hook/servers/`; nothing is written into the checkout.
 
-    python tests/servers/build.py                  builds what is not there yet
-    python tests/servers/build.py --print jaeger   says where the binary is
+    python tests/servers/build.py                  builds the missing servers
+    python tests/servers/build.py --print jaeger   prints the path of the binary
 
-The pins are the module files in the folders beside this file: `go.sum` holds the hash of everything compiled.
+The pins are the module files in the folders beside this file: `go.sum` has the hash of every module.
 The first time takes about ten minutes on two cores, and 4 GB in Go's module cache (`go clean -modcache`
-gives them back).
+deletes it).
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 _PINS = ("go.mod", "go.sum", "tools.go", "builder.yaml")
 _BUILD = ("build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w")
-_TAIL = 20  # lines shown of a command that failed: Go names the culprit last
+_TAIL = 20  # lines shown of a failed command; Go prints the cause last
 
 
 class ServerError(Exception):
@@ -36,14 +36,14 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server: the folder of its pins, and what is compiled from them."""
+    """One server. *name* is also the folder of its pins, *package* the Go package that is compiled to *binary*."""
 
     name: str
     version: str
     binary: str
     package: str
-    minutes: int  # to build on two cores with nothing cached
-    generator: str = ""  # a package that writes the source of *package* into the folder `binary`
+    minutes: int  # that the build takes on two cores without a cache
+    generator: str = ""  # a Go package that writes the source into a folder named *binary*
 
     @property
     def title(self) -> str:
@@ -52,7 +52,7 @@ class Server:
 
     @property
     def path(self) -> Path:
-        """Where the binary made from exactly these pins is, or would be."""
+        """Where the binary for exactly these pins is, or will be."""
         return cache() / f"{self.name}-{self.version}-{_fingerprint(self)}" / self.binary
 
 
@@ -68,7 +68,7 @@ SERVERS = {
 
 
 def binary(name: str) -> Path:
-    """Find the built server *name*, a key of `SERVERS`; `ServerError` when it is not built."""
+    """Returns the path of the server *name*, a key of `SERVERS`. Raises `ServerError` when it is not built."""
     server = SERVERS[name]
     if not server.path.is_file():
         raise ServerError(
@@ -79,20 +79,20 @@ def binary(name: str) -> Path:
 
 
 def cache() -> Path:
-    """Name the folder that holds one folder for each built server; it may not exist yet."""
+    """Returns the folder that has a folder for each built server. It may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).absolute() / "otel-step-hook" / "servers"  # Go runs in another folder
+    return Path(base).absolute() / "otel-step-hook" / "servers"  # absolute, because Go runs in another folder
 
 
 def ensure(server: Server) -> None:
-    """Build *server* unless it is there, and say so. Safe beside another build of the same server."""
+    """Build *server* unless that is done, and print so. Safe beside another build of the same server."""
     if server.path.is_file():
         print(f"{server.title}: there", flush=True)
         return
     print(f"{server.title}: building, about {server.minutes} minutes the first time", flush=True)
     start = time.monotonic()
     cache().mkdir(parents=True, exist_ok=True)
-    # Inside the cache, because a rename is atomic only within one file system.
+    # Inside of the cache: a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=cache(), prefix=".building-") as scratch:
         built = _compile(server, Path(scratch))
         server.path.parent.mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def ensure(server: Server) -> None:
 
 
 def _fingerprint(server: Server) -> str:
-    """Differ whenever the pins, the flags or the machine's kind differ."""
+    """A hash of the pins, the flags, the operating system and the architecture."""
     digest = hashlib.sha256(repr((_BUILD, sys.platform, platform.machine())).encode())
     folder = _HERE / server.name
     for file in sorted(path for path in folder.rglob("*") if path.name in _PINS):
@@ -111,7 +111,7 @@ def _fingerprint(server: Server) -> str:
 
 
 def _compile(server: Server, scratch: Path) -> Path:
-    """Compile *server* from a copy of its pins, all of it below *scratch*; return its binary."""
+    """Compile *server* from a copy of its pins, below *scratch*; returns the path of the binary."""
     go = _find_go()
     source, temporary = scratch / "source", scratch / "temporary"
     temporary.mkdir()
@@ -119,7 +119,7 @@ def _compile(server: Server, scratch: Path) -> Path:
     if server.generator:
         generator = scratch / "generator"
         _run([go, *_BUILD, "-o", str(generator), server.generator], source, temporary)
-        # Without the two options it would choose modules anew, past our go.sum, and compile by itself.
+        # Without these options the builder would update the modules, past our go.sum, and compile by itself.
         skip = ("--skip-get-modules", "--skip-compilation")
         _run([str(generator), "--config", "builder.yaml", *skip], source, temporary)
         source /= server.binary
@@ -139,10 +139,10 @@ def _find_go() -> str:
 
 
 def _run(command: Sequence[str], folder: Path, temporary: Path) -> None:
-    """Run *command* in *folder* to its end; `ServerError` with its last words when it fails."""
+    """Run *command* in *folder*. Raises `ServerError` with its last lines of output when it fails."""
     settings = {
-        "GOTOOLCHAIN": "local",  # the pins say which Go is needed; none is downloaded
-        "GOWORK": "off",  # a workspace above the cache is not ours
+        "GOTOOLCHAIN": "local",  # never download another Go
+        "GOWORK": "off",  # ignore a go.work in a folder above
         "CGO_ENABLED": "0",
         "TMPDIR": str(temporary),  # the generator leaves a folder behind
     }
@@ -158,23 +158,23 @@ def _run(command: Sequence[str], folder: Path, temporary: Path) -> None:
         try:
             output, _ = process.communicate()
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # Go's compilers too: none may outlive us
+            os.killpg(process.pid, signal.SIGKILL)  # and with it Go's compilers
             raise
     if process.returncode:
-        last_words = "\n".join(output.splitlines()[-_TAIL:])
+        last_lines = "\n".join(output.splitlines()[-_TAIL:])
         raise ServerError(
-            f"`{' '.join(command)}` ended with status {process.returncode}:\n{last_words}\n"
+            f"`{' '.join(command)}` ended with status {process.returncode}:\n{last_lines}\n"
             "Expected it to succeed with the pinned modules. If a module could not be fetched, check the "
             "network and `go env GOPROXY`; if Go is too old, install the version that go.mod asks for."
         )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what is missing, or print one path. The status is 1, with a sentence on stderr, on failure."""
+    """Build the missing servers, or print one path. On failure returns 1 and prints a sentence to stderr."""
     parser = argparse.ArgumentParser(description="Build the real servers that the tests run against.")
     parser.add_argument("--print", choices=sorted(SERVERS), help="print the path of this server's binary")
     wanted: str | None = parser.parse_args(arguments).print
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidy up as on Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
         if wanted is not None:
             print(binary(wanted))

@@ -1,4 +1,4 @@
-"""The real Collector and the real Jaeger: what a person would see of a delivery, read back from Jaeger's API."""
+"""Deliveries as the real Jaeger shows them, behind the real Collector, read from Jaeger's API."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ from otel_step_hook.testing import ScriptedReceiver
 pytestmark = pytest.mark.servers
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LIMIT = 20.0  # seconds; both servers are up, and a trace is to be read, well below one
+_LIMIT = 20.0  # seconds; starting the servers and finding a trace take less than one each
 _ERROR = 2  # OTLP: STATUS_CODE_ERROR
 _ENDPOINTS = (
     "JAEGER_QUERY_HTTP_ENDPOINT",
@@ -45,14 +45,14 @@ _ENDPOINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """A Collector that sends to a Jaeger, both on loopback."""
+    """A Collector that exports to a Jaeger, both on loopback. *otlp* and *jaeger* are base URLs."""
 
     otlp: str
     jaeger: str
     collector_log: Path
 
     def ask(self, path: str) -> Any:
-        """What Jaeger answers; None for 404, which means: not there yet."""
+        """Jaeger's answer to a GET of *path*, from JSON; None for 404, because the trace has not arrived yet."""
         try:
             with urllib.request.urlopen(f"{self.jaeger}{path}", timeout=_LIMIT) as answer:
                 return json.load(answer)
@@ -64,7 +64,7 @@ class Servers:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One span as Jaeger shows it."""
+    """One span in Jaeger's answer."""
 
     name: str
     id: str
@@ -85,7 +85,7 @@ def _free_endpoints() -> dict[str, str]:
 def _running(command: Sequence[str | Path], endpoints: dict[str, str], log: Path) -> Iterator[None]:
     with log.open("w") as output:
         process = subprocess.Popen(
-            [str(word) for word in command], env={**os.environ, **endpoints}, stdout=output, stderr=output
+            [str(argument) for argument in command], env={**os.environ, **endpoints}, stdout=output, stderr=output
         )
         try:
             yield
@@ -98,7 +98,7 @@ def _until(what: str, is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _LIMIT
     while not is_so():
         assert time.monotonic() < deadline, f"{what}: not within {_LIMIT:g} s"
-        time.sleep(0.02)  # another process answers, or does not: there is nothing to wait on
+        time.sleep(0.02)  # the state of another process: no event to wait for
 
 
 def _accepts(endpoint: str) -> bool:
@@ -110,7 +110,7 @@ def _accepts(endpoint: str) -> bool:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Jaeger first: a Collector that finds nobody waits and warns."""
+    """Jaeger and the Collector. Jaeger starts first: without it, the Collector logs warnings."""
     logs, endpoints = tmp_path_factory.mktemp("servers"), _free_endpoints()
     running = Servers(
         otlp=f"http://{endpoints['COLLECTOR_OTLP_HTTP_ENDPOINT']}",
@@ -128,8 +128,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 def _run_agent(servers: Servers, url: str) -> AgentRun:
-    """The demo's loop, in a process like any user's: hook and exporter on one provider."""
-    # Without host.name Jaeger takes a delivery, which outlasts its step, for a clock that is wrong.
+    """Run the demo's agent with a hook and an exporter on one provider, as an application would."""
+    # A delivery span outlasts its parent. Jaeger takes that for clock skew and moves the span, unless both
+    # spans name the same host (jaegertracing/jaeger#1459).
     provider = TracerProvider(resource=Resource.create({"service.name": "agent", "host.name": socket.gethostname()}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{servers.otlp}/v1/traces")))
     provider.add_span_processor(StepHookProcessor(StepHookSettings(webhook=url, initial_backoff=0.05)))
@@ -164,7 +165,7 @@ def _below(nodes: list[Node], parent: Node, name: str) -> list[Node]:
 
 
 def test_the_trace_in_jaeger_shows_every_delivery(servers: Servers, step_receiver: ScriptedReceiver) -> None:
-    """Each step in Jaeger has its delivery and the attempts below it, and error marks where something went wrong."""
+    """In Jaeger each step has its delivery and attempts below it, and failed attempts have status error."""
     step_receiver.answers(503, 503)
     done = _run_agent(servers, step_receiver.url)
     expected = 1 + 2 * len(done.outcomes) + len(step_receiver.received)
@@ -186,15 +187,15 @@ def test_the_trace_in_jaeger_shows_every_delivery(servers: Servers, step_receive
     assert all(row[-1] == "204" for row in statuses)
 
 
-def test_jaeger_sees_no_skewed_clock(servers: Servers, step_receiver: ScriptedReceiver) -> None:
-    """Deliveries begin after their step has ended; with host.name Jaeger takes that for what it is."""
+def test_jaeger_does_not_adjust_clock_skew(servers: Servers, step_receiver: ScriptedReceiver) -> None:
+    """With host.name, Jaeger does not take deliveries, which begin after their step has ended, for clock skew."""
     done = _run_agent(servers, step_receiver.url)
     _until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == 1 + 3 * len(done.outcomes))
     assert not [node.raw for node in _nodes(servers, done.trace_id) if "skew" in node.raw or "warning" in node.raw]
 
 
 def test_jaeger_finds_a_discarded_delivery(servers: Servers, step_receiver: ScriptedReceiver) -> None:
-    """A delivery that is given up has an error mark, and is found by a search for its result."""
+    """A discarded delivery has status error, and a search for its result finds it."""
     step_receiver.answers(*[410] * 6)
     done = _run_agent(servers, step_receiver.url)
     _until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == 1 + 3 * len(done.outcomes))
@@ -205,8 +206,8 @@ def test_jaeger_finds_a_discarded_delivery(servers: Servers, step_receiver: Scri
     assert done.trace_id in {trace["traceID"] for trace in found["data"]}
 
 
-def test_the_collector_takes_its_configuration_without_a_word(servers: Servers) -> None:
-    """The configuration that we ship is valid, and neither its check nor a run with it warns of anything."""
+def test_the_collector_accepts_its_configuration_without_warnings(servers: Servers) -> None:
+    """`collector-config.yaml` is valid, and neither its validation nor a run with it logs a warning."""
     command = [str(binary("collector")), "validate", "--config", str(_ROOT / "collector-config.yaml")]
     validated = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT)
     assert (validated.returncode, validated.stdout + validated.stderr) == (0, "")
@@ -216,7 +217,7 @@ def test_the_collector_takes_its_configuration_without_a_word(servers: Servers) 
     assert "\terror\t" not in log
 
 
-def test_temporal_is_there() -> None:
-    """The Temporal that later tests will need has been built, and starts."""
+def test_temporal_starts() -> None:
+    """The Temporal server has been built and prints its version."""
     version = subprocess.run([str(binary("temporal")), "--version"], capture_output=True, text=True, check=True)
     assert "temporal version" in version.stdout
