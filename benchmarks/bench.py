@@ -1,6 +1,7 @@
-"""Ratios, both sides in one run: what the processor costs the application, and what it delivers per second.
+"""Measures what the processor costs the application, and how much it delivers per second.
 
-Absolute numbers belong to the machine; only the ratios mean something. Sends to loopback only.
+Both sides of each comparison are measured in one run: the ratios are meaningful, absolute numbers depend on the
+machine. Sends to loopback only.
 """
 
 import argparse
@@ -27,21 +28,21 @@ IN_FLIGHT = 32
 ROUNDS = 7
 OUTAGE = 15  # seconds
 ATTRIBUTES = (0, 8, 20, 60)  # of a span
-STEPS_UNDER_WAY = (0, 1000)
+OPEN_STEPS = (0, 1000)
 
 
-class _Nowhere(SpanExporter):
+class _Discarding(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:  # noqa: ARG002 -- the SDK's signature
         return SpanExportResult.SUCCESS
 
 
 class _Passing(SpanProcessor):
-    """Has *hook* see spans begin, and keeps those that end, which it has not seen."""
+    """Passes `on_start` to *hook*, and collects the ended spans without passing `on_end`."""
 
     def __init__(self, hook: SpanProcessor | None) -> None:
         self._hook = hook
         self.spans: list[ReadableSpan] = []
-        self._begun: list[Span] = []  # or they would be gone
+        self._begun: list[Span] = []  # keeps them from being garbage collected
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         self._begun.append(span)
@@ -53,7 +54,7 @@ class _Passing(SpanProcessor):
 
 
 def _spans(passing: _Passing, count: int, attributes: int, **own: str) -> list[ReadableSpan]:
-    """*count* spans that are about to end, with so many attributes besides *own*."""
+    """*count* spans for the `on_end` of a hook, each with a number of *attributes* besides its *own*."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(passing)
     tracer = provider.get_tracer("bench")
@@ -64,12 +65,12 @@ def _spans(passing: _Passing, count: int, attributes: int, **own: str) -> list[R
 
 def _exporting() -> BatchSpanProcessor:
     return BatchSpanProcessor(
-        _Nowhere(), max_queue_size=1_000_000, max_export_batch_size=1_000_000, schedule_delay_millis=3_600_000
+        _Discarding(), max_queue_size=1_000_000, max_export_batch_size=1_000_000, schedule_delay_millis=3_600_000
     )
 
 
 def _per_call(on_end: Callable[[ReadableSpan], None], spans: list[ReadableSpan]) -> float:
-    """Microseconds of each call."""
+    """Microseconds per call of *on_end*."""
     started = time.perf_counter_ns()
     for span in spans:
         on_end(span)
@@ -77,23 +78,23 @@ def _per_call(on_end: Callable[[ReadableSpan], None], spans: list[ReadableSpan])
 
 
 def bench_no_step(url: str) -> dict[tuple[int, int], tuple[float, float]]:
-    """Median microseconds of ``on_end``, in turn: the SDK's batch processor, and ours for a span that is no step.
+    """Median microseconds of ``on_end`` for a span that is no step: of the SDK's batch processor, and of ours.
 
-    By the attributes of the span, and the steps that are under way meanwhile. Twenty spans at a time: as in an
-    application, they are in the CPU's cache.
+    The keys are the number of attributes of the span and the number of open steps. Twenty spans are measured at a
+    time, so that they are in the CPU's cache, as in an application.
     """
     table = {}
-    for under_way in STEPS_UNDER_WAY:
+    for open_steps in OPEN_STEPS:
         hook, batch = StepHookProcessor(StepHookSettings(webhook=url)), _exporting()
         steps = _Passing(hook)
-        _begin_steps(steps, under_way)
+        _begin_steps(steps, open_steps)
         for attributes in ATTRIBUTES:
             rows = []
             for _ in range(ROUNDS * 60):
                 passing = _Passing(hook)
                 spans = _spans(passing, 20, attributes)
                 rows.append((_per_call(batch.on_end, spans), _per_call(hook.on_end, spans)))
-            table[attributes, under_way] = (_median(rows, 0), _median(rows, 1))
+            table[attributes, open_steps] = (_median(rows, 0), _median(rows, 1))
         batch.shutdown()  # type: ignore[no-untyped-call]  # -- the SDK has no annotation there
         hook.shutdown()
     return table
@@ -107,7 +108,7 @@ def _begin_steps(passing: _Passing, count: int) -> None:
 
 
 def bench_step(url: str) -> float:
-    """Median microseconds of ``on_end`` of a step, the worker's thread running."""
+    """Median microseconds of our ``on_end`` for a step, while the worker thread runs."""
     durations = []
     for _ in range(ROUNDS * 3):
         hook = StepHookProcessor(StepHookSettings(webhook=url, max_queue_size=100_000))
@@ -122,7 +123,7 @@ def _median(rows: Sequence[tuple[float, float]], column: int) -> float:
 
 
 async def _shared_client(url: str, count: int) -> None:
-    """What most people write: one `httpx.AsyncClient` and *count* POSTs, `IN_FLIGHT` at a time."""
+    """The usual way, for comparison: one `httpx.AsyncClient` and *count* POSTs, `IN_FLIGHT` at a time."""
     async with httpx.AsyncClient(timeout=15, limits=httpx.Limits(max_connections=IN_FLIGHT)) as client:
         numbers = iter(range(count))
 
@@ -135,7 +136,7 @@ async def _shared_client(url: str, count: int) -> None:
 
 
 def _ours(url: str, count: int) -> None:
-    """Steps through a whole pipeline: span, hook, delivery spans, batch processor."""
+    """*count* steps through a whole pipeline: span, hook, delivery spans, batch processor."""
     provider = TracerProvider(shutdown_on_exit=False)
     settings = StepHookSettings(
         webhook=url, concurrency=IN_FLIGHT, max_queue_size=count, give_up_after=600, shutdown_timeout=60
@@ -151,14 +152,14 @@ def _ours(url: str, count: int) -> None:
 
 
 def _timed(run: Callable[[], object], count: int) -> tuple[float, float]:
-    """Deliveries per second, and CPU milliseconds per delivery of this process."""
+    """Deliveries per second, and CPU milliseconds of this process per delivery."""
     started, cpu = time.perf_counter(), time.process_time()
     run()
     return count / (time.perf_counter() - started), (time.process_time() - cpu) / count * 1000
 
 
 def bench_deliveries(url: str) -> dict[str, tuple[float, float]]:
-    """Median deliveries per second and CPU per delivery at 32 in flight: one shared client, and ours."""
+    """Median deliveries per second and CPU milliseconds per delivery, of one shared client and of ours."""
     rows: dict[str, list[tuple[float, float]]] = {"shared": [], "ours": []}
     _ours(url, 100)
     for _ in range(ROUNDS):
@@ -168,13 +169,13 @@ def bench_deliveries(url: str) -> dict[str, tuple[float, float]]:
 
 
 def bench_outage() -> float:
-    """CPU seconds a minute while the port of the endpoint is closed, and 2 048 events wait for it."""
-    with socket.socket() as closed:  # bound, and not listened to
+    """CPU seconds per minute while the port of the endpoint is closed and 2048 events wait."""
+    with socket.socket() as closed:  # bound, but not listening
         closed.bind(("127.0.0.1", 0))
         hook = StepHookProcessor(f"http://127.0.0.1:{closed.getsockname()[1]}/", give_up_after=600, shutdown_timeout=1)
         for span in _spans(_Passing(hook), 2048, 0, step_id="step-1"):
             hook.on_end(span)
-        time.sleep(2)  # to let the first attempts fail
+        time.sleep(2)  # until the first attempts have failed
         cpu, began = time.process_time(), time.monotonic()
         time.sleep(OUTAGE)
         per_minute = (time.process_time() - cpu) / (time.monotonic() - began) * 60
@@ -183,16 +184,16 @@ def bench_outage() -> float:
 
 
 def main() -> None:
-    """Print the table; ``--json`` for machines."""
-    logging.getLogger("otel_step_hook").addHandler(logging.NullHandler())  # lest what fails on purpose is printed
+    """Print the results as a table, or as JSON with ``--json``."""
+    logging.getLogger("otel_step_hook").addHandler(logging.NullHandler())  # keeps intended failures off stderr
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    receiver = subprocess.Popen(  # noqa: S603 -- our own file
+    receiver = subprocess.Popen(  # noqa: S603 -- runs our own file
         [sys.executable, str(Path(__file__).with_name("receiver.py"))], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert receiver.stdout is not None  # noqa: S101 -- for mypy: PIPE was asked for
+        assert receiver.stdout is not None  # noqa: S101 -- for mypy: stdout is a pipe
         url = receiver.stdout.readline().strip()
         no_step, step, rates, outage = bench_no_step(url), bench_step(url), bench_deliveries(url), bench_outage()
     finally:
@@ -211,8 +212,8 @@ def main() -> None:
         return
     print(f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores, medians of {ROUNDS} rounds or more\n")
     print("on_end of a span that is no step    BatchSpanProcessor      ours     ratio   (goal ≤ 1.0)")
-    for (attributes, under_way), (batch, ours) in no_step.items():
-        span = f"{attributes:3} attributes, {under_way:4} steps under way"
+    for (attributes, open_steps), (batch, ours) in no_step.items():
+        span = f"{attributes:3} attributes, {open_steps:4} steps under way"
         print(f"{span} {batch:15.2f} µs {ours:8.2f} µs {ours / batch:6.2f} ×")
     print(f"\non_end of a step {step:36.2f} µs   (goal ≤ 12)")
     for name, (rate, cpu) in rates.items():
