@@ -54,7 +54,7 @@ def test_fork_while_event_loops_begin_and_end(receiver: StepReceiver, run: Run) 
 
 @pytest.mark.slow
 def test_the_worker_imports_nothing(receiver: StepReceiver, run: Run) -> None:
-    """The worker thread imports no module and makes no TLS context: a fork meanwhile would leave them half done."""
+    """The worker thread imports no module and makes no TLS context: a fork in between would leave it half done."""
     ended = run("""
         import ssl
         known, made = set(sys.modules), []
