@@ -86,7 +86,7 @@ def test_a_slow_receiver(receiver: StepReceiver, start: Start) -> None:
 def test_a_receiver_that_hangs(receiver: StepReceiver, run: Run) -> None:
     """A receiver that never answers delays the exit by the shutdown timeout; the discarded steps are logged."""
     receiver.gate.clear()
-    ended = run(CUT_OFF, shutdown_timeout=4, **PATIENT)
+    ended = run(CUT_OFF, shutdown_timeout=4, **LONG)
     assert (ended.code, ended.noise, receiver.steps) == (3, [], STEPS)
     assert ended.err.count("discarded step step-") == 2  # the first line, and the one that counts the repetitions
     assert "2 more like this: discarded step" in ended.err
@@ -96,7 +96,7 @@ def test_a_receiver_that_hangs(receiver: StepReceiver, run: Run) -> None:
 def test_a_closed_port(run: Run, closed_port: int) -> None:
     """Refused connections delay the exit by no more than the shutdown timeout."""
     url = f"http://127.0.0.1:{closed_port}/hook"
-    ended = run(CUT_OFF, webhook=url, shutdown_timeout=4, **PATIENT)
+    ended = run(CUT_OFF, webhook=url, shutdown_timeout=4, **LONG)
     assert (ended.code, ended.noise) == (3, [])
     assert "could not be reached: ConnectionRefusedError" in ended.err
     assert "2 more like this: discarded step" in ended.err
@@ -108,7 +108,7 @@ def test_a_name_look_up_that_hangs(run: Run) -> None:
     url = "http://receiver.test/hook"
     # In the place of a DNS server that swallows questions: there is none to be had on loopback.
     hanging = "import socket; socket.getaddrinfo = lambda *_, **__: threading.Event().wait(); "
-    ended = run(hanging + CUT_OFF, webhook=url, shutdown_timeout=4, **PATIENT)
+    ended = run(hanging + CUT_OFF, webhook=url, shutdown_timeout=4, **LONG)
     assert (ended.code, ended.noise) == (3, [])
     # The second, because Python 3.12 starts no thread during its exit (python/cpython#113964): then the worker
     # thread itself may be blocked by the look-up.
