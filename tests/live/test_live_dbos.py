@@ -77,8 +77,8 @@ def test_a_step_that_raises_has_failed(launched: Observed) -> None:
 
 
 def test_a_step_whose_exception_is_handled_has_failed(launched: Observed) -> None:
-    """If the workflow handles the exception and runs another step, only the first step has failed."""
-    assert run(workflows.handles) == "instead"
+    """If the workflow catches the exception and runs another step, only the first step has failed."""
+    assert run(workflows.recovers) == "instead"
     assert launched.reported() == [Reported("broken", "flow/1", "failed"), Reported("first", "flow/2", "success")]
 
 

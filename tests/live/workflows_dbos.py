@@ -114,7 +114,7 @@ def fails() -> str:
 
 
 @DBOS.workflow()
-def handles() -> str:
+def recovers() -> str:
     """Handle the exception of a failed step, and run another step."""
     try:
         return broken()

@@ -64,7 +64,9 @@ def listening(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def _answers(output: str) -> list[str]:
     """The status codes that `listen` says it has answered with, in their order."""
-    return [words[2] for line in output.splitlines() if len(words := line.split()) > 4 and words[0].count(":") == 2]
+    return [
+        columns[2] for line in output.splitlines() if len(columns := line.split()) > 4 and columns[0].count(":") == 2
+    ]
 
 
 @pytest.mark.slow

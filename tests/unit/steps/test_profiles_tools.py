@@ -227,8 +227,8 @@ def test_autogen_reports_the_answers_of_a_teams_agents() -> None:
 def test_autogen_reports_no_tools_inside_a_message_of_a_team() -> None:
     """A tool is a part of the message whose processing called it, although the message itself is not reported."""
     autogen = Framework("autogen-core")
-    manager = {"messaging.operation": "process", "recipient_agent_class": "SelectorGroupChatManager"}
-    step = autogen.start("autogen process m.(default)-A", manager, scope="autogen SingleThreadedAgentRuntime")
+    attributes = {"messaging.operation": "process", "recipient_agent_class": "SelectorGroupChatManager"}
+    step = autogen.start("autogen process m.(default)-A", attributes, scope="autogen SingleThreadedAgentRuntime")
     autogen.emit("execute_tool weather", _CALL, below=step)
     end(step)
     assert autogen.steps == []
