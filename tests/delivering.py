@@ -1,4 +1,4 @@
-"""What the tests of delivery share: a worker, scripted senders in place of the network, and what came of the steps."""
+"""What the delivery tests share: a worker with scripted transports instead of a network, and its results."""
 
 import asyncio
 import functools
@@ -32,19 +32,19 @@ from otel_step_hook.steps.event import Outcome, StepEvent
 WAIT = 20.0  # seconds after which a test has failed
 AT_ONCE = 8.0  # seconds in which a call that does not wait has returned on a busy machine; less than half of WAIT
 DELIVERED = AttemptResult(status_code=204)
-ONE_ATTEMPT = {"give_up_after": 30.0, "initial_backoff": 100.0, "max_backoff": 100.0}  # the wait after it is too long
+ONE_ATTEMPT = {"give_up_after": 30.0, "initial_backoff": 100.0, "max_backoff": 100.0}  # no backoff ends in time
 
 _ids = RandomIdGenerator()
 _numbers = itertools.count()
 
 
 def failed(status: int = 503, **more: object) -> AttemptResult:
-    """An answer that is no 2xx."""
+    """The result of an attempt that was answered with *status*, which is no 2xx."""
     return AttemptResult(status_code=status, error_type=str(status), **more)  # type: ignore[arg-type]  # -- checked by the tests that use it
 
 
 def event(step_id: str | None = None, outcome: Outcome = Outcome.SUCCESS, **more: object) -> StepEvent:
-    """A step that has just ended, under a step id of its own if none is given."""
+    """The event of a step that has just ended, with a new step id unless one is given."""
     context = SpanContext(_ids.generate_trace_id(), _ids.generate_span_id(), is_remote=False, trace_flags=TraceFlags(1))
     now = time.time_ns()
     fields = {"name": "step", "context": context, "start_time": now - 1_000_000, "end_time": now} | more
@@ -53,7 +53,7 @@ def event(step_id: str | None = None, outcome: Outcome = Outcome.SUCCESS, **more
 
 
 class Post(NamedTuple):
-    """One attempt; *at* in monotonic seconds."""
+    """One recorded attempt; *at* is when it began, in monotonic seconds."""
 
     body: bytes
     headers: dict[str, str]
@@ -62,10 +62,10 @@ class Post(NamedTuple):
 
 
 class Script:
-    """A transport whose attempts take their results from one list; the last of *results* serves all further ones.
+    """A transport whose attempts return *results* one after the other; the last of them is repeated for ever.
 
-    An exception is raised. An `Event` is waited for, and a function is called on the worker's thread; then the next
-    item counts, unless the function has returned a result.
+    An exception among them is raised. For an `Event` the attempt waits, and a function it calls on the worker's
+    thread; after that it takes the next item, unless the function has returned a result.
     """
 
     def __init__(self, *results: AttemptResult | BaseException | threading.Event | Callable[[], object]) -> None:
@@ -91,7 +91,7 @@ class Script:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         self.begun.release()
         try:
-            await asyncio.sleep(0)  # as every real attempt does, at least once
+            await asyncio.sleep(0)  # every real attempt lets the loop run at least once
             return await self._next()
         except asyncio.CancelledError:
             if (result := await self.cancelled()) is None:
@@ -112,7 +112,7 @@ class Script:
                 return result
 
     async def cancelled(self) -> AttemptResult | None:
-        """What an attempt does when it is cancelled, and its result if it has one nevertheless."""
+        """Called when an attempt is cancelled; returns its result, or None to let the cancellation pass."""
         return None
 
     async def aclose(self) -> None:
@@ -120,13 +120,13 @@ class Script:
 
 
 async def polled(event: threading.Event) -> None:
-    """Wait for an event of another thread without blocking the loop."""
+    """Wait for *event*, which another thread sets, without blocking the loop."""
     while not event.is_set():  # noqa: ASYNC110 -- see above
         await asyncio.sleep(0.002)
 
 
 class Rig:
-    """A worker whose transports *connect* makes, by default those of HTTP, and a pipeline for its steps' spans."""
+    """A worker that sends over transports that *connect* makes, by default over HTTP, and a pipeline for its spans."""
 
     def __init__(self, connect: Callable[[], Transport] | None = None, **settings: object) -> None:
         short = {"webhook": "http://receiver.test/hook", "initial_backoff": 0.01, "max_backoff": 0.02}
@@ -149,7 +149,7 @@ class Rig:
         self.pipeline = Pipeline(SimpleSpanProcessor(self.exporter), Resource({"service.name": "tests"}))
 
     def submit(self, *events: StepEvent, age: float = 0.0) -> None:
-        """Submit these steps, or a new one if there is none, as if *age* seconds ago."""
+        """Submit *events*, or a new one if there is none, as if they were *age* seconds old."""
         self._age = age
         for item in events or (event(),):
             self.worker.submit(item, self.pipeline)
@@ -160,17 +160,17 @@ class Rig:
         self._passed += seconds
 
     def deliver(self, *events: StepEvent, age: float = 0.0) -> None:
-        """Submit as `submit` does, and wait until everything is delivered or discarded."""
+        """Submit *events* like `submit`, and wait until each is delivered or discarded."""
         self.submit(*events, age=age)
         assert self.worker.flush(WAIT)
 
     def named(self, name: str) -> list[ReadableSpan]:
-        """The finished spans of this name."""
+        """The finished spans with this name."""
         return [span for span in self.exporter.get_finished_spans() if span.name == name]
 
     @property
     def results(self) -> list[tuple[object, object, object]]:
-        """Step id, result and error type of each delivery, in the order in which they ended."""
+        """The step id, result and error type of each delivery, in the order in which the deliveries ended."""
         found = [span.attributes or {} for span in self.named("step_hook.deliver")]
         return [(one["step_hook.step_id"], one["step_hook.result"], one.get("error.type")) for one in found]
 
@@ -179,20 +179,20 @@ NewRig = Callable[..., Rig]  # the type of the fixture `rigged`
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for something that sets no event."""
+    """Wait for a condition that no event announces."""
     until = monotonic() + WAIT
     while not condition():
         assert monotonic() < until
-        time.sleep(0.001)  # there is nothing else to wait on
+        time.sleep(0.001)  # there is no event to wait for
 
 
 def threads() -> list[threading.Thread]:
-    """The workers' threads that are alive."""
+    """The worker threads that are alive."""
     return [thread for thread in threading.enumerate() if thread.name == "otel-step-hook"]
 
 
 def counts(caplog: pytest.LogCaptureFixture) -> Counter[str]:
-    """How often each line of the library was logged, or counted in a later line."""
+    """How often each line of the library was logged, including repeats that a later line only counts."""
     found: Counter[str] = Counter()
     for record in caplog.records:
         if record.name == "otel_step_hook":
@@ -203,7 +203,7 @@ def counts(caplog: pytest.LogCaptureFixture) -> Counter[str]:
 
 @contextmanager
 def no_more_threads() -> Iterator[None]:
-    """Let the system refuse every new thread: none has room for a stack of this size."""
+    """Make every start of a thread fail, by asking for a larger stack than any system has."""
     usual = threading.stack_size(1 << 46)
     try:
         yield
@@ -212,7 +212,7 @@ def no_more_threads() -> Iterator[None]:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long *call* takes."""
+    """How many seconds *call* takes."""
     began = monotonic()
     call()
     return monotonic() - began

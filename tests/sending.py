@@ -1,4 +1,4 @@
-"""What the tests of one attempt share: attempts without a worker, receivers that misbehave, names, and TLS."""
+"""What the tests of one attempt share: attempts without a worker, misbehaving receivers, a resolver, and TLS."""
 
 import asyncio
 import functools
@@ -29,15 +29,15 @@ Behaviour = Callable[[socket.socket, threading.Event], None]
 
 
 def endpoint_to(url: str, **settings: object) -> Endpoint:
-    """The endpoint that the only URL and these settings make."""
+    """The endpoint that *url* and these settings configure."""
     (endpoint,) = endpoints_of(StepHookSettings(webhook=url, **settings))
     return endpoint
 
 
 class Attempts:
-    """Makes attempts without a worker, over the transports that *connector* makes.
+    """Makes attempts without a worker, over transports that *connector* makes.
 
-    *own_errors* are the error types that only these transports have; all others are Python's or our own.
+    *own_errors* are the error types of the HTTP library; all others are Python's or this package's.
     """
 
     def __init__(self, connector: Callable[[Endpoint], Callable[[], Transport]], *own_errors: str) -> None:
@@ -46,7 +46,7 @@ class Attempts:
 
     @property
     def connector_import(self) -> str:
-        """The line with which a program in a process of its own imports *connector*, under this name."""
+        """The import statement that makes *connector* available to a program, under this name."""
         return f"from {self.connector.__module__} import {self.connector.__qualname__} as connector"
 
     def transport(self, url: str, **settings: object) -> Transport:
@@ -54,7 +54,7 @@ class Attempts:
         return self.connector(endpoint_to(url, **settings))()
 
     def __call__(self, url: str, count: int = 1, *, timeout: float = 10.0, **settings: object) -> list[AttemptResult]:
-        """What *count* attempts come to, made one after the other on one connection."""
+        """The results of *count* attempts, made one after the other over one transport."""
 
         async def make(transport: Transport) -> list[AttemptResult]:
             try:
@@ -66,23 +66,23 @@ class Attempts:
             return runner.run(make(self.transport(url, **settings)))
 
     def one(self, url: str, **settings: object) -> AttemptResult:
-        """What one attempt comes to."""
-        return self(url, 1, **settings)[0]  # type: ignore[arg-type]  # -- among them may be a timeout
+        """The result of one attempt."""
+        return self(url, 1, **settings)[0]  # type: ignore[arg-type]  # -- they may hold a timeout
 
     def at(self, behave: Behaviour, **settings: object) -> AttemptResult:
-        """What one attempt comes to at a receiver that does what *behave* says."""
+        """The result of one attempt at a receiver with this behaviour."""
         with HostileReceiver(behave) as receiver:
             return self.one(receiver.url, **settings)
 
     def at_each(self, behaviours: Mapping[str, Behaviour], **settings: object) -> dict[str, AttemptResult]:
-        """What one attempt comes to at each of the receivers that do this, all at the same time."""
+        """The result of one attempt at a receiver of each behaviour, all made at the same time."""
         with ThreadPoolExecutor(len(behaviours)) as pool:
             results = pool.map(lambda behave: self.at(behave, **settings), behaviours.values())
             return dict(zip(behaviours, results, strict=True))
 
 
 def answering(*answers: bytes, then_close: bool = False) -> Behaviour:
-    """Answer the requests of a connection with these bytes, the last of them again and again, or then close."""
+    """Answer the requests of a connection with *answers*; repeat the last one for ever, or close after it."""
 
     def behave(connection: socket.socket, closing: threading.Event) -> None:  # noqa: ARG001 -- as HostileReceiver calls
         left = list(answers)
@@ -95,7 +95,7 @@ def answering(*answers: bytes, then_close: bool = False) -> Behaviour:
 
 
 def dripping(start: bytes, drop: bytes) -> Behaviour:
-    """Answer *start* at once, and then *drop* again and again, slowly, without an end."""
+    """Send *start* at once, and then *drop* slowly and for ever."""
 
     def behave(connection: socket.socket, closing: threading.Event) -> None:
         read_request(connection)
@@ -118,30 +118,30 @@ def silent(connection: socket.socket, closing: threading.Event) -> None:
 
 
 def no_tls(connection: socket.socket, _: threading.Event) -> None:
-    """Answer the first bytes with something that is no TLS."""
+    """Answer the first bytes with bytes that are not TLS."""
     connection.recv(65_536)
     connection.sendall(b"no TLS\r\n" * 10)
 
 
 @functools.cache
 def authority() -> trustme.CA:
-    """A certificate authority that only the fixture `trusted` makes known."""
+    """A certificate authority that clients trust only through the fixture `trusted`."""
     return trustme.CA()
 
 
 def server_context(name: str = NAME) -> ssl.SSLContext:
-    """What a server needs to prove that it is *name*."""
+    """The TLS context of a server with a certificate for *name*."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority().issue_cert(name).configure_cert(context)
     return context
 
 
 def secured(context: ssl.SSLContext, behave: Behaviour | None = None) -> Behaviour:
-    """Agree on TLS, and do inside what *behave* says; accept webhooks if it is None."""
+    """Make the TLS handshake, and then do what *behave* does; accept webhooks if it is None."""
 
     def secure(connection: socket.socket, closing: threading.Event) -> None:
         connection.settimeout(10)
-        # An OSError too when the client refuses us.
+        # Raises an SSLError, which is an OSError, if the client refuses the certificate.
         with context.wrap_socket(connection, server_side=True) as inside:
             (behave or answering(OK))(inside, closing)
 
@@ -149,7 +149,7 @@ def secured(context: ssl.SSLContext, behave: Behaviour | None = None) -> Behavio
 
 
 class Names:
-    """A resolver that knows the names of a test; each look-up takes the next answer, and the last one stays."""
+    """A resolver with scripted answers; each look-up of a name takes its next answer, and the last one is repeated."""
 
     def __init__(self) -> None:
         self._answers: dict[str, list[Callable[[], list[str]]]] = {}
@@ -157,7 +157,7 @@ class Names:
         self.looked_up: list[str] = []
 
     def lead_to(self, name: str, *answers: list[str] | Callable[[], list[str]]) -> None:
-        """Have *name* resolve to these lists of addresses, or to what these functions return."""
+        """Make *name* resolve to these lists of addresses, or to what these functions return."""
         self._answers[name] = [answer if callable(answer) else answer.copy for answer in answers]
 
     def getaddrinfo(self, host: str, port: int, *args: int, **kwargs: int) -> list[object]:

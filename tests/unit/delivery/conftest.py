@@ -10,21 +10,21 @@ from otel_step_hook.delivery import runner
 from otel_step_hook.delivery.sender import Transport
 from otel_step_hook.delivery.transport import connector
 
-# What every transport promises: test_hostile.py and test_transport*.py, but for those of one library. A second
-# transport is one more line.
+# The transports that test_hostile.py and test_transport*.py run on, except for tests of one HTTP library. A second
+# transport is added here.
 TRANSPORTS = [pytest.param(Attempts(connector, "ProxyError", "ReadError", "RemoteProtocolError"), id="httpx")]
 
 
 @pytest.fixture(params=TRANSPORTS)
 def attempts(request: pytest.FixtureRequest) -> Attempts:
-    """Makes attempts over transports of each kind."""
+    """Makes attempts, over each kind of transport in turn."""
     made: Attempts = request.param
     return made
 
 
 @pytest.fixture
 def rigged() -> Iterator[NewRig]:
-    """Makes workers; at the end they are shut down, and no thread of theirs is left."""
+    """Makes workers, shuts them down at the end, and waits until their threads have ended."""
     made: list[Rig] = []
 
     def rig(connect: Callable[[], Transport] | None = None, **settings: object) -> Rig:
@@ -39,5 +39,5 @@ def rigged() -> Iterator[NewRig]:
 
 @pytest.fixture
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker whose loop has died starts the next one after less time than in production, where it is a second."""
+    """Shortens the pause after a fault of the loop, which is a second in production."""
     monkeypatch.setattr(runner, "_PAUSE_AFTER_FAULT", 0.02)
