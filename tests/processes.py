@@ -1,4 +1,4 @@
-"""Real programs in processes of their own, and the receiver of their webhooks."""
+"""Programs that run in processes of their own, and the receiver of their webhooks."""
 
 import contextlib
 import json
@@ -21,13 +21,13 @@ PROGRAMS = Path(__file__).parent / "programs"
 INSTRUMENT = str(Path(sys.executable).with_name("opentelemetry-instrument"))
 LIMIT = 40.0  # seconds a test waits for a program or a webhook; nothing takes so long unless it hangs
 
-# What asyncio and the interpreter write to stderr when something is left behind.
+# What asyncio and the interpreter write to stderr about leaked resources, lost errors and crashes.
 _NOISE = re.compile(r"was destroyed|unclosed|never awaited|never retrieved|Exception ignored|Traceback|Fatal|\bfault")
 _PYTHON = {"PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "default::ResourceWarning"}
 
 
 class Ended(NamedTuple):
-    """How a program has ended, together with all that it forked."""
+    """The exit code and the output of a program that has ended, its forked children included."""
 
     code: int
     out: list[str]
@@ -35,7 +35,7 @@ class Ended(NamedTuple):
 
     @property
     def noise(self) -> list[str]:
-        """The lines on stderr about something that was left behind."""
+        """The lines on stderr about leaked resources, lost errors and crashes."""
         return [line for line in self.err.splitlines() if _NOISE.search(line)]
 
     @property
@@ -45,7 +45,7 @@ class Ended(NamedTuple):
 
 
 def metric_points(line: str) -> dict[str, dict[str, float]]:
-    """Of each metric in a line of JSON the values, or the counts, by their labels."""
+    """By metric and labels, the values in a line of JSON; of a histogram, the count."""
     (scope,) = json.loads(line)["resource_metrics"][0]["scope_metrics"]
     assert scope["scope"]["name"] == "otel_step_hook"
     return {
@@ -75,18 +75,18 @@ class Program(subprocess.Popen[str]):
         )
 
     def read_line(self) -> str:
-        """The next line on stdout, once there is one."""
+        """Wait for the next line on stdout, and return it."""
         assert self.stdout is not None
         return self.stdout.readline().rstrip("\n")
 
     def go_on(self) -> None:
-        """End the program's `application.wait_for_test`."""
+        """Let the program's `application.wait_for_test` return."""
         assert self.stdin is not None
         self.stdin.write(".")
         self.stdin.flush()
 
     def ended(self) -> Ended:
-        """Wait until it has ended, and all that it forked; a failure shows where each thread is."""
+        """Wait until the program and its forked children have ended; on a timeout show where each thread is."""
         try:
             out, err = self.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
@@ -95,19 +95,19 @@ class Program(subprocess.Popen[str]):
         return Ended(self.returncode, out.splitlines(), err)
 
     def kill_group(self) -> None:
-        """End what still runs of it and of all that it forked."""
+        """Kill what still runs of the program and of its forked children."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self.communicate(timeout=LIMIT)
 
 
-Start = Callable[..., Program]  # `python_program`, with the receiver's URL
-Run = Callable[..., Ended]  # the same, to its end
+Start = Callable[..., Program]  # `python_program` with the receiver's URL as its webhook
+Run = Callable[..., Ended]  # the same, and waits until the program has ended
 
 
 def python_program(program: str, *args: str, **settings: object) -> Program:
-    """Start a module, or the code of an application that has all names of `application`, with these settings."""
+    """Start a module, or code that may use all names of `application`, with these settings."""
     code = f"import os, sys, threading\nfrom application import *\n{textwrap.dedent(program)}"
     target = ("-m", program) if program.isidentifier() else ("-c", code)
     variables = {f"STEP_COMPLETE_{setting.upper()}": str(value) for setting, value in settings.items()}
@@ -115,9 +115,9 @@ def python_program(program: str, *args: str, **settings: object) -> Program:
 
 
 class StepReceiver(HostileReceiver):
-    """A receiver that keeps connections alive and remembers which step id came over which of them.
+    """A receiver that keeps connections alive, and records which step id arrived over which connection.
 
-    It answers 204, and nothing while *gate* is cleared.
+    It answers 204; while *gate* is cleared, it does not answer.
     """
 
     def __init__(self) -> None:
@@ -154,6 +154,6 @@ class StepReceiver(HostileReceiver):
             assert self._arrived.wait_for(lambda: len(self._arrivals) >= count, LIMIT), self._arrivals
 
     def connections_of(self, prefix: str) -> set[socket]:
-        """The connections over which step ids with *prefix* have come."""
+        """The connections over which step ids with *prefix* have arrived."""
         with self._arrived:
             return {connection for step_id, connection in self._arrivals if step_id.startswith(prefix)}

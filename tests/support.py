@@ -1,4 +1,4 @@
-"""What several test files need: a provider with a hook, and what it has exported."""
+"""What several test files share: a provider with a hook and an exporter in memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class Pipeline:
         return self.provider.get_tracer("tests")
 
     def end_step(self, step_id: str = "step-1", **attributes: str) -> None:
-        """End one successful step and wait for the last word on it."""
+        """End one successful step, and wait until it is delivered or discarded."""
         self.tracer.start_span("step", attributes={"step_id": step_id, **attributes}).end()
         assert self.provider.force_flush()
 
@@ -36,7 +36,7 @@ class Pipeline:
         return list(self.exporter.get_finished_spans())
 
     def named(self, name: str) -> list[ReadableSpan]:
-        """The spans of this name, in the order in which they ended."""
+        """The spans with this name, in the order in which they ended."""
         return [span for span in self.spans if span.name == name]
 
 
@@ -47,7 +47,7 @@ NewPipeline = Callable[..., Pipeline]  # the type of the fixture `pipeline`
 def pipeline(
     url: str | None, *, is_step: Callable[[ReadableSpan], bool] | None = None, **settings: object
 ) -> Iterator[Pipeline]:
-    """A pipeline whose hook sends to *url*, with short waits; shut down at the end."""
+    """A pipeline whose hook sends to *url* with short backoffs; it is shut down at the end."""
     short = {"initial_backoff": 0.01, "max_backoff": 0.05, "shutdown_timeout": 5.0, "timeout": 5.0}
     hook = StepHookProcessor(StepHookSettings(webhook=url, **(short | settings)), is_step=is_step)
     exporter = InMemorySpanExporter()
@@ -61,5 +61,5 @@ def pipeline(
 
 
 def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Level and message of what the library has logged; everything, once its hooks are shut down."""
+    """Level and message of each line that the library has logged; a shutdown logs all counts of repeated lines."""
     return [f"{one.levelname} {one.getMessage()}" for one in caplog.records if one.name == "otel_step_hook"]

@@ -1,4 +1,4 @@
-"""What the unit tests share: pipelines whose hooks send to `step_receiver`, names, and a certificate authority."""
+"""What the unit tests share: pipelines whose hooks send to `step_receiver`, a resolver, and an authority."""
 
 import socket
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from otel_step_hook.testing import ScriptedReceiver
 
 @pytest.fixture
 def pipeline(step_receiver: ScriptedReceiver) -> Iterator[NewPipeline]:
-    """Makes pipelines with the settings given by name, and shuts them down at the end."""
+    """Makes pipelines with the given settings, and shuts them down at the end."""
     with ExitStack() as made:
         yield lambda url=step_receiver.url, **options: made.enter_context(support.pipeline(url, **options))
 
@@ -31,7 +31,7 @@ def hooked(pipeline: NewPipeline) -> Pipeline:
 
 @pytest.fixture
 def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The agent of the demo ends one step at once; its own six take a second, and two that are refused another."""
+    """Replaces the demo's agent, whose steps take two seconds, by one that ends one step at once."""
 
     async def agent(tracer: Tracer) -> AgentRun:
         with tracer.start_as_current_span("weekend in Lisbon") as workflow:
@@ -43,7 +43,7 @@ def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """A resolver that knows the names of the test; a name server of our own would have to be known to the machine's."""
+    """A scripted resolver in place of the system's, which cannot be made to ask a name server of this test."""
     known = Names()
     monkeypatch.setattr(socket, "getaddrinfo", known.getaddrinfo)
     return known
@@ -51,7 +51,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 @pytest.fixture
 def trusted(tmp_path: Path) -> str:
-    """The path of a PEM file with the authority's certificate."""
+    """The path of a PEM file with the certificate of `authority`."""
     path = tmp_path / "authority.pem"
     authority().cert_pem.write_to_path(str(path))
     return str(path)
