@@ -1,4 +1,4 @@
-"""What is scheduled, queued or remembered is bounded: an hour in which everything fails leaves nothing behind."""
+"""Timers, tasks, objects and log lines stay bounded during an hour in which everything fails."""
 
 import _thread
 import asyncio
@@ -19,57 +19,57 @@ from otel_step_hook.delivery.log import RateLimitedLog
 from otel_step_hook.delivery.memory import MemoryStore
 
 HOUR = 3600.0  # seconds
-QUEUE = 4  # steps that may wait
+QUEUE = 4  # the setting max_queue_size
 IN_FLIGHT = 2
-PATIENCE = 50  # looks of 10 ms, in vain: nobody resolves an address for so long
-MARGIN = 300  # objects more than half an hour before: what happens to be under way, and flushes that have given up
+MAX_EMPTY_POLLS = 50  # polls of 10 ms without a result; no look-up of an address takes so long
+MARGIN = 300  # objects by which the samples may differ: attempts in flight, and flushes that have given up
 
 
 class VirtualTime:
-    """A clock that runs ahead whenever an event loop has nothing to do, and calls *each_second* meanwhile."""
+    """A clock that advances whenever an event loop is idle, and calls *each_second* once for each of its seconds."""
 
     def __init__(self) -> None:
         self.now = self.began = 1000.0
         self.each_second: Callable[[], object] = int
-        self.is_over = threading.Event()  # the hour
-        self.threads = _thread._count() + 1  # the least there were: the loop's, and those before it
-        self.waited = 0  # times in a row, for a thread
+        self.hour_has_ended = threading.Event()
+        self.threads = _thread._count() + 1  # the fewest so far: the loop's, and those from before the test
+        self.empty_polls = 0  # in a row, while another thread runs
 
     def __call__(self) -> float:
         return self.now
 
-    def pass_by(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         until = self.now + seconds
         while self.now < until:
             next_second = float(int(self.now) + 1)
             self.now = min(next_second, until)
-            if self.now == next_second and not self.is_over.is_set():
+            if self.now == next_second and not self.hour_has_ended.is_set():
                 self.each_second()
         if self.now - self.began >= HOUR:
-            self.is_over.set()
+            self.hour_has_ended.set()
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    """The clock of every event loop in this test; real ones would take an hour, too."""
+    """A virtual clock for every event loop in this test; with a real one it would take an hour."""
     virtual = VirtualTime()
 
     class Selector(selectors.DefaultSelector):
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
             virtual.threads = min(virtual.threads, _thread._count())
-            is_asking = _thread._count() > virtual.threads  # a thread resolves a name, which takes real time
-            ready = super().select(0.01 if is_asking and timeout else 0)
-            virtual.waited = 0 if ready or not is_asking else virtual.waited + 1
-            if virtual.waited > PATIENCE:  # it is somebody else's thread
+            is_resolving = _thread._count() > virtual.threads  # a thread resolves a name, which takes real time
+            ready = super().select(0.01 if is_resolving and timeout else 0)
+            virtual.empty_polls = 0 if ready or not is_resolving else virtual.empty_polls + 1
+            if virtual.empty_polls > MAX_EMPTY_POLLS:  # the thread resolves no name
                 virtual.threads = _thread._count()
-            if not ready and not is_asking and timeout is not None:
-                virtual.pass_by(max(timeout, 1e-6))  # a look takes time, too
+            if not ready and not is_resolving and timeout is not None:
+                virtual.advance(max(timeout, 1e-6))  # a poll takes time, too
             return ready
 
     monkeypatch.setattr(time, "monotonic", virtual)
     for module in (attempts, dispatch, loop, sender, transport, worker):
         monkeypatch.setattr(module, "monotonic", virtual)
-    # Bound when they were imported.
+    # Defaults of arguments, which were bound when the modules were imported.
     monkeypatch.setattr(RateLimitedLog.__init__, "__defaults__", (virtual,))
     monkeypatch.setattr(MemoryStore.__init__, "__kwdefaults__", {"monotonic": virtual})
     monkeypatch.setattr(selectors, "DefaultSelector", Selector)
@@ -78,7 +78,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 @pytest.fixture
 def lines() -> Iterator[Counter[str]]:
-    """How often each kind of line has been written; they go no further, since pytest would keep them."""
+    """Counts log lines by their first words, and keeps them from pytest, which would store every record."""
     counts: Counter[str] = Counter()
 
     def count(record: logging.LogRecord) -> bool:
@@ -93,7 +93,7 @@ def lines() -> Iterator[Counter[str]]:
 
 
 class Failing(SpanProcessor):
-    """The application's own processor, which does not like our spans."""
+    """A span processor of the application that raises for each delivery span."""
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.name != "step":
@@ -101,26 +101,28 @@ class Failing(SpanProcessor):
 
 
 def unreadable(span: ReadableSpan) -> bool:
-    """A rule of the application's that fails for some steps."""
+    """A rule of the application that raises for some steps."""
     if (span.attributes or {}).get("is_odd"):
         raise LookupError("odd")
     return True
 
 
-def census() -> Counter[str]:
-    """How many objects of each type there are."""
+def object_counts() -> Counter[str]:
+    """The number of objects of each type."""
     gc.collect()
     objects = gc.get_objects()
     counts = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in objects)
-    # asyncio keeps up to a hundred that were cancelled
+    # asyncio keeps up to a hundred cancelled timers
     counts["timers"] = sum(isinstance(one, asyncio.TimerHandle) and not one.cancelled() for one in objects)
     return counts
 
 
-# A loop that dies may cancel a connection that has not begun: anyio says that it was never awaited.
+# A loop that dies may cancel a connection before it begins: then CPython warns that anyio has not awaited a coroutine.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_hour_in_which_everything_fails(clock: VirtualTime, closed_port: int, lines: Counter[str]) -> None:
-    """Timers, tasks, events and spans do not grow in number, whatever fails for how long; nor does the log."""
+def test_everything_stays_bounded_in_an_hour_of_failures(
+    clock: VirtualTime, closed_port: int, lines: Counter[str]
+) -> None:
+    """Timers, tasks, objects and log lines do not grow in number, whatever fails for however long."""
     settings = StepHookSettings(
         webhook=f"http://127.0.0.1:{closed_port}/", max_queue_size=QUEUE, concurrency=IN_FLIGHT, shutdown_timeout=5
     )
@@ -136,16 +138,16 @@ def test_an_hour_in_which_everything_fails(clock: VirtualTime, closed_port: int,
         tracer.start_span("step", attributes={"step_id": f"step-{second}"}).end()
         tracer.start_span("step", attributes={"is_odd": True}).end()
         if second % 600 == 100:
-            asyncio.get_running_loop().call_soon(next, iter(()))  # a fault of the loop
+            asyncio.get_running_loop().call_soon(next, iter(()))  # raises in the loop, which ends it
         if second in {1500, HOUR - 300}:
-            samples.append(census())
+            samples.append(object_counts())
 
     clock.each_second = end_steps
     tracer.start_span("step", attributes={"step_id": "first"}).end()
-    while not clock.is_over.wait(0.02):  # seconds
+    while not clock.hour_has_ended.wait(0.02):  # seconds
         hook.force_flush(2)  # which gives up after a millisecond
     provider.shutdown()
-    gc.collect()  # here, where it may complain
+    gc.collect()  # here, where its warnings are ignored
     first, last = samples
     assert {name: (first[name], last[name]) for name in last if last[name] > first[name] + MARGIN} == {}
     assert last["timers"] <= QUEUE + IN_FLIGHT + 1

@@ -1,4 +1,4 @@
-"""The limit of an attempt: what it does to the task it runs in."""
+"""`Deadline`, the time limit of an attempt: how it acts on the task that it runs in."""
 
 import asyncio
 import gc
@@ -12,14 +12,14 @@ pytestmark = pytest.mark.anyio
 
 
 async def within(timeout: float, seconds: float) -> None:
-    """Wait for so many seconds, within this limit."""
+    """Sleep for *seconds* with a deadline of *timeout* seconds."""
     async with Deadline(timeout):
         await asyncio.sleep(seconds)
 
 
 @pytest.mark.parametrize("rounds", range(0, LAST_POLLS + 10, 3))
-async def test_a_cancellation_counts_at_any_moment(rounds: int) -> None:
-    """Cancelled before or while the loop looks at its sockets for the last time, a task is cancelled, not late."""
+async def test_a_cancellation_counts_until_the_timeout_is_raised(rounds: int) -> None:
+    """A task that is cancelled before or during the last polls of its sockets ends as cancelled, not as late."""
     task = asyncio.create_task(within(0.0, 600.0))
     for _ in range(rounds):
         await asyncio.sleep(0)
@@ -29,8 +29,8 @@ async def test_a_cancellation_counts_at_any_moment(rounds: int) -> None:
         await task
 
 
-async def test_limits_nest() -> None:
-    """A limit around a limit ends what it is around, and the inner one that has ended does not count for the outer."""
+async def test_time_limits_nest() -> None:
+    """Each of two nested time limits ends its own block; an inner one that has expired does not affect the outer."""
     async with asyncio.timeout(60.0):
         with pytest.raises(TimeoutError):
             await within(0.0, 600.0)
@@ -40,15 +40,15 @@ async def test_limits_nest() -> None:
             await within(60.0, 600.0)
 
 
-async def test_nothing_is_left_for_the_garbage_collector() -> None:
-    """A task that ended in time is gone at once: thousands a minute would else wait for a collection."""
+async def test_a_task_is_freed_without_the_garbage_collector() -> None:
+    """A task that ends in time is freed at once, instead of waiting with thousands of others for a collection."""
     gc.disable()
     try:
         task = asyncio.create_task(within(60.0, 0.0))
         await task
         ended = weakref.ref(task)
         del task
-        await asyncio.sleep(0)  # the round of the loop that has woken us knows the task
+        await asyncio.sleep(0)  # until then the running callback of the loop refers to the task
         assert ended() is None
     finally:
         gc.enable()

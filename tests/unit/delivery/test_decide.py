@@ -1,4 +1,4 @@
-"""What follows from the result of an attempt: the whole table, and the circuit of an endpoint that is down."""
+"""The table of decisions after an attempt, and the circuit of an endpoint that is down."""
 
 import math
 
@@ -15,7 +15,7 @@ from otel_step_hook.delivery.retry import AttemptResult, Finish, RetryIn, RetryP
 
 POLICY = RetryPolicy(initial_backoff=1.0, max_backoff=60.0, backoff_multiplier=2.0, give_up_after=30.0)
 ACCEPTED = AttemptResult(status_code=204)
-HANDED_OVER = AttemptResult()  # to a system that gives no status
+HANDED_OVER = AttemptResult()  # to Temporal, which gives no status
 DISABLED = AttemptResult(status_code=204, directive="disable")
 DELIVERED = Finish("delivered")
 TIMEOUT = AttemptResult(error_type="timeout")
@@ -23,20 +23,20 @@ REFUSED = AttemptResult(error_type="ConnectionRefusedError")
 
 
 def delivery(attempts: int = 1) -> Delivery:
-    """A delivery that has been attempted so often."""
+    """A delivery after *attempts* attempts."""
     step = event()
     return Delivery(webhook_id(step), step, Pipeline(None, Resource({})), 0.0, attempts=attempts)
 
 
 def discarded(error_type: str) -> Finish:
-    """The end of a delivery that is given up."""
+    """The decision to discard a delivery."""
     return Finish("discarded", error_type)
 
 
 @pytest.mark.parametrize(
     ("result", "attempts", "elapsed", "left", "decision"),
     [
-        # Accepted, whatever the time.
+        # Accepted, however late.
         (ACCEPTED, 1, 0.0, math.inf, DELIVERED),
         (ACCEPTED, 9, 99.0, 0.0, DELIVERED),
         (DISABLED, 1, 0.0, math.inf, DELIVERED),
@@ -46,21 +46,21 @@ def discarded(error_type: str) -> Finish:
         (failed(500, directive="abort-message"), 1, 0.0, math.inf, discarded("500")),
         (failed(400, directive="disable"), 1, 0.0, math.inf, discarded("400")),
         (failed(410, retry_after=1.0), 1, 0.0, math.inf, discarded("410")),
-        # All else is tried again, after a backoff that grows.
+        # Any other failure is retried after a growing backoff.
         (failed(503), 1, 0.0, math.inf, RetryIn(1.0)),
         (failed(400), 1, 0.0, math.inf, RetryIn(1.0)),
         (failed(302), 1, 0.0, math.inf, RetryIn(1.0)),
         (TIMEOUT, 2, 5.0, math.inf, RetryIn(2.0)),
         (REFUSED, 3, 5.0, math.inf, RetryIn(4.0)),
-        # Never before the receiver wants it.
+        # Never before the receiver's Retry-After.
         (failed(429, retry_after=7.0), 1, 0.0, math.inf, RetryIn(7.0)),
         (failed(429, retry_after=0.5), 1, 0.0, math.inf, RetryIn(1.0)),
-        # Until the time to give up, counted from the step's end.
+        # Until give_up_after, counted from the step's end.
         (failed(503), 1, 28.9, math.inf, RetryIn(1.0)),
         (failed(503), 1, 29.0, math.inf, discarded("503")),
         (TIMEOUT, 1, 40.0, math.inf, discarded("timeout")),
         (failed(429, retry_after=120.0), 1, 0.0, math.inf, discarded("429")),
-        # Not beyond the process's end.
+        # Not beyond the end of the shutdown.
         (failed(503), 1, 0.0, 1.1, RetryIn(1.0)),
         (failed(503), 1, 0.0, 1.0, discarded("shutdown")),
         (failed(503), 1, 0.0, -1.0, discarded("shutdown")),
@@ -68,10 +68,10 @@ def discarded(error_type: str) -> Finish:
         (failed(410), 1, 0.0, 0.0, discarded("410")),
     ],
 )
-def test_what_follows(
+def test_each_result_leads_to_its_decision(
     result: AttemptResult, attempts: int, elapsed: float, left: float, decision: Finish | RetryIn
 ) -> None:
-    """Each case of the table, with the longest of the jittered waits."""
+    """Each case of the table is decided as it says, with the longest of the jittered waits."""
     assert decide(delivery(attempts), result, POLICY, elapsed=elapsed, left=left, rand=lambda: 1.0) == decision
 
 
@@ -79,8 +79,10 @@ results = st.sampled_from([ACCEPTED, HANDED_OVER, DISABLED, TIMEOUT, REFUSED, fa
 
 
 @given(results, st.integers(1, 50), st.floats(0, 1e4), st.floats(-1, 1e4), st.floats(0, 1))
-def test_every_decision(result: AttemptResult, attempts: int, elapsed: float, left: float, rand: float) -> None:
-    """A failure ends as discarded with a reason, or is tried again in time; a success is never tried again."""
+def test_a_failure_is_discarded_or_retried_in_time(
+    result: AttemptResult, attempts: int, elapsed: float, left: float, rand: float
+) -> None:
+    """A failure is discarded with a reason or retried in time; a success is never retried."""
     decision = decide(delivery(attempts), result, POLICY, elapsed=elapsed, left=left, rand=lambda: rand)
     if isinstance(decision, RetryIn):
         assert not result.is_success
@@ -93,7 +95,7 @@ def test_every_decision(result: AttemptResult, attempts: int, elapsed: float, le
 
 
 def opened(now: float = 0.0) -> Circuit:
-    """The circuit of an endpoint that has just gone down."""
+    """The circuit of an endpoint after ten failures in a row."""
     circuit = Circuit(POLICY, rand=lambda: 1.0)
     for _ in range(10):
         assert circuit.attempts_allowed(0, concurrency=8, now=now) == 8
@@ -102,8 +104,8 @@ def opened(now: float = 0.0) -> Circuit:
     return circuit
 
 
-def test_probes_come_one_by_one_after_growing_waits() -> None:
-    """1, 2, 4 seconds, and then 5, so that an endpoint that is up again is found soon."""
+def test_an_open_circuit_allows_one_probe_after_each_growing_wait() -> None:
+    """The waits are 1, 2, 4 seconds and then always 5, so that an endpoint that is up again is found soon."""
     circuit, now, waits = opened(), 0.0, []
     for _ in range(6):
         assert circuit.attempts_allowed(0, concurrency=8, now=now) == 0
@@ -116,8 +118,8 @@ def test_probes_come_one_by_one_after_growing_waits() -> None:
 
 
 @pytest.mark.parametrize("answer", [ACCEPTED, HANDED_OVER, failed(400), failed(404), failed(410)])
-def test_one_answer_closes_it(answer: AttemptResult) -> None:
-    """An endpoint that refuses an event is up: all connections are used again at once."""
+def test_one_answer_closes_the_circuit(answer: AttemptResult) -> None:
+    """An endpoint that answers, if only to refuse the event, is up: all connections are used again at once."""
     circuit = opened()
     circuit.record(answer, now=0.5)
     assert not circuit.is_open
@@ -126,8 +128,8 @@ def test_one_answer_closes_it(answer: AttemptResult) -> None:
 
 
 @pytest.mark.parametrize("failure", [failed(500), failed(503), failed(429), failed(408), TIMEOUT, REFUSED])
-def test_what_says_that_an_endpoint_is_down(failure: AttemptResult) -> None:
-    """No answer, an error of the server's, too many requests; and only ten in a row."""
+def test_ten_outages_in_a_row_open_the_circuit(failure: AttemptResult) -> None:
+    """A timeout, a connection error, a 5xx, a 408 and a 429 count as outages; a success starts the count anew."""
     circuit = Circuit(POLICY)
     for _ in range(9):
         circuit.record(failure, now=0.0)
