@@ -32,7 +32,7 @@ def test_each_outcome_is_delivered_once(rigged: NewRig, step_receiver: ScriptedR
 
 
 def test_a_refused_step_is_sent_again_under_the_same_id(rigged: NewRig, step_receiver: ScriptedReceiver) -> None:
-    """Every attempt has the same id and the same bytes, a span of its own, and a signature that verifies."""
+    """All attempts have the same webhook id and body, and each has a span of its own and a valid signature."""
     step_receiver.answers(503, 500, 204)
     rig = rigged(webhook=step_receiver.url, signing_secret=SECRET, payload="full")
     rig.deliver(event())
@@ -46,8 +46,8 @@ def test_a_refused_step_is_sent_again_under_the_same_id(rigged: NewRig, step_rec
 
 
 def test_timestamp_and_signature_are_those_of_the_attempt(rigged: NewRig) -> None:
-    """An attempt in another second is signed anew, under the time at which it is made."""
-    script = Script(lambda: failed(retry_after=1.01 - time.time() % 1), DELIVERED)  # to the next second
+    """An attempt in a later second has a later timestamp and another signature."""
+    script = Script(lambda: failed(retry_after=1.01 - time.time() % 1), DELIVERED)  # until the next second
     rigged(script, signing_secret=SECRET, max_backoff=2.0).deliver()
     first, second = (post.headers for post in script.posts)
     assert int(second["webhook-timestamp"]) > int(first["webhook-timestamp"])
@@ -80,22 +80,22 @@ def test_waits_are_jittered(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_retry_after_is_waited_for(rigged: NewRig) -> None:
-    """The receiver is not asked before the time it has named."""
+    """No attempt is made before the time that the receiver has asked for."""
     script = Script(failed(429, retry_after=0.2), DELIVERED)
     rigged(script, max_backoff=10.0).deliver()
     first, second = script.posts
     assert second.at - first.at >= 0.2
 
 
-def test_a_retry_after_counts_for_no_more_than_the_longest_backoff(rigged: NewRig) -> None:
-    """A receiver cannot put a step off for a year."""
+def test_a_retry_after_is_capped_at_the_longest_backoff(rigged: NewRig) -> None:
+    """A Retry-After of an hour is shortened to max_backoff, so that no receiver delays a delivery for long."""
     rig = rigged(Script(failed(retry_after=3600.0), DELIVERED), max_backoff=0.1)
     rig.deliver()
     assert [result for _, result, _ in rig.results] == ["delivered"]
 
 
-def test_a_step_is_given_up_in_time(rigged: NewRig) -> None:
-    """A receiver that never accepts is asked again until the time to give up; the last failure is the reason."""
+def test_a_delivery_is_discarded_in_time(rigged: NewRig) -> None:
+    """A delivery that is always refused is retried until the time to give up, and discarded with its last failure."""
     script = Script(failed())
     # The first wait is short, and the second longer than there is time.
     rig = rigged(script, give_up_after=30.0, initial_backoff=0.1, backoff_multiplier=1000.0, max_backoff=100.0)
@@ -104,8 +104,10 @@ def test_a_step_is_given_up_in_time(rigged: NewRig) -> None:
     assert len(script.posts) == 2
 
 
-def test_no_attempt_lasts_longer_than_there_is_time(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """The limit of an attempt ends with the time to give up, and the log shows that limit."""
+def test_the_timeout_of_an_attempt_ends_with_the_time_to_give_up(
+    rigged: NewRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An attempt shortly before the time to give up has a shorter timeout, which the log shows."""
     script = Script(AttemptResult(error_type="timeout"))
     rig = rigged(script, timeout=15.0, give_up_after=100.0, initial_backoff=90.0, max_backoff=90.0)
     rig.deliver(event("step-1"), age=93.0)
@@ -115,7 +117,7 @@ def test_no_attempt_lasts_longer_than_there_is_time(rigged: NewRig, caplog: pyte
 
 
 def test_a_step_that_has_waited_too_long_is_discarded_unsent(rigged: NewRig) -> None:
-    """A step whose time is up while it is queued is not sent any more, and its delivery says so."""
+    """A step whose time to give up has passed in the queue is discarded as expired, without an attempt."""
     script = Script()
     rig = rigged(script, give_up_after=10.0)
     rig.deliver(event("step-1"), age=11.0)
@@ -123,7 +125,7 @@ def test_a_step_that_has_waited_too_long_is_discarded_unsent(rigged: NewRig) -> 
     assert rig.results == [("step-1", "discarded", "expired")]
 
 
-def test_a_step_whose_time_is_over_keeps_its_reason(rigged: NewRig) -> None:
+def test_a_delivery_that_expires_keeps_its_last_failure(rigged: NewRig) -> None:
     """A step that was refused, and could not be sent again in time, is discarded because it was refused."""
     both_wait, release = threading.Event(), threading.Event()
     script = Script(both_wait, failed(503), release)
@@ -154,10 +156,10 @@ def test_a_receiver_can_refuse_a_step_for_good(
 
 
 @pytest.mark.parametrize("status", [204, 500])
-def test_a_receiver_can_refuse_everything(
+def test_a_receiver_can_disable_its_endpoint(
     rigged: NewRig, step_receiver: ScriptedReceiver, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After 'webhook-delivery: disable' nothing is sent any more: what waits, and what comes, is discarded at once."""
+    """After 'webhook-delivery: disable' each waiting and each later delivery is discarded without an attempt."""
     step_receiver.answers(503, Answer(status, {"webhook-delivery": "disable"}))
     rig = rigged(webhook=step_receiver.url, initial_backoff=60.0, max_backoff=60.0, give_up_after=600)
     rig.submit(event("waiting"))
@@ -174,7 +176,7 @@ def test_a_receiver_can_refuse_everything(
 
 
 def test_many_answers_that_disable_are_logged_once(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """Attempts that were in flight together may all be answered so."""
+    """Several attempts in flight that are all answered with 'disable' cause one log line."""
     together = threading.Event()
     script = Script(*[together] * 5, failed(directive="disable"))
     rig = rigged(script, concurrency=5)
@@ -187,11 +189,11 @@ def test_many_answers_that_disable_are_logged_once(rigged: NewRig, caplog: pytes
 
 
 def test_a_stale_connection_costs_no_wait(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """A request that a kept connection swallowed is sent again at once, under the same id, and nothing is logged."""
+    """A request that is lost on a stale connection is sent again at once under the same id, without a log line."""
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
-        # The first connection answers one request, reads another, and hangs up.
+        # The first connection answers one request, reads another, and is closed.
         for answer in [OK, b""] if not requests else [OK]:
             if request := read_request(connection):
                 requests.append(request)
@@ -210,8 +212,8 @@ def test_a_stale_connection_costs_no_wait(rigged: NewRig, caplog: pytest.LogCapt
     assert "could not be reached" not in caplog.text
 
 
-def test_a_receiver_that_hangs_up_after_each_answer_gets_every_step(rigged: NewRig) -> None:
-    """Of 100 steps none fails, although no connection lives longer than one answer."""
+def test_a_receiver_that_closes_after_each_answer_gets_every_step(rigged: NewRig) -> None:
+    """A hundred steps are delivered, although no connection lives longer than one answer."""
     seen: set[bytes] = set()
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -231,7 +233,7 @@ def test_a_receiver_that_hangs_up_after_each_answer_gets_every_step(rigged: NewR
 def test_a_disabled_endpoint_gets_nothing_more_from_a_busy_application(
     rigged: NewRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step that ends while the loop looks, after it has discarded what waits, is no exception."""
+    """A step that ends just after the waiting deliveries were discarded is discarded, too."""
     script = Script(failed(410, directive="disable"), DELIVERED)
     rig = rigged(script)
     store = rig.worker._runner().store

@@ -1,4 +1,4 @@
-"""Many deliveries at a time: lanes, connections, flushes."""
+"""Many deliveries at a time: the transports that they share, and what a flush waits for."""
 
 import gc
 import socket
@@ -15,7 +15,7 @@ from otel_step_hook.testing import HostileReceiver, read_request
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_no_more_attempts_are_in_flight_than_allowed(rigged: NewRig, concurrency: int) -> None:
-    """STEP_COMPLETE_CONCURRENCY is never exceeded, and it is reached."""
+    """As many attempts as STEP_COMPLETE_CONCURRENCY allows are in flight, and never more."""
     answer = threading.Event()
     script = Script(*[answer] * concurrency)
     rig = rigged(script, concurrency=concurrency)
@@ -29,7 +29,7 @@ def test_no_more_attempts_are_in_flight_than_allowed(rigged: NewRig, concurrency
 
 
 def test_a_slow_delivery_delays_no_other(rigged: NewRig) -> None:
-    """While one attempt waits for its answer, the other lane goes on delivering."""
+    """While one attempt waits for its answer, other deliveries are made."""
     answer = threading.Event()
     rig = rigged(Script(answer), concurrency=2)
     rig.submit(event("slow"), *(event() for _ in range(10)))
@@ -40,8 +40,8 @@ def test_a_slow_delivery_delays_no_other(rigged: NewRig) -> None:
     assert len(rig.results) == 11
 
 
-def test_a_delivery_that_waits_for_its_next_attempt_occupies_no_lane(rigged: NewRig) -> None:
-    """With one lane, a step that was refused waits aside, and the next ones are delivered meanwhile."""
+def test_a_delivery_that_waits_for_its_next_attempt_occupies_no_transport(rigged: NewRig) -> None:
+    """With a concurrency of 1, the next steps are delivered while a refused one waits for its retry."""
     answer = threading.Event()
     rig = rigged(Script(answer, failed(retry_after=0.05), DELIVERED), concurrency=1, max_backoff=0.5)
     rig.submit(event("refused"), event("next"))
@@ -50,8 +50,8 @@ def test_a_delivery_that_waits_for_its_next_attempt_occupies_no_lane(rigged: New
     assert [step for step, _, _ in rig.results] == ["next", "refused"]
 
 
-def test_sparse_steps_share_one_warm_connection(rigged: NewRig) -> None:
-    """The lane used last is used next: steps that come one by one need one connection, whatever the concurrency."""
+def test_sparse_steps_share_one_connection(rigged: NewRig) -> None:
+    """Steps that are delivered one by one use the same connection, whatever the concurrency."""
     with HostileReceiver(answering(OK)) as receiver:
         rig = rigged(webhook=receiver.url, concurrency=8)
         for _ in range(10):
@@ -59,8 +59,8 @@ def test_sparse_steps_share_one_warm_connection(rigged: NewRig) -> None:
         assert receiver.connections == 1
 
 
-def test_the_lane_used_last_is_used_next(rigged: NewRig) -> None:
-    """A burst opens as many connections as there are lanes, and sparse steps after it use one; the others cool down."""
+def test_the_transport_used_last_is_used_next(rigged: NewRig) -> None:
+    """A burst opens as many connections as the concurrency allows, and sparse steps after it use one of them."""
     all_open = threading.Barrier(4)
     users: list[socket.socket] = []
 
@@ -83,7 +83,7 @@ def test_the_lane_used_last_is_used_next(rigged: NewRig) -> None:
 
 
 class Feeding(Script):
-    """A script that submits one more step to *rig* in each attempt, but in those that wait for *events*."""
+    """A script that submits one more step to *rig* in each attempt, except in those that wait for *events*."""
 
     def __init__(self, *events: threading.Event) -> None:
         super().__init__(*events, self._feed)
@@ -95,8 +95,8 @@ class Feeding(Script):
         return DELIVERED
 
 
-def test_a_flush_waits_for_what_came_before_it_and_nothing_else(rigged: NewRig) -> None:
-    """Steps that are submitted after a flush do not prolong it, even where some are always under way."""
+def test_a_flush_waits_only_for_earlier_steps(rigged: NewRig) -> None:
+    """Steps that are submitted after a flush has begun do not prolong it, even if there is always one in flight."""
     script = Feeding()
     script.rig = rig = rigged(script, concurrency=1)
     rig.submit(event(), event(), event())
@@ -105,8 +105,8 @@ def test_a_flush_waits_for_what_came_before_it_and_nothing_else(rigged: NewRig) 
     script.rig = None
 
 
-def test_a_flush_waits_for_the_oldest_of_what_came_before_it(rigged: NewRig) -> None:
-    """Deliveries do not end in the order of their steps: a flush waits for all, whatever ends meanwhile."""
+def test_a_flush_waits_for_all_earlier_steps(rigged: NewRig) -> None:
+    """A flush waits for the slowest of the earlier deliveries, whichever later ones have ended."""
     answer = threading.Event()
     script = Feeding(answer)
     script.rig = rig = rigged(script, concurrency=2)
@@ -119,15 +119,15 @@ def test_a_flush_waits_for_the_oldest_of_what_came_before_it(rigged: NewRig) -> 
     assert "slow" in [step for step, _, _ in rig.results]
 
 
-def test_nothing_of_a_delivery_is_kept_after_its_end(rigged: NewRig) -> None:
-    """Deliveries that are over, whatever became of them, are forgotten."""
+def test_a_delivery_is_freed_after_its_end(rigged: NewRig) -> None:
+    """A delivery that has been delivered or discarded is not kept in memory."""
 
     def kept() -> list[Delivery]:
         gc.collect()
-        found = [item for item in gc.get_objects() if isinstance(item, Delivery)]  # of other tests, too
+        found = [item for item in gc.get_objects() if isinstance(item, Delivery)]  # also those of other tests
         return [delivery for delivery in found if delivery.event.step_id.startswith("kept-")]
 
     rig = rigged(Script(failed(), RuntimeError(), failed(410), DELIVERED), concurrency=2)
     rig.deliver(*(event(f"kept-{number}") for number in range(100)))
     assert len(rig.results) == 100
-    wait_until(lambda: not kept())  # the last lane comes to its end
+    wait_until(lambda: not kept())  # until the task of the last delivery has ended

@@ -1,4 +1,4 @@
-"""Stopping in time, with a result of every delivery; and faults, which stop nothing."""
+"""Shutting down in time, with a result for every delivery; and faults, which stop no delivery."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ from otel_step_hook.testing import HostileReceiver, read_request
 
 @pytest.mark.parametrize("is_waiting", [False, True])
 def test_stopping_delivers_what_can_be_delivered(rigged: NewRig, *, is_waiting: bool) -> None:
-    """Asked to stop, everything that is queued is still sent, and short waits are waited."""
+    """During a shutdown everything that is queued is still sent, after its backoff if that is short."""
     rig = rigged(Script(failed(), DELIVERED), concurrency=1, initial_backoff=0.2, max_backoff=0.2)
     rig.submit(*(event() for _ in range(5)))
     wait_until(lambda: not is_waiting or len(rig.results) >= 4)
@@ -40,15 +40,17 @@ def test_stopping_delivers_what_can_be_delivered(rigged: NewRig, *, is_waiting: 
 
 
 def test_stopping_without_work_is_immediate(rigged: NewRig) -> None:
-    """A worker that has nothing to do stops when it is asked to."""
+    """A worker that has no work shuts down at once."""
     rig = rigged(Script())
     rig.deliver()
     assert seconds(lambda: rig.worker.shutdown(WAIT)) < AT_ONCE
 
 
 @pytest.mark.parametrize("is_stopped_before", [False, True])
-def test_a_wait_that_outlasts_the_stop_is_not_waited(rigged: NewRig, *, is_stopped_before: bool) -> None:
-    """A step whose next attempt would come too late is discarded at once, visibly."""
+def test_a_retry_that_would_come_after_the_shutdown_is_discarded_at_once(
+    rigged: NewRig, *, is_stopped_before: bool
+) -> None:
+    """A delivery whose next attempt would come too late is discarded at once, with a span."""
     answer = threading.Event()
     rig = rigged(Script(answer, failed(500)), initial_backoff=6e3, max_backoff=6e3, give_up_after=6e4)
     rig.submit(event("step-1"))
@@ -63,10 +65,10 @@ def test_a_wait_that_outlasts_the_stop_is_not_waited(rigged: NewRig, *, is_stopp
     assert rig.results == [("step-1", "discarded", "shutdown")]
 
 
-def test_what_is_queued_in_flight_or_waiting_at_the_end_is_discarded_visibly(
+def test_what_is_queued_in_flight_or_waiting_at_the_end_is_discarded(
     rigged: NewRig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the time to stop is over, every step is discarded: a span with an error, and the log says so."""
+    """At the end of a shutdown each remaining delivery is discarded, with a span that is an error and in the log."""
     script = Script(failed(), threading.Event())
     rig = rigged(script, concurrency=1, initial_backoff=0.05, max_backoff=0.2)
     rig.submit(event("waiting"), event("in flight"), event("queued"))
@@ -80,7 +82,7 @@ def test_what_is_queued_in_flight_or_waiting_at_the_end_is_discarded_visibly(
     assert [span.status.is_unset for span in cut_off] == [True]
 
 
-class Leaving(Script):
+class BlockedCancellation(Script):
     """A script whose attempts, when they are cancelled, end only once *may_end* is set, with *result*."""
 
     def __init__(self, *results: threading.Event, result: AttemptResult | None = None) -> None:
@@ -93,16 +95,16 @@ class Leaving(Script):
         return self._result
 
 
-def test_a_step_that_comes_in_after_the_time_to_stop_is_discarded_visibly(rigged: NewRig) -> None:
-    """A step that is submitted in the very moment of the shutdown, while attempts are cut off, is no exception."""
-    script = Leaving(threading.Event())
+def test_a_step_that_is_stored_at_the_end_of_a_shutdown_is_discarded(rigged: NewRig) -> None:
+    """A step that is stored while the shutdown cancels the attempts in flight is discarded with a span."""
+    script = BlockedCancellation(threading.Event())
     rig = rigged(script)
     rig.submit(event("started"))
     script.wait_for(1)
     rig.worker.shutdown(0)
     assert script.is_cancelled.wait(WAIT)
-    rig.worker._runner().store.put(event("too late"), rig.pipeline)  # it was not closed, when submit() looked
-    assert not rig.worker.flush(0)  # wakes it, as submit() does
+    rig.worker._runner().store.put(event("too late"), rig.pipeline)  # as a submit() does that began before the shutdown
+    assert not rig.worker.flush(0)  # wakes the worker, as submit() does
     wait_until(lambda: rig.results)
     script.may_end.set()
     assert rig.worker.flush(WAIT)
@@ -110,9 +112,9 @@ def test_a_step_that_comes_in_after_the_time_to_stop_is_discarded_visibly(rigged
     assert len(script.posts) == 1
 
 
-def test_a_webhook_that_was_accepted_is_delivered_although_the_time_is_over(rigged: NewRig) -> None:
-    """A sender that knows its result when it is cancelled has delivered: the receiver has the webhook."""
-    script = Leaving(threading.Event(), result=DELIVERED)
+def test_a_webhook_that_was_accepted_is_delivered_even_if_it_is_cancelled(rigged: NewRig) -> None:
+    """An attempt that knows its result when it is cancelled counts: the receiver has the webhook."""
+    script = BlockedCancellation(threading.Event(), result=DELIVERED)
     rig = rigged(script)
     rig.submit(event("step-1"))
     script.wait_for(1)
@@ -122,8 +124,8 @@ def test_a_webhook_that_was_accepted_is_delivered_although_the_time_is_over(rigg
     assert rig.results == [("step-1", "delivered", None)]
 
 
-def test_closing_has_a_limit(rigged: NewRig) -> None:
-    """A sender that cannot be closed delays the shutdown only a little."""
+def test_closing_a_transport_has_a_time_limit(rigged: NewRig) -> None:
+    """A transport that does not close delays the shutdown only a little."""
 
     class Stubborn:
         async def post(self, *_: object, **__: object) -> AttemptResult:
@@ -140,8 +142,8 @@ def test_closing_has_a_limit(rigged: NewRig) -> None:
 # Faults
 
 
-def test_a_fault_of_a_sender_is_survived(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """A sender that raises costs its one delivery; the attempt and the delivery say so, the log without its message."""
+def test_a_transport_that_raises_costs_one_delivery(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """The spans and the log name the error's type, and the log its place, but not its message."""
     script = Script(RuntimeError("Bearer sekret"), DELIVERED)
     rig = rigged(script, concurrency=1)
     rig.deliver(event("unlucky"), event("next"))
@@ -155,11 +157,11 @@ def test_a_fault_of_a_sender_is_survived(rigged: NewRig, caplog: pytest.LogCaptu
 
 
 class Panic(BaseException):
-    """What is no `Exception`, as what Rust code panics with is none."""
+    """An exception that is no `Exception`, like the one that Rust code raises when it panics."""
 
 
-def test_a_sender_that_panics_is_survived(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever is raised costs its one delivery, which is not leased for ever."""
+def test_a_transport_that_panics_costs_one_delivery(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """A delivery whose transport panics is discarded, and not leased for ever."""
     rig = rigged(Script(Panic("sekret"), DELIVERED), concurrency=1)
     rig.deliver(event("unlucky"), event("next"))
     assert rig.results == [("unlucky", "discarded", "Panic"), ("next", "delivered", None)]
@@ -172,7 +174,7 @@ def test_a_sender_that_panics_is_survived(rigged: NewRig, caplog: pytest.LogCapt
 def test_a_span_processor_that_panics_costs_no_delivery(
     rigged: NewRig, error: type[BaseException], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever an exporter raises, each step is delivered and finished."""
+    """Each step is delivered and finished, whatever exception a span processor raises."""
 
     class Panicking(SpanProcessor):
         def on_end(self, span: ReadableSpan) -> None:
@@ -187,8 +189,8 @@ def test_a_span_processor_that_panics_costs_no_delivery(
     assert "a delivery could not be recorded" in caplog.text
 
 
-def test_a_log_handler_that_panics_costs_no_delivery(rigged: NewRig) -> None:
-    """Whatever the application's log handlers raise."""
+def test_a_log_filter_that_panics_costs_no_delivery(rigged: NewRig) -> None:
+    """Each delivery gets its result, even if a log filter of the application panics."""
 
     def refuse(_: logging.LogRecord) -> bool:
         raise Panic
@@ -203,8 +205,8 @@ def test_a_log_handler_that_panics_costs_no_delivery(rigged: NewRig) -> None:
     assert sorted(str(result) for _, result, _ in rig.results) == ["delivered", "discarded"]
 
 
-def test_a_sender_that_cannot_be_made_is_survived(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """When no sender can be made a delivery is discarded visibly, and the next one tries again."""
+def test_a_transport_that_cannot_be_made_costs_one_delivery(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """A delivery for which no transport can be made is discarded with a span, and the next one makes a transport."""
     script = Script()
     faults = [OSError("sekret")]
 
@@ -219,16 +221,18 @@ def test_a_sender_that_cannot_be_made_is_survived(rigged: NewRig, caplog: pytest
     assert "sekret" not in caplog.text
 
 
-def test_an_event_that_cannot_be_written_is_survived(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """A span whose times are no numbers costs its own webhook, visibly, and not those behind it."""
+def test_an_event_that_cannot_be_serialised_costs_one_delivery(
+    rigged: NewRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step whose times are no numbers is discarded with a span, and the steps behind it are delivered."""
     rig = rigged(Script(), payload="full")
     rig.deliver(event("odd", start_time="yesterday"), event("next"))
     assert rig.results == [("odd", "discarded", "ValueError"), ("next", "delivered", None)]
     assert "a fault of otel-step-hook: ValueError" in caplog.text
 
 
-def test_a_log_handler_that_raises_costs_no_delivery(rigged: NewRig) -> None:
-    """What the application's log handlers and filters raise stops neither a delivery nor a flush."""
+def test_a_log_filter_that_raises_costs_no_delivery(rigged: NewRig) -> None:
+    """An exception in a log filter of the application stops neither a delivery nor a flush."""
 
     def refuse(_: logging.LogRecord) -> bool:
         raise RuntimeError
