@@ -1,4 +1,4 @@
-"""Receivers that speak no proper HTTP: what one attempt at each of them comes to."""
+"""Receivers that break the rules of HTTP: the result of one attempt at each of them."""
 
 import contextlib
 import gzip
@@ -16,7 +16,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
 def flooding(start: bytes, flood: bytes) -> Behaviour:
-    """Answer *start*, and then *flood* again and again, as fast as it is taken."""
+    """Send *start*, and then *flood* for ever, as fast as the client reads it."""
 
     def behave(connection: socket.socket, closing: threading.Event) -> None:
         read_request(connection)
@@ -28,13 +28,13 @@ def flooding(start: bytes, flood: bytes) -> Behaviour:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close with a RST."""
+    """Close the connection with a TCP reset."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
-def test_whatever_never_comes_to_a_status_is_a_timeout(attempts: Attempts) -> None:
-    """The limit of an attempt holds for all of it: a receiver cannot stretch it by sending something."""
+def test_an_answer_without_a_status_is_a_timeout(attempts: Attempts) -> None:
+    """The timeout holds for the whole attempt: a receiver cannot prolong it by sending bytes."""
     results = attempts.at_each(
         {
             "no answer": silent,
@@ -51,7 +51,7 @@ def test_whatever_never_comes_to_a_status_is_a_timeout(attempts: Attempts) -> No
 
 
 def test_a_2xx_is_a_success_whatever_comes_after_it(attempts: Attempts) -> None:
-    """The outcome is the status line's: no body, however broken or slow, makes a delivered webhook fail."""
+    """The status line decides: no body, however broken or slow, makes a delivered webhook fail."""
     chunked = HEAD + b"transfer-encoding: chunked\r\n\r\n"
     results = attempts.at_each(
         {
@@ -80,8 +80,8 @@ def test_the_rest_of_an_answer_has_no_more_time_than_an_attempt(
     assert len(result.excerpt) < 250  # about 25, at 50 a second; in the time that bodies have, 1000
 
 
-def test_of_an_endless_body_a_few_kilobytes_are_read(attempts: Attempts) -> None:
-    """A receiver that sends without an end is hung up on, and what is kept of it is bounded."""
+def test_only_a_few_kilobytes_of_an_endless_body_are_read(attempts: Attempts) -> None:
+    """The connection to a receiver that sends for ever is closed, and the excerpt is bounded."""
     sent = 0
     gone = threading.Event()
 
@@ -101,11 +101,11 @@ def test_of_an_endless_body_a_few_kilobytes_are_read(attempts: Attempts) -> None
         assert gone.wait(10)
     assert result.is_success
     assert result.excerpt == b"x" * ANSWER_LIMIT
-    assert sent < 16 * 1024 * 1024  # what the buffers of two sockets hold, and no more
+    assert sent < 16 * 1024 * 1024  # more than the buffers of two sockets hold
 
 
 def test_nothing_is_decompressed(attempts: Attempts) -> None:
-    """A gzip bomb stays as small as it came: the excerpt is the first of its compressed bytes."""
+    """The excerpt of a compressed answer is its first compressed bytes, so that a gzip bomb stays small."""
     bomb = gzip.compress(bytes(50_000_000))
     head = HEAD + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(bomb)
     result = attempts.at(answering(head + bomb))
@@ -114,7 +114,7 @@ def test_nothing_is_decompressed(attempts: Attempts) -> None:
 
 
 def test_an_answer_that_is_no_http_is_a_failure_with_a_type(attempts: Attempts) -> None:
-    """What cannot be read as an answer is an error under one name, to be retried; its text goes nowhere."""
+    """An answer that is not HTTP counts as an outage, with an error type of the transport's, and is not stale."""
     answers = {
         "FIN before the status": b"",
         "FIN inside the status": b"HTTP/1.1 2",
@@ -135,13 +135,13 @@ def test_an_answer_that_is_no_http_is_a_failure_with_a_type(attempts: Attempts) 
     "answer", [b"HTTP/1.1 000 OK\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n"]
 )
 def test_a_status_that_is_no_answer_is_a_failure(attempts: Attempts, answer: bytes) -> None:
-    """Whether a transport reads a status that must not be there or stumbles over it: nothing was accepted."""
+    """Neither a status of 000 nor a 101 counts as an accepted webhook, whether a transport can read it or not."""
     result = attempts.at(answering(answer, then_close=True))
     assert (result.is_success, result.error_type == "timeout", result.is_stale) == (False, False, False)
 
 
 def test_a_reset_after_the_request_is_a_failure_with_a_type(attempts: Attempts) -> None:
-    """A receiver that resets the connection is an error under the name of what the system reports, if that is known."""
+    """The error type of a connection that is reset after the request is the system's or the transport's."""
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
         read_request(connection)
@@ -151,13 +151,13 @@ def test_a_reset_after_the_request_is_a_failure_with_a_type(attempts: Attempts) 
 
 
 def test_a_reset_at_once_is_a_failure_with_a_type(attempts: Attempts) -> None:
-    """A receiver that resets the connection before it reads is an error, under whichever name the system has."""
+    """The error type of a connection that is reset before the request is read is the system's or the transport's."""
     result = attempts.at(lambda connection, _: reset(connection))
     assert result.error_type in {"ConnectionResetError", "BrokenPipeError", *attempts.own_errors}
 
 
-def test_nobody_at_the_address_is_a_failure_with_a_type(attempts: Attempts) -> None:
-    """A port where nothing listens is an error, not a timeout."""
+def test_a_closed_port_is_a_failure_with_a_type(attempts: Attempts) -> None:
+    """A port where no receiver listens is a ConnectionRefusedError, not a timeout."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     result = attempts.one(f"http://127.0.0.1:{port}/hook")
@@ -166,7 +166,7 @@ def test_nobody_at_the_address_is_a_failure_with_a_type(attempts: Attempts) -> N
 
 @pytest.mark.parametrize("status", [199, 300, 304, 400, 404, 408, 410, 425, 429, 500, 503, 999])
 def test_any_other_status_is_a_failure_under_its_number(attempts: Attempts, status: int) -> None:
-    """Only 2xx is success; a 1xx is no answer yet."""
+    """The error type of a status other than 2xx is its number; after a 1xx the final status is still to come."""
     answer = answering(b"HTTP/1.1 %d Whatever\r\ncontent-length: 0\r\n\r\n" % status)
     result = attempts.at(answer, timeout=SHORT if status == 199 else 10.0)
     expected = ("timeout", None) if status == 199 else (str(status), status)
@@ -175,7 +175,7 @@ def test_any_other_status_is_a_failure_under_its_number(attempts: Attempts, stat
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_no_redirect_is_followed(attempts: Attempts, status: int, step_receiver: ScriptedReceiver) -> None:
-    """A redirect is a failed attempt, and nobody else gets the webhook, or the key."""
+    """A redirect is a failed attempt, and no other receiver gets the webhook or the key."""
     moved = b"HTTP/1.1 %d Moved\r\nlocation: %s\r\ncontent-length: 0\r\n\r\n"
     answer = moved % (status, step_receiver.url.encode())
     assert attempts.at(answering(answer)).error_type == str(status)
@@ -183,7 +183,7 @@ def test_no_redirect_is_followed(attempts: Attempts, status: int, step_receiver:
 
 
 def test_no_cookie_is_kept(attempts: Attempts) -> None:
-    """A receiver that sets cookies, many of them, gets none back."""
+    """Cookies that a receiver sets are not sent back."""
     cookies = b"".join(b"set-cookie: c%d=%s\r\n" % (number, b"x" * 500) for number in range(100))
     requests: list[bytes] = []
 
@@ -212,7 +212,7 @@ def test_no_cookie_is_kept(attempts: Attempts) -> None:
     ],
 )
 def test_odd_characters_in_an_answer_do_no_harm(attempts: Attempts, answer: bytes) -> None:
-    """Receivers put any bytes in reasons and headers; the attempt counts as what its status says."""
+    """Invalid bytes in the reason and in headers do not change the result of the status."""
     result = attempts.at(answering(answer))
     assert (result.is_success, result.retry_after, result.directive) == (True, None, "")
 
@@ -222,14 +222,14 @@ def test_odd_characters_in_an_answer_do_no_harm(attempts: Attempts, answer: byte
     [("disable", "disable"), (" Abort-Message ", "abort-message"), ("stop", ""), ("disable, abort-message", "")],
 )
 def test_the_directive_of_an_answer_is_read(attempts: Attempts, text: str, directive: str) -> None:
-    """The header webhook-delivery counts when it is one of the two words that it may be."""
+    """The header webhook-delivery counts only if it is 'disable' or 'abort-message', in any case."""
     answer = b"HTTP/1.1 500 No\r\nwebhook-delivery: %s\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n" % text.encode()
     result = attempts.at(answering(answer))
     assert (result.directive, result.retry_after) == (directive, 7.0)
 
 
-def test_a_receiver_that_answers_too_early_is_believed(attempts: Attempts) -> None:
-    """A receiver may refuse before it has read the request, and hang up."""
+def test_an_answer_before_the_end_of_the_request_counts(attempts: Attempts) -> None:
+    """A receiver may answer, and close the connection, before it has read the request."""
 
     def behave(connection: socket.socket, closing: threading.Event) -> None:
         connection.sendall(b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
