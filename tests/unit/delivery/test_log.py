@@ -1,4 +1,4 @@
-"""What is logged, and how often."""
+"""The log of the library: which lines are logged, how often, and what they may contain."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from otel_step_hook.delivery.log import EVERY, KINDS, RateLimitedLog, log_safely
 
 
 class Clock:
-    """A clock that stands still until it is told, and does then what has been scheduled."""
+    """A clock that stands still until `advance` is called, which calls the functions that are due."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -39,26 +39,26 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def trouble(clock: Clock) -> RateLimitedLog:
-    """What tells of trouble by *clock*."""
-    told = RateLimitedLog(clock)
-    told.use_timer(clock.schedule)
-    return told
+def limited_log(clock: Clock) -> RateLimitedLog:
+    """A rate-limited log that goes by *clock*."""
+    log = RateLimitedLog(clock)
+    log.use_timer(clock.schedule)
+    return log
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
-    """Level and message of all lines so far; forgotten after that."""
-    told = [(record.levelno, record.message) for record in caplog.records]
+    """Level and message of all lines since the last call."""
+    found = [(record.levelno, record.message) for record in caplog.records]
     caplog.clear()
-    return told
+    return found
 
 
-def test_trouble_is_told_at_once_and_then_once_a_minute(
-    trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+def test_a_line_is_logged_at_once_and_its_repeats_once_a_minute(
+    limited_log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first of a kind at once; what repeats is counted, and told with the latest message a minute later."""
+    """The first line of a kind is logged at once; its repeats are counted, and logged with the latest text."""
     for number in range(5):
-        trouble.log(logging.WARNING, "slow", f"slow {number}")
+        limited_log.log(logging.WARNING, "slow", f"slow {number}")
         clock.advance(1.0)
     assert lines(caplog) == [(logging.WARNING, "slow 0")]
     clock.advance(EVERY - 5.0)
@@ -68,46 +68,48 @@ def test_trouble_is_told_at_once_and_then_once_a_minute(
     assert clock.scheduled == []
 
 
-def test_trouble_that_goes_on_is_told_every_minute(
-    trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+def test_a_line_that_goes_on_is_logged_every_minute(
+    limited_log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A receiver that is down for an hour is about sixty lines, and every failure is in a count."""
+    """A failure every second for an hour is about sixty lines, and each one is in a count."""
     for number in range(3600):
-        trouble.log(logging.WARNING, "down", f"down {number}")
+        limited_log.log(logging.WARNING, "down", f"down {number}")
         clock.advance(1.0)
     clock.advance(EVERY)
-    told = lines(caplog)
-    assert 59 <= len(told) <= 62
-    counted = [int(message.split()[0]) for _, message in told if "more like this" in message]
-    assert sum(counted) + len(told) - len(counted) == 3600
+    found = lines(caplog)
+    assert 59 <= len(found) <= 62
+    counted = [int(message.split()[0]) for _, message in found if "more like this" in message]
+    assert sum(counted) + len(found) - len(counted) == 3600
 
 
-def test_trouble_after_a_quiet_minute_is_told_at_once(
-    trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+def test_a_line_after_a_quiet_minute_is_logged_at_once(
+    limited_log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What has not happened for a minute is news."""
-    trouble.log(logging.WARNING, "slow", "first")
+    """A line that has not occurred for a minute is logged like a first one."""
+    limited_log.log(logging.WARNING, "slow", "first")
     clock.advance(EVERY)
-    trouble.log(logging.WARNING, "slow", "second")
+    limited_log.log(logging.WARNING, "slow", "second")
     assert [message for _, message in lines(caplog)] == ["first", "second"]
 
 
-def test_what_has_happened_many_times_is_told_once_and_counted(
-    trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+def test_many_occurrences_at_once_are_one_line_and_a_count(
+    limited_log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A thousand at once are one line now and one count later, as if they had come one by one."""
-    trouble.log(logging.ERROR, "dropped", "first", 1000)
-    trouble.log(logging.ERROR, "dropped", "second", 2)
+    """A thousand occurrences in one call are one line now, and one count a minute later."""
+    limited_log.log(logging.ERROR, "dropped", "first", 1000)
+    limited_log.log(logging.ERROR, "dropped", "second", 2)
     assert lines(caplog) == [(logging.ERROR, "first")]
     clock.advance(EVERY)
     assert lines(caplog) == [(logging.ERROR, "1001 more like this: second")]
 
 
-def test_each_kind_is_told_by_itself(trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    """One kind of trouble does not hide another; each count has its own minute."""
+def test_each_kind_is_limited_by_itself(
+    limited_log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line of one kind does not suppress lines of another kind; each count has its own minute."""
     for kind in ("slow", "down"):
-        trouble.log(logging.WARNING, kind, f"{kind} first")
-        trouble.log(logging.ERROR, kind, f"{kind} again")
+        limited_log.log(logging.WARNING, kind, f"{kind} first")
+        limited_log.log(logging.ERROR, kind, f"{kind} again")
         clock.advance(20.0)
     assert [message for _, message in lines(caplog)] == ["slow first", "down first"]
     clock.advance(EVERY - 40.0)
@@ -116,64 +118,66 @@ def test_each_kind_is_told_by_itself(trouble: RateLimitedLog, clock: Clock, capl
     assert lines(caplog) == [(logging.ERROR, "1 more like this: down again")]
 
 
-def test_at_the_end_all_counts_are_told(trouble: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
-    """A process that ends within the minute still says how often."""
-    trouble.log(logging.WARNING, "slow", "first")
-    trouble.log(logging.WARNING, "slow", "second")
-    trouble.log_counts(all_of_them=True)
-    trouble.log_counts(all_of_them=True)
+def test_at_the_end_all_counts_are_logged(limited_log: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+    """A process that ends within the minute still logs its counts, once."""
+    limited_log.log(logging.WARNING, "slow", "first")
+    limited_log.log(logging.WARNING, "slow", "second")
+    limited_log.log_counts(all_of_them=True)
+    limited_log.log_counts(all_of_them=True)
     assert [message for _, message in lines(caplog)] == ["first", "1 more like this: second"]
 
 
-def test_without_a_schedule_counts_are_kept_until_somebody_asks(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    """Between two loops nothing is scheduled, and nothing is forgotten."""
-    trouble = RateLimitedLog(clock)
+def test_without_a_timer_counts_are_kept(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Counts from between two event loops are logged by the timer of the next loop."""
+    limited_log = RateLimitedLog(clock)
     for _ in range(3):
-        trouble.log(logging.WARNING, "slow", "slow")
-    trouble.log_counts()
+        limited_log.log(logging.WARNING, "slow", "slow")
+    limited_log.log_counts()
     assert len(lines(caplog)) == 1
     clock.advance(EVERY)
-    trouble.use_timer(clock.schedule)  # the next loop
+    limited_log.use_timer(clock.schedule)  # the next loop
     clock.advance(0.0)
     assert lines(caplog) == [(logging.WARNING, "2 more like this: slow")]
 
 
-def test_an_outage_has_one_timer(trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    """Three kinds that go on for an hour, and each is told every minute: by one timer in all."""
+def test_all_kinds_share_one_timer(limited_log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Three kinds that go on for an hour are each logged every minute, by one timer in all."""
     kinds = ("refused", "discarded", "queue full")
     for _ in range(3600):
         for kind in kinds:
-            trouble.log(logging.ERROR, kind, kind)
+            limited_log.log(logging.ERROR, kind, kind)
         assert len(clock.scheduled) <= 1
         clock.advance(1.0)
     clock.advance(EVERY)
-    told = [message for _, message in lines(caplog)]
+    messages = [message for _, message in lines(caplog)]
     for kind in kinds:
-        counts = [int(message.split()[0]) for message in told if message.endswith(f" more like this: {kind}")]
+        counts = [int(message.split()[0]) for message in messages if message.endswith(f" more like this: {kind}")]
         assert 59 <= len(counts) <= 61
-        assert sum(counts) == 3599  # all but the first, which was told at once
+        assert sum(counts) == 3599  # all but the first, which was logged at once
 
 
-def test_kinds_without_end(trouble: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody can fill the memory or the log with ever new kinds of trouble; what is quiet for a minute makes room."""
+def test_the_number_of_kinds_is_bounded(
+    limited_log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ever new kinds of lines fill neither the memory nor the log; a kind that is quiet for a minute is forgotten."""
     for _ in range(3):
         for number in range(10 * KINDS):
-            trouble.log(logging.ERROR, number, f"odd {number}")
+            limited_log.log(logging.ERROR, number, f"odd {number}")
         assert len(lines(caplog)) == KINDS
         clock.advance(EVERY)
         assert [message for _, message in lines(caplog)] == [f"{9 * KINDS} more like this: odd {10 * KINDS - 1}"]
         clock.advance(EVERY)
 
 
-def test_a_percent_sign_is_a_percent_sign(trouble: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
-    """A message is text, not a format."""
-    trouble.log(logging.WARNING, "odd", "100 %s %(key)s")
+def test_a_message_is_no_format(limited_log: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+    """Percent signs in a message are logged as they are."""
+    limited_log.log(logging.WARNING, "odd", "100 %s %(key)s")
     assert lines(caplog) == [(logging.WARNING, "100 %s %(key)s")]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
-def test_what_a_handler_raises_is_swallowed(error: type[BaseException]) -> None:
-    """A log handler of the application that raises, or exits, does not reach whoever logs."""
+def test_an_exception_of_a_log_handler_is_suppressed(error: type[BaseException]) -> None:
+    """A log handler of the application that raises, or exits, does not affect the code that logs."""
 
     class Raising(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 -- logging's signature
@@ -187,10 +191,10 @@ def test_what_a_handler_raises_is_swallowed(error: type[BaseException]) -> None:
         logger.removeHandler(handler)
 
 
-def test_a_line_tells_where_it_was_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The record's file and function are those of whoever had something to say."""
+def test_a_record_names_the_function_that_has_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The function of a log record is the one that has called `log_safely`."""
     log_safely(logging.ERROR, "anything")
-    assert caplog.records[0].funcName == "test_a_line_tells_where_it_was_logged"
+    assert caplog.records[0].funcName == "test_a_record_names_the_function_that_has_logged"
 
 
 # Step ids and errors in a line
@@ -198,7 +202,7 @@ def test_a_line_tells_where_it_was_logged(caplog: pytest.LogCaptureFixture) -> N
 
 @given(st.text(st.characters(), max_size=300))
 def test_any_step_id_is_one_line_of_limited_length(step_id: str) -> None:
-    """No step id, however it is made, breaks a log into lines, colours a terminal, or fills the screen."""
+    """No step id breaks a log into lines, colours a terminal, or fills the screen."""
     shown = printable(step_id)
     assert shown.isprintable()
     assert len(shown) <= 10 * 121  # each character as its escape, at most
@@ -216,12 +220,12 @@ def test_any_step_id_is_one_line_of_limited_length(step_id: str) -> None:
     ],
 )
 def test_a_step_id_stays_readable(step_id: str, shown: str) -> None:
-    """What can be printed is, what cannot is escaped, what is too long is cut."""
+    """Printable characters stay, other characters are escaped, and a long step id is cut."""
     assert printable(step_id) == shown
 
 
-def test_of_an_error_type_and_place_are_told_and_not_its_message() -> None:
-    """Messages hold keys and headers; the place is what a maintainer needs."""
+def test_an_error_is_logged_by_type_and_place_without_its_message() -> None:
+    """An error's message may hold a key or a header; a maintainer needs the type and the place."""
 
     def fail() -> None:
         raise ValueError("sekret")
@@ -229,19 +233,19 @@ def test_of_an_error_type_and_place_are_told_and_not_its_message() -> None:
     try:
         fail()
     except ValueError as error:
-        told = where(error)
-    assert told.startswith("ValueError <- test_log.py:")
-    assert " fail <- test_log.py:" in told
-    assert "sekret" not in told
+        text = where(error)
+    assert text.startswith("ValueError <- test_log.py:")
+    assert " fail <- test_log.py:" in text
+    assert "sekret" not in text
 
 
 def test_an_error_that_was_never_raised_has_no_place() -> None:
-    """An error without a traceback is told by its type."""
+    """An error without a traceback is logged by its type alone."""
     assert where(KeyError("sekret")) == "KeyError"
 
 
-def test_ctrl_c_in_a_handler_gets_through() -> None:
-    """Where shutdown() delivers on the application's own thread, its user may break it off."""
+def test_ctrl_c_in_a_log_filter_is_raised() -> None:
+    """When shutdown() delivers on the application's own thread, Ctrl-C may interrupt it."""
 
     def interrupt(_: logging.LogRecord) -> bool:
         raise KeyboardInterrupt
