@@ -1,4 +1,4 @@
-"""The event loop: names are resolved beside it, once at a time."""
+"""The event loop: names are looked up on threads of their own, equal look-ups at the same time once."""
 
 import _thread
 import asyncio
@@ -13,63 +13,65 @@ from delivering import WAIT, no_more_threads
 
 from otel_step_hook.delivery.loop import EventLoop
 
-Found = list[tuple[object, ...]]
+Addresses = list[tuple[object, ...]]
 
 
 @pytest.fixture
 def loop() -> Iterator[EventLoop]:
-    """A loop that is closed in the end."""
+    """An event loop that is closed at the end."""
     made = EventLoop()
     with contextlib.closing(made):
         yield made
 
 
 @pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Found]], None]:
-    """Puts a resolver in the place of the system's: there is none on loopback that hangs, or counts."""
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Addresses]], None]:
+    """Replaces the system's resolver by a function, which may hang or count its calls."""
     return lambda resolve: monkeypatch.setattr(socket, "getaddrinfo", resolve)
 
 
-def test_a_name(loop: EventLoop) -> None:
-    """It is resolved as the system does it, with all that is asked for."""
+def test_a_name_is_looked_up_as_by_the_system(loop: EventLoop) -> None:
+    """The addresses are the same as those that `socket.getaddrinfo` returns for these arguments."""
     found = loop.run_until_complete(loop.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM, family=socket.AF_INET))
     assert found == socket.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM, family=socket.AF_INET)
 
 
-@pytest.mark.parametrize("where", [contextlib.nullcontext, no_more_threads])
-def test_a_name_that_does_not_exist(
-    loop: EventLoop, where: Callable[[], contextlib.AbstractContextManager[None]]
+@pytest.mark.parametrize("environment", [contextlib.nullcontext, no_more_threads])
+def test_an_error_of_the_resolver_is_raised(
+    loop: EventLoop, environment: Callable[[], contextlib.AbstractContextManager[None]]
 ) -> None:
-    """The system's error reaches whoever has asked."""
-    with where(), pytest.raises(socket.gaierror):
+    """A name that does not exist raises gaierror, whether a thread can be started for it or not."""
+    with environment(), pytest.raises(socket.gaierror):
         loop.run_until_complete(loop.getaddrinfo("does-not-exist.invalid", 80))
 
 
-def test_where_no_thread_can_be_started(loop: EventLoop) -> None:
-    """The loop's own thread asks, and waits: there is nothing else left to do at exit."""
+def test_without_a_thread_the_loop_looks_a_name_up_itself(loop: EventLoop) -> None:
+    """If no thread can be started, as at exit, the loop's own thread waits for the resolver."""
     with no_more_threads():
         found = loop.run_until_complete(loop.getaddrinfo("127.0.0.1", 80))
     assert found == socket.getaddrinfo("127.0.0.1", 80)
 
 
-def test_one_question_at_a_time(loop: EventLoop, resolver: Callable[[Callable[..., Found]], None]) -> None:
-    """Who asks what is being asked waits for the same answer; what differs, or comes later, is asked anew."""
+def test_equal_look_ups_at_the_same_time_are_made_once(
+    loop: EventLoop, resolver: Callable[[Callable[..., Addresses]], None]
+) -> None:
+    """A look-up that is under way is shared; another one, or a later one, is made anew."""
     answer = threading.Event()
     asked: list[str] = []
 
-    def resolve(*question: object) -> Found:
+    def resolve(*question: object) -> Addresses:
         asked.append(str(question[0]))
         answer.wait(WAIT)
         return [question]
 
-    async def ask() -> list[Found]:
-        hasty = asyncio.create_task(loop.getaddrinfo("slow.test", 80))
+    async def ask() -> list[Addresses]:
+        cancelled = asyncio.create_task(loop.getaddrinfo("slow.test", 80))
         questions = [
             asyncio.create_task(loop.getaddrinfo(name, 80)) for name in ("slow.test", "slow.test", "other.test")
         ]
         await asyncio.sleep(0)
-        hasty.cancel()  # whoever leaves takes nothing from the others
-        await asyncio.wait([hasty])
+        cancelled.cancel()  # the others still get their answer
+        await asyncio.wait([cancelled])
         loop.call_later(0.01, answer.set)
         return await asyncio.gather(*questions, loop.getaddrinfo("slow.test", 80))
 
@@ -81,13 +83,13 @@ def test_one_question_at_a_time(loop: EventLoop, resolver: Callable[[Callable[..
     assert len(asked) == 3
 
 
-def test_an_error_that_nobody_waits_for(
-    loop: EventLoop, resolver: Callable[[Callable[..., Found]], None], caplog: pytest.LogCaptureFixture
+def test_an_error_after_the_caller_was_cancelled_is_not_logged(
+    loop: EventLoop, resolver: Callable[[Callable[..., Addresses]], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not complained of."""
+    """The event loop does not log that the error of an abandoned look-up was never retrieved."""
     others = _thread._count()
 
-    def resolve(*_: object) -> Found:
+    def resolve(*_: object) -> Addresses:
         raise OSError("no such name")
 
     async def ask() -> None:
@@ -97,7 +99,7 @@ def test_an_error_that_nobody_waits_for(
         await asyncio.wait([asking])
         while _thread._count() > others:  # noqa: ASYNC110 -- the resolver's thread sets no event
             await asyncio.sleep(0.001)
-        await asyncio.sleep(0)  # what that thread has left for the loop
+        await asyncio.sleep(0)  # the callback that this thread has left for the loop
 
     resolver(resolve)
     loop.run_until_complete(ask())
@@ -105,11 +107,11 @@ def test_an_error_that_nobody_waits_for(
     assert caplog.records == []
 
 
-def test_an_answer_that_comes_too_late(resolver: Callable[[Callable[..., Found]], None]) -> None:
-    """A loop that is closed while the resolver hangs has no quarrel with its answer."""
+def test_an_answer_after_the_loop_was_closed_is_ignored(resolver: Callable[[Callable[..., Addresses]], None]) -> None:
+    """A look-up that hangs until its loop is closed raises nothing when it ends."""
     answer, answered = threading.Event(), threading.Event()
 
-    def resolve(*question: object) -> Found:
+    def resolve(*question: object) -> Addresses:
         answer.wait(WAIT)
         answered.set()
         return [question]

@@ -53,14 +53,14 @@ _SPELLINGS_V6: dict[str, Callable[[int], str]] = {
 
 _LINK_LOCAL = st.integers(int(IPv4Address("169.254.0.0")), int(IPv4Address("169.254.255.255")))
 _SINGLE = st.sampled_from(["100.100.100.200", "168.63.129.16", "192.0.0.192"]).map(lambda text: int(IPv4Address(text)))
-_INSIDE = st.sampled_from(["127.0.0.1", "10.1.2.3", "172.16.0.9", "192.168.1.7", "8.8.8.8"]).map(
+_ORDINARY = st.sampled_from(["127.0.0.1", "10.1.2.3", "172.16.0.9", "192.168.1.7", "8.8.8.8"]).map(
     lambda text: int(IPv4Address(text))
 )
 
 
 @given(v4=_LINK_LOCAL | _SINGLE)
 def test_a_metadata_ipv4_address_is_found_in_every_spelling(v4: int) -> None:
-    """Whatever the C library would connect to 169.254.x.y counts as 169.254.x.y."""
+    """Each text that the C library reads as a metadata address is recognised as one."""
     written = {how: spell(v4) for how, spell in _SPELLINGS_V4.items()}
     missed = {how: text for how, text in written.items() if not (is_metadata_address(text) and is_metadata_host(text))}
     assert not missed, str(missed)
@@ -68,7 +68,7 @@ def test_a_metadata_ipv4_address_is_found_in_every_spelling(v4: int) -> None:
 
 @given(v4=_LINK_LOCAL | _SINGLE)
 def test_a_metadata_ipv4_address_is_found_inside_ipv6(v4: int) -> None:
-    """An IPv6 address that leads to a metadata service through a gateway or a tunnel is one too."""
+    """An IPv6 address that leads to a metadata address through a gateway or a tunnel is recognised."""
     written = {
         f"{carrier}, {how}": spell(carry(v4))
         for carrier, carry in _CARRIERS.items()
@@ -78,24 +78,24 @@ def test_a_metadata_ipv4_address_is_found_inside_ipv6(v4: int) -> None:
     assert not missed, str(missed)
 
 
-@given(v4=_INSIDE)
-def test_other_ipv4_addresses_are_free(v4: int) -> None:
-    """Loopback, private and public addresses may be delivered to, in every spelling."""
+@given(v4=_ORDINARY)
+def test_other_ipv4_addresses_are_allowed(v4: int) -> None:
+    """Loopback, private and public addresses are allowed in every spelling."""
     written = {how: spell(v4) for how, spell in _SPELLINGS_V4.items()}
     refused = {how: text for how, text in written.items() if is_metadata_address(text) or is_metadata_host(text)}
     assert not refused, str(refused)
 
 
-@given(v4=_INSIDE)
-def test_other_ipv4_addresses_inside_ipv6_are_free(v4: int) -> None:
-    """Gateways and tunnels are not refused as such: only where they lead."""
+@given(v4=_ORDINARY)
+def test_other_ipv4_addresses_inside_ipv6_are_allowed(v4: int) -> None:
+    """Addresses of gateways and tunnels are refused only if they lead to a metadata address."""
     written = {carrier: str(IPv6Address(carry(v4))) for carrier, carry in _CARRIERS.items()}
     refused = {carrier: text for carrier, text in written.items() if is_metadata_address(text)}
     assert not refused, str(refused)
 
 
 def test_documented_metadata_addresses_are_known() -> None:
-    """Each address that a cloud's documentation names is refused."""
+    """Each metadata address in the documentation of a cloud is recognised."""
     addresses = [
         "169.254.169.254",
         "169.254.170.2",
@@ -118,8 +118,8 @@ def test_documented_metadata_addresses_are_known() -> None:
     assert not missed, str(missed)
 
 
-def test_neighbours_of_metadata_addresses_are_free() -> None:
-    """An address next to a metadata service's is an ordinary one."""
+def test_neighbours_of_metadata_addresses_are_allowed() -> None:
+    """An address next to a metadata address is allowed."""
     addresses = [
         "::1",
         "fd00:ec3::254",
@@ -135,7 +135,7 @@ def test_neighbours_of_metadata_addresses_are_free() -> None:
 
 
 def test_metadata_hosts_are_known_as_a_resolver_reads_them() -> None:
-    """Case, a trailing dot, look-alike letters and invisible characters hide no metadata service."""
+    """Case, a trailing dot, look-alike letters and invisible characters hide no metadata host."""
     hosts = [
         "metadata",
         "Metadata.Google.Internal",
@@ -154,22 +154,22 @@ def test_metadata_hosts_are_known_as_a_resolver_reads_them() -> None:
     assert not missed, str(missed)
 
 
-def test_other_hosts_are_free() -> None:
-    """A name that merely resembles a metadata service's is an ordinary one."""
+def test_other_hosts_are_allowed() -> None:
+    """A name that merely resembles a metadata host is allowed."""
     hosts = ["example.com", "localhost", "metadata.example.com", "my-metadata", "", "."]
     refused = [host for host in hosts if is_metadata_host(host)]
     assert not refused, str(refused)
 
 
 @given(st.text(st.characters(exclude_categories=())))
-def test_no_text_makes_it_raise(text: str) -> None:
-    """Any text whatever, lone surrogates and NUL included, gets a plain answer."""
+def test_any_text_is_judged_without_an_exception(text: str) -> None:
+    """Any text, lone surrogates and NUL included, gets the answer True or False."""
     assert is_metadata_host(text) in {True, False}
     assert is_metadata_address(f"1{text}") in {True, False}
 
 
 def test_what_is_no_address_is_no_metadata_address() -> None:
-    """What cannot be an address is left to the resolver, whose answer is asked about again."""
+    """A text that is no address is left to the resolver, whose answer is checked again."""
     texts = ["1\0", "\ud800", "1.2.3.4.5", "256.1.1.1", "0x100000000", "[::g]", "%", "[]"]
     refused = [text for text in texts if is_metadata_address(text)]
     assert not refused, str(refused)
