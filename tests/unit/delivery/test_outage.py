@@ -1,4 +1,4 @@
-"""An endpoint that is down: few attempts, one line, a metric; and everything again as soon as it is up."""
+"""An endpoint that is down gets one attempt at a time, and a log line and a metric say so, until it is up again."""
 
 import threading
 import time
@@ -14,8 +14,8 @@ REFUSED = AttemptResult(error_type="ConnectionRefusedError")
 DOWN = "endpoint default is down (ConnectionRefusedError): one attempt at a time until one succeeds"
 
 
-def test_an_endpoint_that_is_down_gets_probes_alone(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """However many events wait: of hundreds none is attempted but one at a time, and the log says so once."""
+def test_an_endpoint_that_is_down_gets_one_attempt_at_a_time(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """Of hundreds of waiting events one at a time is attempted, and the log says so once."""
     is_up, in_flight = threading.Event(), list[int]()
 
     def answer() -> AttemptResult:
@@ -28,14 +28,14 @@ def test_an_endpoint_that_is_down_gets_probes_alone(rigged: NewRig, caplog: pyte
     wait_until(lambda: len(in_flight) > 30)
     is_up.set()
     assert rig.worker.flush(WAIT)
-    assert set(in_flight[18:30]) == {1}  # after the ten, and those in flight beside the tenth
+    assert set(in_flight[18:30]) == {1}  # after the ten that open the circuit, and those in flight beside the tenth
     assert {result for _, result, _ in rig.results} == {"delivered"}
     assert max(in_flight[31:]) == 8
     assert [line for line in log_lines(caplog) if "is down" in line] == [f"ERROR {DOWN}"]
 
 
-def test_what_waits_for_an_endpoint_that_is_down_expires_in_time(rigged: NewRig) -> None:
-    """It is discarded when its time is over, without an attempt, and a flush does not wait for the next probe."""
+def test_deliveries_to_an_endpoint_that_is_down_expire_in_time(rigged: NewRig) -> None:
+    """While a probe hangs, the waiting deliveries are discarded at their time to give up, without an attempt."""
     script = Script(*[failed()] * 10, threading.Event())
     rig = rigged(script, give_up_after=600.0, initial_backoff=0.01, max_backoff=0.01, concurrency=1)
     rig.submit(*(event() for _ in range(50)))
@@ -47,8 +47,8 @@ def test_what_waits_for_an_endpoint_that_is_down_expires_in_time(rigged: NewRig)
     rig.worker.shutdown(0.1)
 
 
-def test_the_metrics_show_it(rigged: NewRig) -> None:
-    """The gauge of the circuit is 1 while the endpoint is down; the queue's size counts what waits."""
+def test_the_metrics_show_that_an_endpoint_is_down(rigged: NewRig) -> None:
+    """The gauge of the circuit is 1 while the endpoint is down; that of the queue counts the waiting events."""
 
     def observed() -> tuple[object, object]:
         gauges = [_open_circuits(None), _queue_sizes(None)]  # type: ignore[arg-type]  # -- not used
@@ -57,7 +57,7 @@ def test_the_metrics_show_it(rigged: NewRig) -> None:
 
     probe = threading.Event()
     script = Script(*[REFUSED] * 10, probe, DELIVERED)
-    named = {"name": "watched", "webhook": "http://receiver.test/"}  # others of this process are called default
+    named = {"name": "watched", "webhook": "http://receiver.test/"}  # those of other tests are named default
     rig = rigged(script, webhook=None, endpoints=[named], concurrency=1, initial_backoff=0.01, max_backoff=0.01)
     assert observed() == (0, 0)
     rig.submit(*(event() for _ in range(20)))
@@ -69,7 +69,7 @@ def test_the_metrics_show_it(rigged: NewRig) -> None:
 
 
 def test_the_gauge_of_the_circuit_is_0_when_nothing_waits(rigged: NewRig) -> None:
-    """Nothing is tried any more, so that nobody knows."""
+    """Without waiting events nothing is attempted, so that the state of the endpoint is not known."""
     named = {"name": "forgotten", "webhook": "http://receiver.test/"}
     rig = rigged(Script(REFUSED), webhook=None, endpoints=[named], give_up_after=0.3, initial_backoff=0.01)
     rig.deliver(*(event() for _ in range(20)))
@@ -77,10 +77,8 @@ def test_the_gauge_of_the_circuit_is_0_when_nothing_waits(rigged: NewRig) -> Non
     assert found["forgotten"] == 0
 
 
-def test_a_time_that_was_too_short_says_nothing_of_the_endpoint(
-    rigged: NewRig, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The last attempts of steps that are about to be given up may end early: the endpoint is not down."""
+def test_a_shortened_timeout_does_not_open_the_circuit(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """An attempt that give_up_after leaves less than the timeout does not show that the endpoint is down."""
     script = Script(AttemptResult(error_type="timeout"))
     rig = rigged(script, give_up_after=10.0, timeout=8.0, concurrency=1, initial_backoff=20.0, max_backoff=20.0)
     rig.deliver(*(event() for _ in range(30)), age=7.0)  # 3 s are left of 8, and none is tried again
@@ -89,22 +87,22 @@ def test_a_time_that_was_too_short_says_nothing_of_the_endpoint(
 
 
 def test_an_endpoint_that_refuses_events_is_not_down(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """Answers that are about an event, such as 400 or 410, hold nothing else up."""
+    """Answers about a single event, such as 400 or 410, delay no other event."""
     rig = rigged(Script(failed(410)), concurrency=4)
     rig.deliver(*(event() for _ in range(100)))
     assert not [line for line in log_lines(caplog) if "is down" in line]
 
 
 @pytest.mark.parametrize("is_down", [False, True])
-def test_waiting_for_an_attempt_takes_no_work(rigged: NewRig, *, is_down: bool) -> None:
-    """While all attempts that may be made hang, the loop sleeps, whatever waits behind them."""
+def test_the_loop_sleeps_while_all_attempts_hang(rigged: NewRig, *, is_down: bool) -> None:
+    """While every attempt that may be made is in flight, dispatch does not run, however many events wait."""
     script = Script(*[REFUSED] * (10 if is_down else 0), *[threading.Event()] * 8)
     rig = rigged(script, concurrency=8, initial_backoff=0.01, max_backoff=0.01, give_up_after=600)
     rig.submit(*(event() for _ in range(100)))
     script.wait_for(11 if is_down else 8)
-    looks, dispatch = list[None](), rig.worker._runner().dispatch
+    runs, dispatch = list[None](), rig.worker._runner().dispatch
     usual = dispatch.run_once
-    dispatch.run_once = lambda: (looks.append(None), usual())[1]  # type: ignore[method-assign,func-returns-value]  # -- counts
-    time.sleep(1.5)  # what must not happen sets no event
-    assert len(looks) <= 10
+    dispatch.run_once = lambda: (runs.append(None), usual())[1]  # type: ignore[method-assign,func-returns-value]  # -- counts
+    time.sleep(1.5)  # there is no event for what must not happen
+    assert len(runs) <= 10
     rig.worker.shutdown(0.1)

@@ -34,7 +34,7 @@ STEP = StepEvent(
 
 
 def test_the_webhook_id_never_changes() -> None:
-    """The id of a step is the same in every version, process and machine: receivers know the step by it."""
+    """A step has the same webhook id in every version, process and machine: receivers deduplicate by it."""
     assert webhook_id(STEP) == "msg_n6oef2ufzkxnn7ymrwtdsc23xeak7eet"
 
 
@@ -48,19 +48,19 @@ def test_the_webhook_id_never_changes() -> None:
     ],
 )
 def test_another_step_span_or_outcome_has_another_id(other: StepEvent) -> None:
-    """Each of what makes an event another one makes its id another one."""
+    """The webhook id depends on the step id, the outcome, the trace id and the span id."""
     assert webhook_id(other) != webhook_id(STEP)
 
 
 def test_name_and_times_are_not_part_of_the_id() -> None:
-    """The same step, told again with a corrected time, is recognised."""
+    """A step that is reported again with another name and other times has the same webhook id."""
     again = dataclasses.replace(STEP, name="other", start_time=0, end_time=1)
     assert webhook_id(again) == webhook_id(STEP)
 
 
 @given(st.text(st.characters(), max_size=50))
 def test_any_step_id_makes_a_proper_webhook_id(step_id: str) -> None:
-    """Ids are made of letters and digits, as the Standard Webhooks specification asks: no dot, nothing of the user."""
+    """A webhook id has letters and digits and no dot, as Standard Webhooks asks, and nothing of the user's text."""
     assert re.fullmatch("msg_[a-z2-7]{32}", webhook_id(event(step_id)))
 
 
@@ -69,13 +69,13 @@ def test_any_step_id_makes_a_proper_webhook_id(step_id: str) -> None:
 
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_the_body_is_exactly_the_step_id(outcome: Outcome) -> None:
-    """The specification's payload: the same for all outcomes, and only the step id."""
-    told = body(dataclasses.replace(STEP, outcome=outcome), "step_id")
-    assert told == b'{"step_id": "step-01234567-89ab-cdef-0123-456789abcdef"}'
+    """The specification's payload holds only the step id, and is the same for all outcomes."""
+    content = body(dataclasses.replace(STEP, outcome=outcome), "step_id")
+    assert content == b'{"step_id": "step-01234567-89ab-cdef-0123-456789abcdef"}'
 
 
-def test_the_full_body_tells_what_is_known() -> None:
-    """The step id under the same key, and type, timestamp and data as Standard Webhooks has them."""
+def test_the_full_body_describes_the_step() -> None:
+    """The full payload has the same step id, and type, timestamp and data as Standard Webhooks defines them."""
     assert json.loads(body(STEP, "full")) == {
         "step_id": STEP.step_id,
         "type": "step.success",
@@ -94,24 +94,24 @@ def test_the_full_body_tells_what_is_known() -> None:
 
 @given(st.text(st.characters(), max_size=50), st.sampled_from(["step_id", "full"]))
 def test_any_step_id_survives_the_wire(step_id: str, payload: str) -> None:
-    """Whatever characters a step id has, the receiver reads it back; the body itself is plain ASCII."""
-    told = body(event(step_id, name=step_id), payload)
-    assert told.isascii()
-    assert json.loads(told)["step_id"] == step_id
+    """A receiver reads back any step id from a body that is plain ASCII."""
+    content = body(event(step_id, name=step_id), payload)
+    assert content.isascii()
+    assert json.loads(content)["step_id"] == step_id
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @given(st.integers(0, 253_402_300_799_999_999_999))
-def test_any_moment_is_told_to_the_microsecond(nanoseconds: int) -> None:
-    """No digit is lost to floats, up to the last moment that can be written."""
-    told = json.loads(body(event(end_time=nanoseconds), "full"))["timestamp"]
-    assert datetime.fromisoformat(told) - _EPOCH == timedelta(microseconds=nanoseconds // 1000)
+def test_any_time_is_written_to_the_microsecond(nanoseconds: int) -> None:
+    """No digit is lost to floats, up to the last time that can be written."""
+    timestamp = json.loads(body(event(end_time=nanoseconds), "full"))["timestamp"]
+    assert datetime.fromisoformat(timestamp) - _EPOCH == timedelta(microseconds=nanoseconds // 1000)
 
 
 @pytest.mark.parametrize(
-    ("end_time", "told"),
+    ("end_time", "timestamp"),
     [
         (-1, "1970-01-01T00:00:00.000000Z"),
         (10**30, "9999-12-31T23:59:59.999999Z"),
@@ -119,28 +119,28 @@ def test_any_moment_is_told_to_the_microsecond(nanoseconds: int) -> None:
         (1_700_000_000.5, "1970-01-01T00:00:01.700000Z"),  # seconds, where nanoseconds were meant
     ],
 )
-def test_an_odd_time_is_told_as_near_as_can_be(end_time: float, told: str) -> None:
-    """The SDK takes whatever a user gives as the end of a span: the webhook still goes out."""
-    assert json.loads(body(event(end_time=end_time), "full"))["timestamp"] == told
+def test_an_invalid_time_is_written_as_the_nearest_valid_one(end_time: float, timestamp: str) -> None:
+    """The SDK accepts any number as the end of a span, and the webhook is sent all the same."""
+    assert json.loads(body(event(end_time=end_time), "full"))["timestamp"] == timestamp
 
 
-@pytest.mark.parametrize(("name", "told"), [(b"bytes", "b'bytes'"), (7, "7"), (None, "None")])
-def test_an_odd_name_is_told_as_text(name: object, told: str) -> None:
-    """The SDK lets a span be named by anything."""
-    assert json.loads(body(event(name=name), "full"))["data"]["name"] == told
+@pytest.mark.parametrize(("name", "text"), [(b"bytes", "b'bytes'"), (7, "7"), (None, "None")])
+def test_a_name_of_any_type_is_written_as_text(name: object, text: str) -> None:
+    """The SDK accepts any object as the name of a span."""
+    assert json.loads(body(event(name=name), "full"))["data"]["name"] == text
 
 
 # The headers
 
 
 def headers_of(message_id: str = "msg_a", content: bytes = b"{}", timestamp: int = 1, **settings: object) -> Headers:
-    """The headers of one attempt, to an endpoint with these settings."""
+    """The headers of one attempt at an endpoint with these settings."""
     endpoint = endpoint_to(**({"url": "https://receiver.test/hook"} | settings))  # type: ignore[arg-type]  # -- a URL
     return attempt_headers(endpoint, message_id, content, timestamp=timestamp, trace=[("traceparent", "00-a-b-01")])
 
 
 def test_every_webhook_has_these_headers() -> None:
-    """Without key and secret: what the content is, who sends it, which webhook it is, and when it was sent."""
+    """Without key and secret the headers give the type, the sender, the webhook id, the time and the trace."""
     assert headers_of(timestamp=1_700_000_000) == [
         ("content-type", "application/json"),
         ("user-agent", f"otel-step-hook/{__version__}"),
@@ -153,7 +153,7 @@ def test_every_webhook_has_these_headers() -> None:
 
 
 def test_the_key_is_sent_as_a_bearer_token() -> None:
-    """STEP_COMPLETE_KEY, as the specification has it."""
+    """STEP_COMPLETE_KEY is sent as the specification says."""
     assert ("authorization", "Bearer sekret") in headers_of(key="sekret")
 
 
@@ -162,14 +162,14 @@ def test_the_key_is_sent_as_a_bearer_token() -> None:
     [("user:pass", "user:pass"), ("user", "user:"), (":pass", ":pass"), ("a%40b:c%2F%C3%A9", "a@b:c/é")],
 )
 def test_user_information_is_sent_as_basic_authorization(user_info: str, pair: str) -> None:
-    """What the URL says before the @ is decoded and sent as HTTP has it."""
+    """The text before the @ of the URL is decoded, and sent as HTTP defines it."""
     headers = dict(headers_of(url=f"https://{user_info}@receiver.test/hook"))
     scheme, _, credentials = headers["authorization"].partition(" ")
     assert (scheme, base64.b64decode(credentials).decode()) == ("Basic", pair)
 
 
 def test_extra_headers_are_sent() -> None:
-    """STEP_COMPLETE_HEADERS come after ours, with the values as they are."""
+    """STEP_COMPLETE_HEADERS come after our own headers, with their values decoded."""
     assert headers_of(headers="x-tenant=a%20b,x-other=c")[4:6] == [("x-tenant", "a b"), ("x-other", "c")]
 
 
