@@ -26,62 +26,62 @@ def _shortest() -> float:
 
 @pytest.mark.parametrize("status", [200, 204, 299])
 def test_a_2xx_is_a_success(status: int) -> None:
-    """Any 2xx means that the receiver has taken the event: no failure of any kind."""
+    """Any 2xx is a success, and neither final nor an outage."""
     result = AttemptResult(status_code=status)
     assert (result.is_success, result.is_final, result.is_outage) == (True, False, False)
 
 
 @pytest.mark.parametrize("status", [101, 199, 300, 307, 400, 404, 429, 503, 999])
 def test_any_other_status_is_an_expected_failure_to_be_retried(status: int) -> None:
-    """Every status but a 2xx and 410 is a warning, and worth another attempt; a redirect too."""
+    """Any status but a 2xx and a 410, a redirect included, is an expected failure that is retried."""
     result = AttemptResult(status_code=status, error_type=str(status))
     assert (result.is_success, result.is_final, is_expected(str(result.error_type))) == (False, False, True)
 
 
 def test_a_timeout_is_an_expected_failure() -> None:
-    """A receiver that is slow is a warning, and worth another attempt."""
+    """A timeout is an expected failure that is retried."""
     result = AttemptResult(error_type="timeout")
     assert (result.is_success, result.is_final, is_expected(str(result.error_type))) == (False, False, True)
 
 
 def test_an_exception_is_an_error() -> None:
-    """What is neither an answer nor a timeout is an error, and worth another attempt."""
+    """A failure that is neither a status nor a timeout is unexpected, and is retried."""
     result = AttemptResult(error_type="ConnectionRefusedError", is_stale=True)
     assert (result.is_success, result.is_final, is_expected(str(result.error_type))) == (False, False, False)
 
 
 def test_gone_is_final() -> None:
-    """A receiver that answers 410 is not asked again."""
+    """A delivery that is answered with 410 is not retried."""
     assert AttemptResult(status_code=410, error_type="410").is_final
 
 
 @pytest.mark.parametrize("directive", ["abort-message", "disable"])
 def test_a_directive_makes_a_failure_final(directive: Literal["abort-message", "disable"]) -> None:
-    """A receiver that fails and says to stop is not asked again."""
+    """A delivery is not retried after a failure with a directive."""
     assert AttemptResult(status_code=500, error_type="500", directive=directive).is_final
 
 
 @pytest.mark.parametrize("directive", ["abort-message", "disable"])
 def test_a_directive_leaves_a_success_a_success(directive: Literal["abort-message", "disable"]) -> None:
-    """An event that was taken is delivered, whatever the receiver says about the next ones."""
+    """A 2xx is a success with any directive, which is about the next events."""
     result = AttemptResult(status_code=200, directive=directive)
     assert (result.is_success, result.is_final, result.directive) == (True, False, directive)
 
 
 @pytest.mark.parametrize(("status", "error_type"), [(503, None), (302, None), (204, "timeout")])
 def test_a_result_that_contradicts_itself_is_refused(status: int | None, error_type: str | None) -> None:
-    """No failure can be taken for a success because somebody forgot to say what went wrong."""
+    """A 2xx with an error type, or another status without one, raises ValueError."""
     with pytest.raises(ValueError, match=r"error_type=.*; expected no error_type with a 2xx, and one with any other"):
         AttemptResult(status_code=status, error_type=error_type)
 
 
 def test_the_answer_is_not_in_the_repr() -> None:
-    """A receiver that echoes the key does not bring it into a log through the result's repr."""
+    """The repr of a result does not show the answer, so that a receiver that echoes the key leaks no secret."""
     assert "sekret" not in repr(AttemptResult(status_code=200, excerpt=b"authorization: Bearer sekret"))
 
 
-def test_a_result_carries_what_the_transport_learned() -> None:
-    """Hint, peer and excerpt arrive as they were given; a result is a value that nobody changes."""
+def test_a_result_is_an_immutable_value() -> None:
+    """Retry-After, peer and excerpt are as they were given, and cannot be changed."""
     result = AttemptResult(503, "503", retry_after=2.5, peer=("::1", 443), excerpt=b"busy")
     assert (result.retry_after, result.peer, result.excerpt) == (2.5, ("::1", 443), b"busy")
     with pytest.raises(FrozenInstanceError):
@@ -93,13 +93,13 @@ def test_a_result_carries_what_the_transport_learned() -> None:
 
 @pytest.mark.parametrize(("attempt", "longest"), [(1, 1.0), (2, 2.0), (3, 4.0), (12, 2048.0), (13, 3600.0)])
 def test_the_backoff_grows_up_to_its_maximum(attempt: int, longest: float) -> None:
-    """Each wait is the multiplier times the one before, never above the maximum, and at least half of it."""
+    """Each backoff is the multiplier times the last, up to the maximum; a wait is at least half of its backoff."""
     assert _POLICY.next_delay(attempt, elapsed=0.0, rand=_longest) == longest
     assert _POLICY.next_delay(attempt, elapsed=0.0, rand=_shortest) == longest / 2
 
 
 def test_waits_are_jittered_by_default() -> None:
-    """Two senders that failed together do not come back together."""
+    """Two deliveries that failed together are not retried together."""
     assert len({_POLICY.next_delay(9, elapsed=0.0) for _ in range(10)}) > 1
 
 
@@ -107,26 +107,26 @@ def test_waits_are_jittered_by_default() -> None:
     ("hint", "delay"), [(None, 4.0), (0.0, 4.0), (3.9, 4.0), (5.5, 5.5), (3600.0, 3600.0), (1e10, 3600.0)]
 )
 def test_a_retry_after_delays_but_never_hastens(hint: float | None, delay: float) -> None:
-    """The receiver's hint counts when it is longer than the backoff, and up to max_backoff."""
+    """A Retry-After counts where it is longer than the backoff, and up to max_backoff."""
     assert _POLICY.next_delay(3, elapsed=0.0, retry_after=hint, rand=_longest) == delay
 
 
 @pytest.mark.parametrize(("elapsed", "delay"), [(0.0, 8.0), (21.9, 8.0), (22.0, None), (22.1, None), (1e9, None)])
-def test_it_gives_up_when_the_wait_would_end_too_late(elapsed: float, delay: float | None) -> None:
-    """No wait ends at or beyond give_up_after: an attempt then would come too late."""
+def test_no_delay_ends_too_late(elapsed: float, delay: float | None) -> None:
+    """No delay ends at give_up_after or later: an attempt then would come too late."""
     policy = RetryPolicy(initial_backoff=8.0, max_backoff=60.0, backoff_multiplier=2.0, give_up_after=30.0)
     assert policy.next_delay(1, elapsed=elapsed, rand=_longest) == delay
 
 
-def test_a_hint_beyond_the_end_gives_up_at_once() -> None:
-    """A receiver that asks for more time than is left has had its last attempt."""
+def test_a_retry_after_beyond_the_end_gives_up_at_once() -> None:
+    """If the receiver asks for more time than is left, there is no further attempt."""
     policy = RetryPolicy(initial_backoff=1.0, max_backoff=3600.0, backoff_multiplier=2.0, give_up_after=30.0)
     assert policy.next_delay(1, elapsed=1.0, retry_after=120.0) is None
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 10**6, 10**400])
-def test_no_backoff_stays_no_backoff(attempt: int) -> None:
-    """An initial backoff of zero never grows, not even where a float ends."""
+def test_a_backoff_of_zero_stays_zero(attempt: int) -> None:
+    """An initial backoff of zero never grows, not even where its power overflows a float."""
     policy = RetryPolicy(initial_backoff=0.0, max_backoff=60.0, backoff_multiplier=2.0, give_up_after=30.0)
     assert policy.next_delay(attempt, elapsed=0.0) == 0.0
 
@@ -138,7 +138,7 @@ def test_no_backoff_stays_no_backoff(attempt: int) -> None:
     jitter=st.floats(0.0, 1.0),
 )
 def test_every_delay_keeps_its_bounds(policy: RetryPolicy, attempt: int, hint: float | None, jitter: float) -> None:
-    """Nothing overflows; no delay is above max_backoff, below half the backoff, or below a hint in bounds."""
+    """No delay overflows, is above max_backoff, below half the backoff, or below a Retry-After in bounds."""
     delay = policy.next_delay(attempt, elapsed=0.0, retry_after=hint, rand=lambda: jitter)
     assert delay is not None
     assert min(policy.initial_backoff, policy.max_backoff) / 2 <= delay <= policy.max_backoff
@@ -146,8 +146,8 @@ def test_every_delay_keeps_its_bounds(policy: RetryPolicy, attempt: int, hint: f
 
 
 @given(attempt=st.integers(1, 100), elapsed=st.floats(0.0, 100.0), hint=st.none() | st.floats(0.0, 100.0))
-def test_a_delay_ends_before_the_end(attempt: int, elapsed: float, hint: float | None) -> None:
-    """Whenever there is a delay, there is time left after it."""
+def test_a_delay_ends_before_the_time_to_give_up(attempt: int, elapsed: float, hint: float | None) -> None:
+    """After each delay there is time left."""
     policy = RetryPolicy(initial_backoff=1.0, max_backoff=60.0, backoff_multiplier=2.0, give_up_after=30.0)
     delay = policy.next_delay(attempt, elapsed=elapsed, retry_after=hint)
     assert delay is None or elapsed + delay < 30.0
@@ -161,7 +161,7 @@ def test_a_delay_ends_before_the_end(attempt: int, elapsed: float, hint: float |
     [("0", 0.0), ("120", 120.0), (" 120\t", 120.0), ("007", 7.0), ("9999999999", 9999999999.0)],
 )
 def test_retry_after_in_seconds(value: str, seconds: float) -> None:
-    """Digits are seconds."""
+    """Digits are a number of seconds."""
     assert parse_retry_after(value, now=_NOW) == seconds
 
 
@@ -171,15 +171,15 @@ def test_retry_after_in_seconds(value: str, seconds: float) -> None:
     ids=["IMF-fixdate", "RFC 850", "asctime"],
 )
 def test_retry_after_as_a_date(value: str) -> None:
-    """A date in each of its three forms is so many seconds from now, and 0 once it has passed."""
+    """A date in each of its three formats is the number of seconds from now, and 0 once it has passed."""
     assert parse_retry_after(value, now=_NOW) == 120.0
     assert parse_retry_after(value, now=_NOW + 119.5) == 0.5
     assert parse_retry_after(value, now=_NOW + 120.0) == 0.0
     assert parse_retry_after(value, now=_NOW + 1e9) == 0.0
 
 
-def test_a_retry_after_that_is_not_valid_says_nothing() -> None:
-    """What RFC 9110 does not allow is ignored: nothing is guessed."""
+def test_a_retry_after_that_is_not_valid_is_ignored() -> None:
+    """A value that RFC 9110 does not allow is parsed as None."""
     values: list[str | None] = [
         None,
         "",
@@ -222,15 +222,15 @@ _DATE_LIKE = st.from_regex(
 
 
 @given(value=st.text() | st.text("0123456789+-_. einf", max_size=25) | _DATE_LIKE, now=st.floats(0, 1e11))
-def test_no_header_makes_it_raise(value: str, now: float) -> None:
-    """Whatever a receiver sends is a finite number of seconds from 0 up, or nothing."""
+def test_any_header_is_a_finite_number_of_seconds_or_none(value: str, now: float) -> None:
+    """Any text of a receiver is parsed without an exception."""
     seconds = parse_retry_after(value, now=now)
     assert seconds is None or (math.isfinite(seconds) and seconds >= 0.0)
 
 
 @given(st.datetimes(datetime(2000, 1, 1), datetime(2068, 12, 31)), st.sampled_from([0, 1, 2]))  # noqa: DTZ001 -- made aware below
 def test_the_three_forms_agree(naive: datetime, form: int) -> None:
-    """Every moment means the same in each form, in UTC, whatever the zone of this machine."""
+    """A time means the same in each date format, whatever the time zone of this machine."""
     moment = naive.replace(microsecond=0, tzinfo=UTC)
     written = (
         moment.strftime("%a, %d %b %Y %H:%M:%S GMT"),

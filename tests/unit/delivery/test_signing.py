@@ -56,7 +56,9 @@ def _is_genuine(signature: str, *, timestamp: int = _TIMESTAMP, body: bytes = _B
     ],
     ids=["all libraries", "the Rust library", "a step"],
 )
-def test_published_vectors(secret: str, webhook_id: str, timestamp: int, body: bytes, signature: str) -> None:
+def test_the_published_vectors_are_signed_and_verified(
+    secret: str, webhook_id: str, timestamp: int, body: bytes, signature: str
+) -> None:
     """The signatures are those that the specification's own libraries are tested with."""
     keys = parse_secrets(secret)
     assert sign(keys, webhook_id=webhook_id, timestamp=timestamp, body=body) == signature
@@ -65,7 +67,7 @@ def test_published_vectors(secret: str, webhook_id: str, timestamp: int, body: b
 
 @given(keys=st.lists(_secret_bytes, min_size=1, max_size=3), body=st.text())
 def test_an_independent_verifier_accepts_every_key_of_a_rotation(keys: list[bytes], body: str) -> None:
-    """A receiver that knows any one of the secrets, old or new, accepts what all of them signed."""
+    """A receiver that knows any one of the secrets accepts a request that is signed with all of them."""
     timestamp = int(time.time())
     signature = sign(keys, webhook_id=_ID, timestamp=timestamp, body=body.encode())
     headers = {"webhook-id": _ID, "webhook-timestamp": str(timestamp), "webhook-signature": signature}
@@ -75,7 +77,7 @@ def test_an_independent_verifier_accepts_every_key_of_a_rotation(keys: list[byte
 
 @given(keys=st.lists(_secret_bytes, min_size=1, max_size=3), body=st.binary(), webhook_id=_any_text)
 def test_a_signature_is_verified_by_any_of_its_keys(keys: list[bytes], body: bytes, webhook_id: str) -> None:
-    """What was signed with several secrets is genuine to a receiver with one of them, and the reverse."""
+    """One of several secrets verifies what all have signed, and all of them verify what one has signed."""
     signature = sign(keys, webhook_id=webhook_id, timestamp=_TIMESTAMP, body=body)
     for key, one in zip(keys, signature.split(), strict=True):
         assert verify_signature([key], signature, webhook_id=webhook_id, timestamp=_TIMESTAMP, body=body)
@@ -93,8 +95,8 @@ def test_a_signature_is_verified_by_any_of_its_keys(keys: list[bytes], body: byt
         f"  {_SIGNATURE}  {_SIGNATURE} ",
     ],
 )
-def test_junk_around_a_genuine_signature_is_passed_over(signature: str) -> None:
-    """Other versions and malformed words neither raise nor hide the signature that counts."""
+def test_junk_around_a_genuine_signature_is_ignored(signature: str) -> None:
+    """Signatures of other versions and malformed texts neither raise nor hide the genuine signature."""
     assert _is_genuine(signature)
 
 
@@ -106,7 +108,7 @@ def test_junk_around_a_genuine_signature_is_passed_over(signature: str) -> None:
         "v1",
         "v1,",
         "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OA=",  # one character off
-        "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OF=",  # the same bytes in careless base64
+        "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OF=",  # the same bytes in base64 whose last bits are not zero
         _SIGNATURE.removeprefix("v1,"),
         _SIGNATURE.replace("v1,", "v1a,"),
         _SIGNATURE.replace("v1,", "v2,"),
@@ -114,19 +116,19 @@ def test_junk_around_a_genuine_signature_is_passed_over(signature: str) -> None:
         _SIGNATURE.lower(),
     ],
 )
-def test_what_is_not_the_signature_is_refused(signature: str) -> None:
-    """Only the very signature counts."""
+def test_any_deviation_from_the_signature_is_refused(signature: str) -> None:
+    """A signature counts only if every character is right."""
     assert not _is_genuine(signature)
 
 
 @given(_any_text)
-def test_no_text_is_a_signature(text: str) -> None:
-    """Any text whatever is refused without an exception."""
+def test_any_other_text_is_refused(text: str) -> None:
+    """Any other text is refused without an exception."""
     assert not _is_genuine(text)
 
 
 def test_a_signature_is_bound_to_id_time_and_body() -> None:
-    """A signature says nothing about another body, another moment, another event or another secret."""
+    """A signature does not verify another body, time, webhook id or secret."""
     assert not _is_genuine(_SIGNATURE, body=_BODY + b" ")
     assert not _is_genuine(_SIGNATURE, timestamp=_TIMESTAMP + 1)
     assert not verify_signature(_KEYS, _SIGNATURE, webhook_id="msg_2", timestamp=_TIMESTAMP, body=_BODY)
@@ -135,7 +137,7 @@ def test_a_signature_is_bound_to_id_time_and_body() -> None:
 
 
 def test_a_new_secret_is_valid_and_new() -> None:
-    """A secret made by us is accepted by us, is as long as the digest, and is never made twice."""
+    """A new secret is accepted, is as long as the digest, and is never made twice."""
     secrets = {new_secret() for _ in range(100)}
     assert len(secrets) == 100
     assert {len(key) for secret in secrets for key in parse_secrets(secret)} == {32}
@@ -143,13 +145,13 @@ def test_a_new_secret_is_valid_and_new() -> None:
 
 @given(st.lists(_secret_bytes, min_size=1, max_size=4), st.sampled_from([" ", "  ", "\n", "\t "]))
 def test_secrets_are_parsed_in_their_order(keys: list[bytes], separator: str) -> None:
-    """Each secret of a rotation gives its key, the first one first; more space changes nothing."""
+    """Each secret of a rotation gives its key, in their order, whatever space is between them."""
     assert parse_secrets(separator.join(map(_whsec, keys)) + separator) == tuple(keys)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n"])
 def test_no_secret_is_a_configuration_error(text: str) -> None:
-    """An empty setting is told as such: nobody shall believe that anything is signed."""
+    """An empty setting raises, so that no user believes that webhooks are signed."""
     with pytest.raises(ConfigurationError, match=r"SIGNING_SECRET holds no secret.*otel-step-hook secret"):
         parse_secrets(text)
 
@@ -171,20 +173,20 @@ _BAD = {
 
 
 @pytest.mark.parametrize("bad", _BAD.values(), ids=_BAD.keys())
-def test_a_bad_secret_is_told_without_showing_it(bad: str) -> None:
+def test_a_bad_secret_is_reported_without_showing_it(bad: str) -> None:
     """The error says which secret is wrong and what to do, and neither it nor its causes show a secret."""
     with pytest.raises(
         ConfigurationError, match=r"SIGNING_SECRET: secret 2 of 2 is not .*otel-step-hook secret"
     ) as caught:
         parse_secrets(f"{_SECRET} {bad}")
-    told = "".join(traceback.format_exception_only(caught.value)) + repr(caught.value.__cause__)
+    message = "".join(traceback.format_exception_only(caught.value)) + repr(caught.value.__cause__)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    for word in (_SECRET, bad):
-        assert word.removeprefix("whsec_")[:8] not in told or word == "whsec_"
+    for secret in (_SECRET, bad):
+        assert secret.removeprefix("whsec_")[:8] not in message or secret == "whsec_"
 
 
 @given(st.text(), st.text())
-def test_texts_are_equal_when_they_are(one: str, other: str) -> None:
-    """Comparing in constant time gives what comparing gives."""
+def test_the_comparison_in_constant_time_is_an_equality(one: str, other: str) -> None:
+    """Comparing in constant time gives the same as ``==``."""
     assert equal_in_constant_time(one, other) == (one == other)
     assert equal_in_constant_time(one, one)
