@@ -1,4 +1,4 @@
-"""What every store promises: order, due times, marks, leases. A second store is one more line in `STORES`."""
+"""What every store promises: order, due times, marks, leases. A second store is added to `STORES`."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ PIPELINE = Pipeline(None, Resource({}))
 
 
 class Clock:
-    """Monotonic seconds that pass when a test says so, and a wall clock that jumps beside them."""
+    """A monotonic clock that advances when a test says so, and a wall clock that jumps beside it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -37,13 +37,13 @@ STORES = [pytest.param(lambda size, clock: MemoryStore(size, monotonic=clock), i
 
 @pytest.fixture(params=STORES)
 def new_store(request: pytest.FixtureRequest) -> NewStore:
-    """What makes a store of so many places that goes by this clock."""
+    """Makes a store with room for so many events, which goes by the given clock."""
     made: NewStore = request.param
     return made
 
 
 class Conformance(RuleBasedStateMachine):
-    """A store against a plain list of what has been put: each with its due time, and whether it is leased."""
+    """Compares a store with a plain model: when each event is due, and whether it is leased."""
 
     new_store: NewStore
 
@@ -53,10 +53,10 @@ class Conformance(RuleBasedStateMachine):
         self.store = self.new_store(MAX_SIZE, self.clock)
         self.put_ids: list[str] = []
         self.ended_at: dict[str, float] = {}
-        self.due: dict[str, float] = {}  # of those that are not leased
+        self.due: dict[str, float] = {}  # when each is due that is not leased
         self.leased: dict[str, Delivery] = {}
         self.tried: set[str] = set()
-        self.marks: dict[int, set[str]] = {}  # what was not finished when the mark was made
+        self.marks: dict[int, set[str]] = {}  # the unfinished step ids when the mark was made
 
     @property
     def unfinished(self) -> set[str]:
@@ -92,7 +92,7 @@ class Conformance(RuleBasedStateMachine):
             self.leased[step_id] = one
             assert one.attempts == (1 if step_id in self.tried else 0)
             self.tried.add(step_id)
-            one.attempts = 1  # as dispatch counts it, and the store keeps it
+            one.attempts = 1  # dispatch counts attempts, and the store keeps the count
 
     @precondition(lambda self: self.leased)
     @rule(data=st.data(), delay=st.sampled_from([0.0, 1.0, 30.0]))
@@ -127,24 +127,24 @@ class Conformance(RuleBasedStateMachine):
         self.clock.jumped += seconds
 
     @invariant()
-    def what_is_waited_for(self) -> None:
+    def marks_are_flushed_once_their_events_are_finished(self) -> None:
         for mark, before in self.marks.items():
             assert self.store.is_flushed(mark) == before.isdisjoint(self.unfinished)
 
     @invariant()
-    def what_is_due(self) -> None:
+    def the_next_due_time_is_known(self) -> None:
         first = min(self.due.values(), default=None)
         assert self.store.next_due() == (None if first is None else max(0.0, first - self.clock.now))
 
     @invariant()
-    def what_is_there(self) -> None:
+    def size_and_age_are_known(self) -> None:
         assert len(self.store) == len(self.unfinished)
         oldest = min((self.ended_at[step_id] for step_id in self.unfinished), default=self.clock.now)
         assert self.store.oldest_age() == self.clock.now - oldest
 
 
-def test_every_order_of_calls(new_store: NewStore) -> None:
-    """Put, claim, retry, finish, unclaim, marks, time, a wall clock that jumps by an hour: as a list would do it."""
+def test_any_order_of_calls_agrees_with_the_model(new_store: NewStore) -> None:
+    """The store agrees with the model after any order of calls, and while the wall clock jumps by an hour."""
     machine = type("Machine", (Conformance,), {"new_store": staticmethod(new_store)})
     run_state_machine_as_test(machine)
 
@@ -154,8 +154,8 @@ def ids(claimed: list[Delivery]) -> list[str]:
     return [one.event.step_id for one in claimed]
 
 
-def test_half_the_oldest_due_half_the_newest_never_tried(new_store: NewStore) -> None:
-    """After an outage the endpoint hears of what happens now, while it catches up from the oldest on."""
+def test_a_claim_is_half_the_oldest_due_and_half_the_newest(new_store: NewStore) -> None:
+    """After an outage a receiver gets new events while it catches up, from the oldest on."""
     clock = Clock()
     store = new_store(100, clock)
     for number in range(4):
@@ -171,7 +171,7 @@ def test_half_the_oldest_due_half_the_newest_never_tried(new_store: NewStore) ->
 
 
 def test_the_age_of_the_oldest_is_known_at_once(new_store: NewStore) -> None:
-    """Also while no worker looks: that is when it matters."""
+    """The age of the oldest event is known before the worker has claimed anything."""
     clock = Clock()
     store = new_store(4, clock)
     assert store.oldest_age() == 0.0
@@ -180,8 +180,8 @@ def test_the_age_of_the_oldest_is_known_at_once(new_store: NewStore) -> None:
     assert store.oldest_age() == 100.0
 
 
-def test_the_oldest_first_while_none_is_late(new_store: NewStore) -> None:
-    """A burst goes out in its order, however few of it are claimed at a time."""
+def test_a_burst_is_claimed_in_its_order(new_store: NewStore) -> None:
+    """While no event is late, the oldest are claimed first, however few at a time."""
     clock = Clock()
     store = new_store(100, clock)
     for number in range(10):
@@ -191,8 +191,8 @@ def test_the_oldest_first_while_none_is_late(new_store: NewStore) -> None:
     assert claimed == [f"step-{number}" for number in range(10)]
 
 
-def test_a_delivery_keeps_what_is_known_of_it(new_store: NewStore) -> None:
-    """Each claim hands out the same id, event and body, with the attempts so far and why the last one failed."""
+def test_a_delivery_keeps_its_state_between_claims(new_store: NewStore) -> None:
+    """Each claim gives the same id, event and body, and the attempts and the error type so far."""
     store = new_store(4, Clock())
     step = event("step-1")
     store.put(step, PIPELINE)
@@ -204,8 +204,8 @@ def test_a_delivery_keeps_what_is_known_of_it(new_store: NewStore) -> None:
     assert (again.id, again.attempts, again.error_type, again.body) == (first.id, 3, "503", b"{}")
 
 
-def test_what_is_put_during_a_flush_does_not_prolong_it(new_store: NewStore) -> None:
-    """Only what came before the mark counts, in whatever order deliveries end."""
+def test_events_after_a_mark_do_not_count_for_it(new_store: NewStore) -> None:
+    """A mark is flushed when all events before it are finished, in whatever order they end."""
     store = new_store(4, Clock())
     store.put(event("one"), PIPELINE)
     store.put(event("two"), PIPELINE)
@@ -219,8 +219,8 @@ def test_what_is_put_during_a_flush_does_not_prolong_it(new_store: NewStore) -> 
     assert len(store) == 1
 
 
-def test_claiming_what_is_old_again_and_again_leaves_nothing_behind(new_store: NewStore) -> None:
-    """However often a delivery is leased by its age and given back, it is due once, and nothing grows."""
+def test_claiming_by_age_again_and_again_duplicates_nothing(new_store: NewStore) -> None:
+    """A delivery that is leased by its age and given back many times is due once."""
     store = new_store(1000, Clock())
     for _ in range(1000):
         store.put(event(), PIPELINE)
@@ -232,7 +232,7 @@ def test_claiming_what_is_old_again_and_again_leaves_nothing_behind(new_store: N
 
 
 def test_what_was_claimed_by_its_age_is_not_due_again(new_store: NewStore) -> None:
-    """A delivery that waits for its next attempt, and has expired meanwhile, is leased once; the others stay due."""
+    """A delivery that is leased by its age before its retry is not due a second time; the others stay due."""
     clock = Clock()
     store = new_store(500, clock)
     for _ in range(200):
@@ -248,7 +248,7 @@ def test_what_was_claimed_by_its_age_is_not_due_again(new_store: NewStore) -> No
 
 
 def test_the_bound_holds_for_many_threads(new_store: NewStore) -> None:
-    """However many threads put at the same moment, exactly as many events are taken as there is room for."""
+    """If many threads put events at the same time, exactly as many are taken as there is room for."""
     store, taken, start = new_store(1000, Clock()), list[Stored](), threading.Barrier(8)
 
     def fill() -> None:
@@ -266,7 +266,7 @@ def test_the_bound_holds_for_many_threads(new_store: NewStore) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such signals")
 def test_a_signal_handler_may_put_at_any_moment(new_store: NewStore) -> None:
-    """A handler that interrupts a put in the same thread, again and again, neither deadlocks nor loses an event."""
+    """A signal handler that interrupts a put on its own thread neither deadlocks nor loses an event."""
     count = 100_000
     store, one = new_store(2 * count, Clock()), event()
     in_handler: list[Stored] = []  # a counter would lose counts: the handler interrupts itself, too
@@ -288,7 +288,7 @@ def test_a_signal_handler_may_put_at_any_moment(new_store: NewStore) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_child_leaves_its_parents_store_alone(new_store: NewStore) -> None:
-    """What a forked child does with a store of its own changes nothing in the parent's."""
+    """A forked child that uses a store of its own changes nothing in its parent's."""
     store = new_store(4, Clock())
     store.put(event("parents"), PIPELINE)
     child = os.fork()
