@@ -1,4 +1,4 @@
-"""The spans of a delivery, as design section 6 has them."""
+"""The spans of a delivery: names, parents and attributes, the trace headers, and methods the spans are exported."""
 
 import hashlib
 import time
@@ -38,12 +38,12 @@ def delivery_to(processor: SpanProcessor | None, **more: object) -> Delivery:
 
 
 def attributes_of(span: ReadableSpan) -> dict[str, object]:
-    """The attributes of *span*, to compare."""
+    """The attributes of *span* as a dictionary."""
     return dict(span.attributes or {})
 
 
 def test_a_delivery_and_its_attempts_are_recorded_below_the_step(rigged: NewRig) -> None:
-    """Two attempts, the second accepted: three spans with the names, kinds, parents and attributes of the design."""
+    """Two attempts are two spans below the delivery span, which is a child of the step span."""
     script = Script(failed(503, peer=("192.0.2.1", 8443)), AttemptResult(status_code=204, peer=("192.0.2.2", 8443)))
     rig = rigged(script, webhook=URL)
     step = event("step-7", Outcome.FAILED)
@@ -96,7 +96,7 @@ def test_a_delivery_and_its_attempts_are_recorded_below_the_step(rigged: NewRig)
 
 
 def test_a_discarded_delivery_is_an_error_with_a_reason(rigged: NewRig) -> None:
-    """A receiver that could not be reached, to the end: both spans are errors under the same type."""
+    """The spans of a discarded delivery and of its last attempt are errors with the same error type."""
     rig = rigged(Script(AttemptResult(error_type="ConnectionRefusedError")), **ONE_ATTEMPT)
     rig.deliver()
     attempt, delivery = rig.exporter.get_finished_spans()
@@ -108,8 +108,8 @@ def test_a_discarded_delivery_is_an_error_with_a_reason(rigged: NewRig) -> None:
     assert "network.peer.address" not in attributes_of(attempt)
 
 
-def test_the_span_of_a_delivery_is_found_by_its_webhook_id_and_endpoint() -> None:
-    """Any process derives the same span id: an attempt made after a restart has the same parent."""
+def test_the_id_of_a_delivery_span_derives_from_webhook_id_and_endpoint() -> None:
+    """Any process derives the same span id, so that attempts after a restart have the same parent."""
     exporter = InMemorySpanExporter()
     processor = SimpleSpanProcessor(exporter)
     first = delivery_to(processor)
@@ -128,8 +128,8 @@ def test_the_span_of_a_delivery_is_found_by_its_webhook_id_and_endpoint() -> Non
     assert len({span.context.span_id for span in exporter.get_finished_spans()}) == 3
 
 
-def test_an_attempt_that_was_broken_off_is_no_error() -> None:
-    """The caller's own cancellation leaves the status unset, as the conventions say."""
+def test_an_attempt_that_was_cancelled_is_no_error() -> None:
+    """A cancellation leaves the status unset, as the semantic conventions say."""
     exporter = InMemorySpanExporter()
     delivery = delivery_to(SimpleSpanProcessor(exporter))
     each = telemetry()
@@ -140,7 +140,7 @@ def test_an_attempt_that_was_broken_off_is_no_error() -> None:
 
 
 def test_a_clock_that_was_set_back_makes_no_span_that_ends_before_it_starts() -> None:
-    """A step that seems to end in the future has a delivery of no length."""
+    """The delivery span of a step that ends in the future has no duration."""
     exporter = InMemorySpanExporter()
     later = time.time_ns() + 3_600_000_000_000
     telemetry().end_delivery(delivery_to(SimpleSpanProcessor(exporter), end_time=later), END)
@@ -148,8 +148,8 @@ def test_a_clock_that_was_set_back_makes_no_span_that_ends_before_it_starts() ->
     assert (span.start_time, span.end_time) == (later, later)
 
 
-def test_a_step_id_that_no_exporter_can_encode_is_recorded_as_far_as_it_goes() -> None:
-    """Half a surrogate pair would make an exporter lose the whole batch."""
+def test_a_step_id_that_no_exporter_can_encode_is_recorded_with_a_replacement() -> None:
+    """A lone surrogate, which would make an exporter lose the whole batch, is replaced."""
     exporter = InMemorySpanExporter()
     telemetry().end_delivery(delivery_to(SimpleSpanProcessor(exporter), step_id="a\ud800b"), END)
     (span,) = exporter.get_finished_spans()
@@ -161,7 +161,7 @@ def test_a_step_id_that_no_exporter_can_encode_is_recorded_as_far_as_it_goes() -
     [("http://a.test/h", "a.test", 80), ("https://a.test/h", "a.test", 443), ("http://[::1]:81/h", "::1", 81)],
 )
 def test_the_server_is_named(url: str, address: str, port: int) -> None:
-    """server.address and server.port are those of the URL, the port also where it is not written."""
+    """server.address and server.port are those of the URL, or the default port of its scheme."""
     exporter = InMemorySpanExporter()
     each = telemetry(url)
     each.end_attempt(each.start_attempt(delivery_to(SimpleSpanProcessor(exporter))), DELIVERED)
@@ -173,7 +173,7 @@ def test_the_server_is_named(url: str, address: str, port: int) -> None:
 
 
 def test_the_receiver_joins_the_trace_at_the_attempt(step_receiver: ScriptedReceiver) -> None:
-    """The traceparent is that of the attempt that brought it, and tracestate is the trace's; baggage never leaves."""
+    """The header traceparent has the attempt's span id, tracestate is the trace's, and baggage is not sent."""
     step_receiver.answers(503)
     remote = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState([("vendor", "value")]))
     parent = trace.set_span_in_context(trace.NonRecordingSpan(remote))
@@ -191,8 +191,8 @@ def test_the_receiver_joins_the_trace_at_the_attempt(step_receiver: ScriptedRece
         assert "sekret" not in str(webhook.headers)
 
 
-def test_a_step_that_is_not_sampled_is_told_and_not_recorded() -> None:
-    """Without a sampled step there are no delivery spans, and the receiver is told that it is not sampled."""
+def test_a_step_that_is_not_sampled_is_sent_and_not_recorded() -> None:
+    """Without a sampled step there are no delivery spans, and traceparent says that it is not sampled."""
     exporter = InMemorySpanExporter()
     unsampled = SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0))
     delivery = delivery_to(SimpleSpanProcessor(exporter), context=unsampled)
@@ -210,9 +210,9 @@ def test_a_step_that_is_not_sampled_is_told_and_not_recorded() -> None:
 
 
 def test_the_spans_of_each_step_go_to_its_own_provider() -> None:
-    """With several pipelines in a process each has its own deliveries, under its own resource, and no other's."""
+    """Delivery spans are recorded in the pipeline of their step, even if a process has many."""
     each = telemetry()
-    exporters = [InMemorySpanExporter() for _ in range(40)]  # more than are remembered
+    exporters = [InMemorySpanExporter() for _ in range(40)]  # more than telemetry remembers
     processors = [SimpleSpanProcessor(exporter) for exporter in exporters]
     for _ in range(2):
         for processor in processors:
@@ -221,7 +221,7 @@ def test_the_spans_of_each_step_go_to_its_own_provider() -> None:
 
 
 def test_a_pipeline_that_is_not_known_falls_back_on_the_global_provider() -> None:
-    """Without the step's processors the spans go wherever the process's own spans go: nowhere, here."""
+    """Without the step's processors delivery spans go to the global provider, which is not set here."""
     delivery = delivery_to(None)
     each = telemetry()
     span = each.start_attempt(delivery)
@@ -233,18 +233,18 @@ def test_a_pipeline_that_is_not_known_falls_back_on_the_global_provider() -> Non
 
 
 class _Raising(SpanProcessor):
-    """Raises wherever it is told to."""
+    """Raises an error in on_start, in on_end, or in both."""
 
-    def __init__(self, error: type[BaseException], where: str) -> None:
+    def __init__(self, error: type[BaseException], methods: str) -> None:
         self._error = error
-        self._where = where
+        self._methods = methods
 
     def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:  # noqa: ARG002 -- the SDK's
-        if "start" in self._where:
+        if "start" in self._methods:
             raise self._error("sekret")
 
     def on_end(self, span: ReadableSpan) -> None:  # noqa: ARG002 -- the SDK's signature
-        if "end" in self._where:
+        if "end" in self._methods:
             raise self._error("sekret")
 
 
@@ -254,14 +254,14 @@ class _RaisingExporter(SpanExporter):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
-@pytest.mark.parametrize("where", ["start", "end", "start and end"])
+@pytest.mark.parametrize("methods", ["start", "end", "start and end"])
 def test_a_processor_that_raises_harms_no_delivery(
-    rigged: NewRig, error: type[BaseException], where: str, caplog: pytest.LogCaptureFixture
+    rigged: NewRig, error: type[BaseException], methods: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The webhook goes out, and the log says where recording failed, without the message."""
+    """The webhook is sent, and the log says that recording has failed, without the error's message."""
     script = Script(failed(), DELIVERED)
     rig = rigged(script)
-    rig.pipeline = Pipeline(_Raising(error, where), rig.pipeline.resource)
+    rig.pipeline = Pipeline(_Raising(error, methods), rig.pipeline.resource)
     rig.deliver()
     assert len(script.posts) == 2
     assert f"a delivery could not be recorded: {error.__name__}" in caplog.text
@@ -276,8 +276,8 @@ def test_an_exporter_that_raises_harms_no_delivery(step_receiver: ScriptedReceiv
     assert len(step_receiver.received) == 1
 
 
-def test_nothing_of_the_surroundings_gets_into_the_application_s_trace(rigged: NewRig) -> None:
-    """Whatever span and baggage are current where a step is submitted, they are no parent of its delivery spans."""
+def test_the_current_span_and_baggage_do_not_affect_delivery_spans(rigged: NewRig) -> None:
+    """A span and baggage that are current at submission are no parent of the delivery spans."""
     seen: list[object] = []
 
     class Watching(SpanProcessor):

@@ -1,4 +1,4 @@
-"""In a process whose HTTP clients are instrumented, deliveries are recorded once, by us."""
+"""Deliveries in a process whose HTTP clients are instrumented: no second spans, and no endless webhooks."""
 
 import asyncio
 import threading
@@ -37,7 +37,7 @@ def scopes(spans: list[ReadableSpan]) -> list[str]:
 def test_a_delivery_has_no_second_span_and_triggers_no_hook(
     everything_is_a_step: Pipeline, step_receiver: ScriptedReceiver
 ) -> None:
-    """One step is one webhook, and three spans: its own, the delivery, the attempt, whose traceparent arrives."""
+    """One step is one webhook and three spans: step, delivery and attempt, whose traceparent arrives."""
     hooked = everything_is_a_step
     hooked.end_step()
     (webhook,) = step_receiver.received
@@ -49,7 +49,7 @@ def test_a_delivery_has_no_second_span_and_triggers_no_hook(
 def test_the_application_s_own_requests_are_instrumented_as_before(
     everything_is_a_step: Pipeline, step_receiver: ScriptedReceiver
 ) -> None:
-    """Our silence is ours alone: the application's clients have their spans, in any thread, while we deliver."""
+    """The application's own HTTP clients have their spans, in any thread, while we deliver."""
 
     async def by_aiohttp() -> None:
         async with aiohttp.ClientSession() as session, session.post(step_receiver.url, json={"step_id": "app"}):
@@ -67,7 +67,7 @@ def test_the_application_s_own_requests_are_instrumented_as_before(
 
 
 def test_a_receiver_in_the_same_process_makes_no_loop(step_receiver: ScriptedReceiver) -> None:
-    """A receiver that records a span for each webhook, in a provider with a hook, is not told of these for ever."""
+    """A receiver that records a span for each webhook, in a provider with a hook, causes no further webhook."""
     with pipeline(step_receiver.url) as hooked:
         hooked.end_step()
         for webhook in step_receiver.received:
@@ -76,8 +76,8 @@ def test_a_receiver_in_the_same_process_makes_no_loop(step_receiver: ScriptedRec
     assert len(step_receiver.received) == 1
 
 
-def test_a_span_of_ours_is_no_step_in_another_provider_either(step_receiver: ScriptedReceiver) -> None:
-    """Delivery spans that reach a second hook, by whatever way, are no steps for it."""
+def test_a_delivery_span_is_no_step_for_another_hook(step_receiver: ScriptedReceiver) -> None:
+    """Delivery spans that reach the hook of another provider cause no webhook."""
     with pipeline(step_receiver.url, is_step=lambda _: True) as first, pipeline(step_receiver.url) as second:
         first.end_step()
         for span in first.spans:

@@ -1,4 +1,4 @@
-"""What is logged of deliveries, at which level; and what never shows, in logs or in spans."""
+"""The log lines of deliveries and their levels; and that neither log lines nor spans show a secret."""
 
 import base64
 import logging
@@ -17,8 +17,8 @@ from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, re
 KEY = "sekret-7f3a9c"
 
 
-def ours(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    """Level and message of each line of ours."""
+def library_lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Level and message of each line that the library has logged."""
     return [(record.levelname, record.message) for record in caplog.records if record.name == "otel_step_hook"]
 
 
@@ -26,7 +26,7 @@ def ours(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 
 def test_every_line_has_the_level_of_the_table(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """2xx: info. Timeout and any other status: warning. Any other error: error. The line of a discarded step, too."""
+    """A 2xx is info, a timeout or another status a warning, another error an error; the same if it is discarded."""
     caplog.set_level(logging.DEBUG, "otel_step_hook")
     levels = {AttemptResult(status_code=status): "INFO" for status in (200, 299)}
     levels |= {failed(status): "WARNING" for status in (302, 410, 503, 999)}
@@ -36,9 +36,9 @@ def test_every_line_has_the_level_of_the_table(rigged: NewRig, caplog: pytest.Lo
     wrong = {}
     for result, level in levels.items():
         rigged(Script(result), **ONE_ATTEMPT).deliver(event("step-7"))
-        lines = ours(caplog)
+        lines = library_lines(caplog)
         caplog.clear()
-        expected = [level] * (1 if level == "INFO" else 2)  # the attempt, and that the step was discarded
+        expected = [level] * (1 if level == "INFO" else 2)  # one for the attempt, one for the discarded step
         if [found for found, _ in lines] != expected or not all(
             "step-7" in line and "msg_" in line for _, line in lines
         ):
@@ -46,15 +46,15 @@ def test_every_line_has_the_level_of_the_table(rigged: NewRig, caplog: pytest.Lo
     assert wrong == {}
 
 
-def test_the_levels_are_those_of_real_receivers_too(
+def test_the_answers_of_a_real_receiver_have_these_levels(
     rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A receiver that is slow, refuses, and then accepts: two warnings and an info line."""
+    """A receiver that is slow, refuses, and then accepts causes two warnings and an info line."""
     caplog.set_level(logging.DEBUG, "otel_step_hook")
     step_receiver.answers(Answer(delay=60.0), 500, 200)
     rig = rigged(webhook=step_receiver.url, timeout=1.0)
     rig.deliver(event("step-7"))
-    (first, second, third) = ours(caplog)
+    (first, second, third) = library_lines(caplog)
     assert (first[0], second[0], third[0]) == ("WARNING", "WARNING", "INFO")
     ids = r"endpoint default, webhook msg_\w+"
     assert re.search(rf"the receiver did not answer within 1 s \(step step-7, {ids}, attempt 1\)", first[1])
@@ -63,32 +63,32 @@ def test_the_levels_are_those_of_real_receivers_too(
 
 
 def test_a_step_that_was_never_attempted_is_an_error(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """A step that expired in the queue is nobody's refusal: it is our own error."""
+    """A step that expires in the queue is logged as an error, because no receiver has refused it."""
     rig = rigged(Script(), give_up_after=1.0)
     rig.deliver(event("step-7"), age=2.0)
-    assert [level for level, _ in ours(caplog)] == ["ERROR"]
+    assert [level for level, _ in library_lines(caplog)] == ["ERROR"]
 
 
 def test_failures_that_repeat_are_logged_once_and_counted(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """Fifty refusals are two lines, and two more that say how many there were."""
+    """Fifty refusals are two lines, and two more with their counts."""
     rig = rigged(Script(failed(400)), concurrency=1, **ONE_ATTEMPT)
     rig.deliver(*(event() for _ in range(50)))
-    assert len(ours(caplog)) == 2  # refused, discarded
+    assert len(library_lines(caplog)) == 2  # refused, discarded
     rig.worker.shutdown(WAIT)
-    assert len(ours(caplog)) == 4
+    assert len(library_lines(caplog)) == 4
     assert sum(counts(caplog).values()) == 100
 
 
-# What never shows
+# Secrets
 
 
 def shown_of(hooked: Pipeline) -> str:
-    """Everything that any exporter could show of the spans."""
+    """The spans as JSON, with everything that an exporter could show."""
     return "".join(span.to_json() for span in hooked.spans)
 
 
-def test_an_answer_that_echoes_the_key_shows_it_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """Receivers' debug pages repeat the request: nothing of it gets into spans, or into anybody's log."""
+def test_a_key_that_a_receiver_echoes_is_in_no_span_and_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """An answer that repeats the request, like a debug page, gets into no span and into no logger's lines."""
     caplog.set_level(logging.DEBUG)
     echoed: list[bytes] = []
 
@@ -115,10 +115,10 @@ def test_an_answer_that_echoes_the_key_shows_it_to_nobody(caplog: pytest.LogCapt
         KEY.encode() + b" is no status line\r\n\r\n",
     ],
 )
-def test_a_key_anywhere_in_an_answer_shows_in_no_span_and_no_line_of_ours(
+def test_a_key_anywhere_in_an_answer_is_in_no_span_and_no_log_line(
     answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither reasons nor headers nor what is no HTTP are repeated."""
+    """Neither the reason and the headers of an answer nor an answer that is no HTTP are repeated."""
     caplog.set_level(logging.DEBUG, "otel_step_hook")
     with (
         HostileReceiver(answering(answer, then_close=True)) as receiver,
@@ -127,11 +127,11 @@ def test_a_key_anywhere_in_an_answer_shows_in_no_span_and_no_line_of_ours(
         hooked.end_step()
     assert hooked.named("step_hook.deliver")
     assert KEY not in shown_of(hooked)
-    assert KEY not in str(ours(caplog))
+    assert KEY not in str(library_lines(caplog))
 
 
-def test_secrets_of_the_url_show_nowhere(caplog: pytest.LogCaptureFixture) -> None:
-    """User information and query values of the endpoint get to the receiver, and to nobody else."""
+def test_secrets_of_the_url_are_in_no_span_and_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """User information and query of the URL reach the receiver, and nothing else."""
     caplog.set_level(logging.DEBUG)
     requests: list[bytes] = []
 
@@ -147,13 +147,13 @@ def test_secrets_of_the_url_show_nowhere(caplog: pytest.LogCaptureFixture) -> No
     basic = base64.b64encode(f"user:{KEY}".encode())
     assert b"\r\nauthorization: Basic " + basic + b"\r\n" in requests[0]
     assert requests[0].startswith(b"POST /hook?token=" + KEY.encode())
-    for told in (shown_of(hooked), caplog.text):
-        assert KEY not in told
-        assert basic.decode() not in told
+    for text in (shown_of(hooked), caplog.text):
+        assert KEY not in text
+        assert basic.decode() not in text
 
 
-def test_a_result_does_not_show_what_the_receiver_said(rigged: NewRig) -> None:
-    """The repr of a result, which may end up anywhere, is free of the answer."""
+def test_a_result_does_not_show_the_answer(rigged: NewRig) -> None:
+    """Neither the repr of a result nor its spans show the receiver's answer."""
     rig = rigged(Script(AttemptResult(status_code=200, excerpt=KEY.encode()), DELIVERED))
     rig.deliver()
     assert KEY not in repr(AttemptResult(status_code=200, excerpt=KEY.encode()))

@@ -1,4 +1,4 @@
-"""What people are shown of a URL."""
+"""How a URL is shown in spans and log lines."""
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ HOST = "https://receiver.test"
     ],
 )
 def test_a_url_is_shown_by_its_host(url: str, shown: str) -> None:
-    """Scheme, host and port are shown; whatever follows them may be a secret, and is not."""
+    """Scheme, host and port are shown; the rest may be a secret, and is not."""
     assert shown_url(url) == shown
 
 
@@ -38,6 +38,6 @@ _text = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x17F, exclude_c
 def test_nothing_of_a_url_but_its_host_is_shown(
     user: str, path: list[str], query: str | None, fragment: str | None
 ) -> None:
-    """However a secret looks, and wherever in a URL it stands."""
+    """No user information, path, query or fragment is shown, however it looks."""
     rest = "/".join(path) + f"?{query}" * (query is not None) + f"#{fragment}" * (fragment is not None)
     assert shown_url(f"https://{user}@receiver.test:8443/{rest}") == f"{HOST}:8443/REDACTED"
