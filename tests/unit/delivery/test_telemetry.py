@@ -1,4 +1,4 @@
-"""The spans of a delivery: names, parents and attributes, the trace headers, and methods the spans are exported."""
+"""The spans of a delivery: names, parents and attributes, the trace headers, and where the spans are exported."""
 
 import hashlib
 import time
