@@ -1,4 +1,4 @@
-"""One attempt: which connection it takes, and what follows when connections die."""
+"""One attempt: which connection it uses, and what happens when connections die."""
 
 import asyncio
 import gc
@@ -20,15 +20,15 @@ from otel_step_hook.testing import HostileReceiver, read_request
 
 
 def test_one_connection_serves_many_attempts(attempts: Attempts) -> None:
-    """A lane keeps its connection, so that a webhook costs no handshake."""
+    """A transport keeps its connection, so that a webhook costs no handshake."""
     with HostileReceiver(answering(OK)) as receiver:
         results = attempts(receiver.url, 20)
         assert [result.status_code for result in results] == [204] * 20
         assert receiver.connections == 1
 
 
-def test_a_receiver_that_hangs_up_after_each_answer_costs_no_attempt(attempts: Attempts) -> None:
-    """A kept connection that has died before a byte of an answer is told as stale, and the next attempt succeeds."""
+def test_a_kept_connection_that_has_died_is_reported_as_stale(attempts: Attempts) -> None:
+    """If a kept connection dies before a byte of an answer, the result is stale and the next attempt succeeds."""
     with HostileReceiver(answering(OK, then_close=True)) as receiver:
         results = attempts(receiver.url, 100)
     assert {result.error_type for result in results if not result.is_stale} == {None}
@@ -36,7 +36,7 @@ def test_a_receiver_that_hangs_up_after_each_answer_costs_no_attempt(attempts: A
 
 
 def test_only_a_kept_connection_is_stale(attempts: Attempts) -> None:
-    """A receiver that reads on a kept connection and hangs up is given one more chance, not two."""
+    """A receiver that reads a request and closes is stale on a kept connection, but not on a new one."""
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -56,7 +56,7 @@ def test_only_a_kept_connection_is_stale(attempts: Attempts) -> None:
 
 
 def test_nonsense_on_a_kept_connection_is_not_stale(attempts: Attempts) -> None:
-    """The receiver has said something, so it may have read the request: it is not sent again at once."""
+    """A receiver that has sent bytes may have read the request, so that it is not sent again at once."""
     with HostileReceiver(answering(OK, b"nonsense\r\n\r\n")) as receiver:
         results = attempts(receiver.url, 2)
     assert results[0].is_success
@@ -64,8 +64,8 @@ def test_nonsense_on_a_kept_connection_is_not_stale(attempts: Attempts) -> None:
 
 
 @pytest.mark.parametrize("excess", [OK, b"ok", b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"])
-def test_what_comes_after_an_answer_is_not_taken_for_the_next(attempts: Attempts, excess: bytes) -> None:
-    """A receiver that says too much cannot have a webhook count as delivered that it has not seen."""
+def test_excess_bytes_are_not_taken_for_the_next_answer(attempts: Attempts, excess: bytes) -> None:
+    """A receiver that sends more than one answer does not make a webhook succeed that it has not received."""
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -79,9 +79,9 @@ def test_what_comes_after_an_answer_is_not_taken_for_the_next(attempts: Attempts
     assert len(requests) == 5
 
 
-def test_what_comes_on_an_idle_connection_is_not_taken_for_the_next_answer(attempts: Attempts) -> None:
-    """A receiver that says more once its answer has been read, before the next request, is hung up on."""
-    answered, said = threading.Event(), threading.Event()
+def test_bytes_on_an_idle_connection_are_not_taken_for_the_next_answer(attempts: Attempts) -> None:
+    """A connection on which a receiver sends bytes before the next request is closed."""
+    answered, sent = threading.Event(), threading.Event()
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -92,12 +92,12 @@ def test_what_comes_on_an_idle_connection_is_not_taken_for_the_next_answer(attem
             if is_first:
                 answered.wait(10)
                 connection.sendall(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
-                said.set()
+                sent.set()
 
     async def make(transport: Transport) -> list[int | None]:
         first = await transport.post(CONTENT, [], timeout=10.0)
         answered.set()
-        await polled(said)
+        await polled(sent)
         second = await transport.post(CONTENT, [], timeout=10.0)
         await transport.aclose()
         return [first.status_code, second.status_code]
@@ -108,8 +108,8 @@ def test_what_comes_on_an_idle_connection_is_not_taken_for_the_next_answer(attem
     assert len(requests) == 2
 
 
-def test_the_resend_costs_no_delivery(attempts: Attempts, rigged: NewRig) -> None:
-    """A receiver that swallows each second request of a connection gets it again at once, under the same id."""
+def test_a_lost_request_is_sent_again_at_once(attempts: Attempts, rigged: NewRig) -> None:
+    """A receiver that drops each second request of a connection gets it again at once under the same id."""
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -127,8 +127,8 @@ def test_the_resend_costs_no_delivery(attempts: Attempts, rigged: NewRig) -> Non
     assert sorted(ids.values()) == [1] + [2] * 99
 
 
-def test_a_timeout_leaves_the_lane_as_good_as_new(attempts: Attempts) -> None:
-    """After an attempt that was cut off, the next one has a fresh connection and succeeds."""
+def test_an_attempt_after_a_timeout_succeeds(attempts: Attempts) -> None:
+    """After an attempt that has timed out, the next one has a new connection and succeeds."""
     seen = 0
 
     def behave(connection: socket.socket, closing: threading.Event) -> None:
@@ -151,8 +151,8 @@ def test_a_timeout_leaves_the_lane_as_good_as_new(attempts: Attempts) -> None:
         assert asyncio.run(make()) == ["timeout", None]
 
 
-def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(attempts: Attempts) -> None:
-    """What a receiver says after an attempt has timed out is about a webhook that counts as failed."""
+def test_a_late_answer_is_not_taken_for_the_next(attempts: Attempts) -> None:
+    """An answer that comes after the timeout of its attempt does not count for the next attempt."""
     gave_up, late = threading.Event(), threading.Event()
     requests: list[bytes] = []
 
@@ -181,7 +181,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(attempts: Attem
 
 
 class StoppedLoop(EventLoop):
-    """A loop whose clock has gone on by *stopped* seconds while nothing ran, as after SIGSTOP."""
+    """A loop whose clock is *stopped* seconds ahead, as after a SIGSTOP during which no code has run."""
 
     stopped = 0.0
 
@@ -190,7 +190,7 @@ class StoppedLoop(EventLoop):
 
 
 def test_an_answer_that_came_while_the_process_was_stopped_counts(attempts: Attempts) -> None:
-    """When the time of an attempt is over and the answer is in the socket, the webhook is delivered."""
+    """If the timeout has passed and the answer is in the socket, the webhook is delivered."""
     arrived, resumed, sent = threading.Event(), threading.Event(), threading.Event()
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -217,8 +217,8 @@ def test_an_answer_that_came_while_the_process_was_stopped_counts(attempts: Atte
 
 
 @pytest.mark.anyio
-async def test_what_the_status_said_stands_when_the_attempt_is_cancelled(attempts: Attempts) -> None:
-    """A webhook that was accepted is delivered, even when we stop while the rest of the answer drips."""
+async def test_a_status_counts_although_the_attempt_is_cancelled(attempts: Attempts) -> None:
+    """A webhook that was accepted is delivered, even if a shutdown cancels the attempt while the body drips."""
     sent = threading.Event()
 
     def behave(connection: socket.socket, closing: threading.Event) -> None:
@@ -228,18 +228,18 @@ async def test_what_the_status_said_stands_when_the_attempt_is_cancelled(attempt
         closing.wait(10)
 
     with HostileReceiver(behave) as receiver:
-        lane = attempts.transport(receiver.url)
-        task = asyncio.create_task(lane.post(CONTENT, [], timeout=10.0))
+        transport = attempts.transport(receiver.url)
+        task = asyncio.create_task(transport.post(CONTENT, [], timeout=10.0))
         assert await asyncio.to_thread(sent.wait, 10)
-        for _ in range(20):  # looks at the socket, which has the status
+        for _ in range(20):  # the loop reads the socket, which has the status
             await asyncio.sleep(0.001)
         task.cancel()
         assert (await task).status_code == 200
-        await lane.aclose()
+        await transport.aclose()
 
 
 def test_long_answers_leave_nothing_behind(attempts: Attempts, caplog: pytest.LogCaptureFixture) -> None:
-    """Hanging up in the middle of an answer leaves no task, no generator and no open socket."""
+    """An answer that is cut off in the middle leaves no task, no generator and no open socket."""
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 50000\r\n\r\n" + b"x" * 50_000
     with HostileReceiver(answering(answer)) as receiver, caplog.at_level(logging.WARNING):
         assert all(result.is_success for result in attempts(receiver.url, 5))
@@ -247,8 +247,8 @@ def test_long_answers_leave_nothing_behind(attempts: Attempts, caplog: pytest.Lo
     assert caplog.records == []
 
 
-def test_closing_hangs_up(attempts: Attempts) -> None:
-    """The receiver sees the kept connection end; to close again, or what was never connected, does nothing."""
+def test_closing_a_transport_closes_its_connection(attempts: Attempts) -> None:
+    """The receiver sees the kept connection end; closing again, or without a connection, does nothing."""
     hung_up = threading.Event()
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -269,16 +269,16 @@ def test_closing_hangs_up(attempts: Attempts) -> None:
         assert receiver.connections == 1
 
 
-def test_a_lane_can_be_collected(attempts: Attempts) -> None:
-    """A lane that is closed and let go is not kept alive by anything."""
+def test_a_closed_transport_is_freed(attempts: Attempts) -> None:
+    """Nothing keeps a transport alive that is closed and no longer used."""
 
     async def make(url: str) -> "weakref.ref[Transport]":
-        lane = attempts.transport(url)
-        await lane.post(CONTENT, [], timeout=5.0)
-        await lane.aclose()
-        return weakref.ref(lane)
+        transport = attempts.transport(url)
+        await transport.post(CONTENT, [], timeout=5.0)
+        await transport.aclose()
+        return weakref.ref(transport)
 
     with HostileReceiver(answering(OK)) as receiver:
-        lane = asyncio.run(make(receiver.url))
+        transport = asyncio.run(make(receiver.url))
     gc.collect()
-    assert lane() is None
+    assert transport() is None

@@ -1,4 +1,4 @@
-"""One attempt: what is httpx's own, beside what every transport promises."""
+"""What is httpx's own: the names of its errors, and the private buffer of httpcore."""
 
 import asyncio
 
@@ -13,8 +13,8 @@ attempts = Attempts(connector)
 
 
 @pytest.mark.parametrize(("more", "has_excess"), [(b"", False), (b"HTTP/1.1 200 OK\r\n\r\n", True)])
-def test_httpcore_shows_what_came_after_the_answer(more: bytes, *, has_excess: bool) -> None:
-    """Its private attribute is where it was, and holds what it held: else no connection would be kept."""
+def test_httpcore_shows_excess_bytes(more: bytes, *, has_excess: bool) -> None:
+    """A private attribute of httpcore still holds the bytes after an answer; without it no connection would be kept."""
 
     async def answered(url: str) -> bool:
         async with httpx.AsyncHTTPTransport() as transport:
@@ -26,8 +26,8 @@ def test_httpcore_shows_what_came_after_the_answer(more: bytes, *, has_excess: b
         assert asyncio.run(answered(receiver.url)) is has_excess
 
 
-def test_where_httpcore_does_not_show_what_came_after_the_answer_we_take_it_that_something_did() -> None:
-    """With an httpcore that keeps its buffer elsewhere, connections are not kept, rather than trusted."""
+def test_excess_bytes_are_assumed_if_httpcore_does_not_show_them() -> None:
+    """With an httpcore that keeps its buffer elsewhere, connections are closed instead of trusted."""
     assert _has_excess(object())
 
 
@@ -42,19 +42,19 @@ def test_where_httpcore_does_not_show_what_came_after_the_answer_we_take_it_that
         pytest.param(b"HTTP/1.1 200 O\x00K\r\n\r\n", id="NUL in the reason"),
     ],
 )
-def test_what_is_no_http_has_the_name_that_httpx_gives_it(answer: bytes) -> None:
-    """The error type of an answer that cannot be read, as dashboards know it."""
+def test_an_answer_that_is_no_http_has_the_error_type_of_httpx(answer: bytes) -> None:
+    """Users' dashboards know the error type of an answer that cannot be read."""
     assert attempts.at(answering(answer, then_close=True)).error_type == "RemoteProtocolError"
 
 
-def test_nonsense_on_a_kept_connection_has_the_name_that_httpx_gives_it() -> None:
-    """The error type of a second answer that cannot be read, as dashboards know it."""
+def test_nonsense_on_a_kept_connection_has_the_error_type_of_httpx() -> None:
+    """The error type of a second answer that cannot be read is the same as that of a first."""
     with HostileReceiver(answering(OK, b"nonsense\r\n\r\n")) as receiver:
         assert [one.error_type for one in attempts(receiver.url, 2)] == [None, "RemoteProtocolError"]
 
 
-def test_a_proxy_that_refuses_has_the_name_that_httpx_gives_it() -> None:
-    """The error type of a CONNECT that is refused, as dashboards know it."""
+def test_a_proxy_that_refuses_has_the_error_type_of_httpx() -> None:
+    """Users' dashboards know the error type of a CONNECT that is refused."""
     with HostileReceiver(answering(b"HTTP/1.1 407 No\r\ncontent-length: 0\r\n\r\n")) as proxy:
         result = attempts.one("https://nowhere.test/hook", proxy=f"http://127.0.0.1:{port_of(proxy.url)}")
     assert result.error_type == "ProxyError"

@@ -1,4 +1,4 @@
-"""One attempt: what a fork and an exit leave of it."""
+"""One attempt after a fork, and while the interpreter exits."""
 
 import gc
 import os
@@ -21,7 +21,7 @@ CHILD_LIMIT = 30  # seconds after which a child that hangs is killed
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the receiver's threads
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_child_has_a_connection_of_its_own(attempts: Attempts, trusted: str, scheme: str) -> None:
-    """A process that forks goes on over its live connection, which its child neither uses nor ends."""
+    """A process that forks continues on its connection, which its child neither uses nor closes."""
     users: list[tuple[bytes, socket.socket]] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -81,10 +81,10 @@ atexit.register(attempt)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_an_attempt_while_the_interpreter_exits(
+def test_an_attempt_succeeds_while_the_interpreter_exits(
     attempts: Attempts, receiver: StepReceiver, run: Run, host: str
 ) -> None:
-    """Where no thread can be started any more an attempt succeeds; it imports nothing and makes no TLS context."""
+    """An attempt without threads succeeds, imports nothing and makes no TLS context."""
     program = AT_EXIT.format(connector_import=attempts.connector_import)
     ended = run(program, webhook=receiver.url.replace("127.0.0.1", host))
     assert (ended.code, ended.out, ended.err) == (0, ["204 [] 1"], "")

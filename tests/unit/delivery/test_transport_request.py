@@ -1,4 +1,4 @@
-"""One attempt: what is sent, and that nothing but the settings has a say in it."""
+"""One attempt: the request that is sent, which the settings alone determine."""
 
 import socket
 import threading
@@ -11,7 +11,7 @@ from otel_step_hook.testing import HostileReceiver, read_request
 
 
 def sent(attempts: Attempts, **settings: object) -> list[bytes]:
-    """The lines of the head of a request over plain HTTP, names of headers in lower case, and its content."""
+    """The lines of the head of a request over plain HTTP, and its content."""
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -25,8 +25,8 @@ def sent(attempts: Attempts, **settings: object) -> list[bytes]:
     return [line.replace(host.encode(), b"HOST") for line in head.split(b"\r\n")] + [content]
 
 
-def test_the_request_is_what_it_was_asked_to_be(attempts: Attempts) -> None:
-    """A transport adds the host and the length to the headers that it is given, and nothing that tells of itself."""
+def test_only_host_and_length_are_added_to_a_request(attempts: Attempts) -> None:
+    """A transport sends the headers that it is given, the host and the length, and no header about itself."""
     first, *headers, content = sent(attempts)
     assert first == b"POST /hook?a=b%20c HTTP/1.1"
     given = dict(HEADERS) | {"host": "HOST", "content-length": str(len(CONTENT))}
@@ -35,10 +35,8 @@ def test_the_request_is_what_it_was_asked_to_be(attempts: Attempts) -> None:
     assert content == CONTENT
 
 
-def test_the_passwords_of_the_machine_are_left_alone(
-    attempts: Attempts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A .netrc that knows the receiver's host is meant for others, as the proxies of the environment are."""
+def test_a_netrc_file_is_ignored(attempts: Attempts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A .netrc file that knows the receiver's host is not for webhooks, like the proxies of the environment."""
     netrc = tmp_path / ".netrc"
     netrc.write_text("machine 127.0.0.1 login bob password hunter2\n")
     netrc.chmod(0o600)
@@ -50,7 +48,7 @@ def test_the_passwords_of_the_machine_are_left_alone(
 
 @pytest.mark.anyio
 async def test_a_long_content_arrives_whole(attempts: Attempts) -> None:
-    """What is longer than the buffers between us is sent to its end, byte for byte, before the answer is read."""
+    """A body that is longer than the sockets' buffers is sent to its end before the answer is read."""
     content = bytes(range(256)) * 40_000
     arrived: list[bytes] = []
 
