@@ -15,7 +15,7 @@ from otel_step_hook.testing import HostileReceiver, read_request
 
 @pytest.fixture
 def receiver() -> Iterator[HostileReceiver]:
-    """A receiver on 127.0.0.1 that accepts everything."""
+    """A receiver on 127.0.0.1 that accepts every webhook."""
     with HostileReceiver(answering(OK)) as running:
         yield running
 
@@ -34,7 +34,7 @@ def unreachable(port: int) -> Iterator[str]:
 
 @contextlib.contextmanager
 def accepting_one(address: str, port: int = 0) -> Iterator[tuple[int, list[bytes]]]:
-    """A receiver at another address than 127.0.0.1 that accepts one webhook: its port, and the request."""
+    """A receiver at *address* that accepts one webhook; gives its port, and a list for the request."""
     requests: list[bytes] = []
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, port), family=family) as server:
@@ -59,14 +59,14 @@ def accepting_one(address: str, port: int = 0) -> Iterator[tuple[int, list[bytes
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".test", "a..test"])
 def test_a_name_that_no_resolver_takes_is_refused_at_once(attempts: Attempts, host: str) -> None:
-    """A host with a label that is empty, or too long, is told when the processor is made."""
+    """A host with a label that is empty or too long raises when the processor is made."""
     endpoint = endpoint_to(f"https://{host}/hook")
     with pytest.raises(ConfigurationError, match="STEP_COMPLETE_WEBHOOK"):
         attempts.connector(endpoint)
 
 
 def test_an_unknown_name_is_a_failure_with_a_type(attempts: Attempts, names: Names) -> None:
-    """A name that nobody knows is an error, looked up again for the next attempt."""
+    """A name that does not exist is a gaierror, and is looked up again for the next attempt."""
 
     def unknown() -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -78,7 +78,7 @@ def test_an_unknown_name_is_a_failure_with_a_type(attempts: Attempts, names: Nam
 
 
 def test_a_look_up_that_hangs_is_a_timeout(attempts: Attempts, names: Names, caplog: pytest.LogCaptureFixture) -> None:
-    """The limit of an attempt holds for the look-up too; one that hangs is shared, and leaves nothing behind."""
+    """The timeout holds for the look-up too; one that hangs is shared by later attempts and leaves nothing behind."""
     release = threading.Event()
 
     def hang() -> list[str]:
@@ -98,7 +98,7 @@ def test_a_look_up_that_hangs_is_a_timeout(attempts: Attempts, names: Names, cap
 
 @pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254"])
 def test_a_name_that_leads_to_a_metadata_service_is_refused(attempts: Attempts, names: Names, address: str) -> None:
-    """No connection is made to a cloud's metadata service, whatever the name's owner says."""
+    """No connection is made to a cloud's metadata service, whatever the name resolves to."""
     names.lead_to("evil.test", [address])
     result = attempts.one("http://evil.test/latest/meta-data")
     assert (result.error_type, result.peer) == ("MetadataAddressRefused", None)
@@ -117,7 +117,7 @@ def test_a_name_that_flips_to_a_metadata_service_is_refused(
 def test_a_receiver_that_moves_is_followed(
     attempts: Attempts, names: Names, receiver: HostileReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once the name leads elsewhere, the next attempt goes there, although a connection to the old address is kept."""
+    """Once the name resolves to another address, the next attempt goes there, although the old connection is kept."""
     monkeypatch.setattr("otel_step_hook.delivery.transport._ADDRESS_AGE", 0.0)
     port = port_of(receiver.url)
     names.lead_to("moving.test", ["127.0.0.1"], ["127.0.0.2"])
@@ -132,22 +132,22 @@ def test_a_receiver_that_moves_is_followed(
 def test_a_metadata_address_among_others_is_left_out(
     attempts: Attempts, names: Names, receiver: HostileReceiver
 ) -> None:
-    """Where a name has good addresses too, those are used, and only those."""
+    """If a name has other addresses too, those are used, and only those."""
     names.lead_to("mixed.test", ["169.254.169.254", "127.0.0.1"])
     result = attempts.one(f"http://mixed.test:{port_of(receiver.url)}/hook")
     assert (result.is_success, result.peer) == (True, ("127.0.0.1", int(port_of(receiver.url))))
 
 
 def test_a_look_up_serves_many_attempts(attempts: Attempts, names: Names, receiver: HostileReceiver) -> None:
-    """The name is not resolved for every webhook, and the request still bears it."""
+    """The name is not looked up for every attempt."""
     names.lead_to("good.test", ["127.0.0.1"])
     results = attempts(f"http://good.test:{port_of(receiver.url)}/hook", 5)
     assert all(result.is_success for result in results)
     assert names.looked_up == ["good.test"]
 
 
-def test_the_request_bears_the_name(attempts: Attempts, names: Names) -> None:
-    """The connection goes to the address that was checked; the receiver sees the host that was configured."""
+def test_the_request_has_the_configured_host(attempts: Attempts, names: Names) -> None:
+    """The connection goes to the address that was checked; the host header is the configured name."""
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -164,7 +164,7 @@ def test_the_request_bears_the_name(attempts: Attempts, names: Names) -> None:
 
 
 def test_an_address_that_hangs_is_a_timeout(attempts: Attempts) -> None:
-    """The limit of an attempt holds for the connection, too, and what was half open is closed."""
+    """The timeout holds for the connection too, and a half-open connection is closed."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with unreachable(port) as address:
@@ -176,8 +176,8 @@ def test_an_address_that_hangs_is_a_timeout(attempts: Attempts) -> None:
 # Several addresses
 
 
-def test_an_address_that_refuses_is_passed_over(attempts: Attempts, names: Names, receiver: HostileReceiver) -> None:
-    """The first address refuses: the second is used, at once, and from then on first."""
+def test_an_address_that_refuses_is_skipped(attempts: Attempts, names: Names, receiver: HostileReceiver) -> None:
+    """If the first address refuses, the second is used at once, and from then on first."""
     names.lead_to("two.test", ["127.0.0.2", "127.0.0.1"])
     results = attempts(f"http://two.test:{port_of(receiver.url)}/hook", 5)
     assert [result.peer and result.peer[0] for result in results] == ["127.0.0.1"] * 5
@@ -186,8 +186,8 @@ def test_an_address_that_refuses_is_passed_over(attempts: Attempts, names: Names
     assert len(names.looked_up) == 2
 
 
-def test_an_address_that_hangs_is_passed_over(attempts: Attempts, names: Names, receiver: HostileReceiver) -> None:
-    """An address where nothing answers gets its share of the time, and no more."""
+def test_an_address_that_hangs_is_skipped(attempts: Attempts, names: Names, receiver: HostileReceiver) -> None:
+    """An address that neither accepts nor refuses takes its share of the timeout, and no more."""
     port = port_of(receiver.url)
     with unreachable(int(port)) as address:
         names.lead_to("two.test", [address, "127.0.0.1"])
@@ -199,7 +199,7 @@ def test_an_address_that_hangs_is_passed_over(attempts: Attempts, names: Names, 
 def test_an_address_that_never_answers_is_tried_last_next_time(
     attempts: Attempts, names: Names, receiver: HostileReceiver
 ) -> None:
-    """A receiver that is half dead costs one attempt, not all of them."""
+    """An address that accepts connections and never answers costs one attempt, not all of them."""
     port = port_of(receiver.url)
     with socket.create_server(("127.0.0.3", int(port))):
         names.lead_to("two.test", ["127.0.0.3", "127.0.0.1"])
@@ -213,7 +213,7 @@ def test_an_address_that_never_answers_is_tried_last_next_time(
 def test_all_addresses_are_tried_before_an_attempt_fails(
     attempts: Attempts, names: Names, receiver: HostileReceiver
 ) -> None:
-    """When no address accepts, the last one's reason is told; one that comes back is found."""
+    """If no address accepts, the error is the last one's; an address that comes back is found."""
     port = port_of(receiver.url)
     names.lead_to("three.test", ["127.0.0.2", "127.0.0.3"], ["127.0.0.2", "127.0.0.3", "127.0.0.1"])
     results = attempts(f"http://three.test:{port}/hook", 2)
@@ -224,7 +224,7 @@ def test_all_addresses_are_tried_before_an_attempt_fails(
 
 
 def test_when_every_address_hangs_it_is_a_timeout(attempts: Attempts, names: Names) -> None:
-    """The share of one address that runs out counts as what it is: a timeout, not an error."""
+    """An attempt that ends with an address whose share has run out is a timeout, not an error."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with unreachable(port) as address:
@@ -234,8 +234,8 @@ def test_when_every_address_hangs_it_is_a_timeout(attempts: Attempts, names: Nam
 
 
 @pytest.mark.parametrize("host", ["[::1]", "[0:0:0:0:0:0:0:1]"])
-def test_an_ipv6_address_is_an_address(attempts: Attempts, host: str) -> None:
-    """A literal IPv6 address, however it is spelled, is connected to."""
+def test_an_ipv6_address_is_connected_to(attempts: Attempts, host: str) -> None:
+    """A literal IPv6 address, however it is written, is connected to."""
     with accepting_one("::1") as (port, requests):
         result = attempts.one(f"http://{host}:{port}/hook")
     assert (result.is_success, result.peer) == (True, ("::1", port))
@@ -243,7 +243,7 @@ def test_an_ipv6_address_is_an_address(attempts: Attempts, host: str) -> None:
 
 
 def test_a_name_may_have_an_ipv6_address(attempts: Attempts, names: Names) -> None:
-    """A name that leads to an IPv6 address is connected to there, and the request bears the name."""
+    """A name that resolves to an IPv6 address is connected to there, and is the host header."""
     names.lead_to("six.test", ["::1"])
     with accepting_one("::1") as (port, requests):
         result = attempts.one(f"http://six.test:{port}/hook")
