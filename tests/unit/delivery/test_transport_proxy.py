@@ -1,4 +1,4 @@
-"""One attempt: by way of a proxy."""
+"""One attempt through a proxy."""
 
 import base64
 import gc
@@ -30,7 +30,7 @@ from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_reque
 
 
 def tunnelling(behave: Behaviour, heads: list[bytes]) -> Behaviour:
-    """A proxy that takes any CONNECT, and then does what *behave* says in the receiver's place."""
+    """A proxy that accepts any CONNECT, and then does what *behave* does in place of the receiver."""
 
     def tunnel(connection: socket.socket, closing: threading.Event) -> None:
         heads.append(read_request(connection))
@@ -41,17 +41,17 @@ def tunnelling(behave: Behaviour, heads: list[bytes]) -> Behaviour:
 
 
 def relay(near: socket.socket, far: socket.socket) -> None:
-    """Pass on what each of the two sends, until one has ended."""
+    """Pass on what either socket receives to the other, until one is closed."""
     while True:
         for one in select.select([near, far], [], [])[0]:
-            data = one.recv(65_536)  # of TLS one record: OpenSSL reads no further, and select sees the rest
-            if not data:
+            received = one.recv(65_536)  # of TLS, one record: OpenSSL reads no further, so that select() sees the rest
+            if not received:
                 return
-            (far if one is near else near).sendall(data)
+            (far if one is near else near).sendall(received)
 
 
 def test_an_http_webhook_goes_through_the_proxy(attempts: Attempts) -> None:
-    """STEP_COMPLETE_PROXY gets the request in absolute form, with its own credentials, and resolves the name."""
+    """The proxy gets the request in absolute form, with the proxy's own credentials, and resolves the name."""
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -71,7 +71,7 @@ def test_an_http_webhook_goes_through_the_proxy(attempts: Attempts) -> None:
 
 
 def test_an_https_webhook_goes_through_a_tunnel(attempts: Attempts, trusted: str) -> None:
-    """The proxy of an https webhook sees the name and not the request."""
+    """The proxy of an https webhook sees the name, but not the request."""
     heads: list[bytes] = []
     inside: list[bytes] = []
 
@@ -99,7 +99,7 @@ def test_the_proxy_itself_may_speak_tls(attempts: Attempts, trusted: str) -> Non
         assert attempts.one("http://nowhere.test/hook", proxy=address).error_type == "SSLCertVerificationError"
 
 
-def test_a_tunnel_through_a_proxy_that_speaks_tls(attempts: Attempts, trusted: str) -> None:
+def test_a_tunnel_may_go_through_a_proxy_that_speaks_tls(attempts: Attempts, trusted: str) -> None:
     """TLS with the receiver goes inside TLS with the proxy, each verified by its own name, over one connection."""
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -120,7 +120,7 @@ def test_a_tunnel_through_a_proxy_that_speaks_tls(attempts: Attempts, trusted: s
 
 
 def test_a_proxy_that_refuses_is_a_failure_with_a_type(attempts: Attempts) -> None:
-    """A proxy that refuses the tunnel is an error each time; its text goes nowhere."""
+    """A proxy that refuses the tunnel is an error each time, and its text is not kept."""
     refusing = answering(b"HTTP/1.1 407 sekret\r\ncontent-length: 0\r\n\r\n")
     with HostileReceiver(refusing) as proxy:
         results = attempts("https://nowhere.test/hook", 2, proxy=f"http://127.0.0.1:{port_of(proxy.url)}")
@@ -129,7 +129,7 @@ def test_a_proxy_that_refuses_is_a_failure_with_a_type(attempts: Attempts) -> No
 
 
 def test_a_proxy_that_breaks_is_a_failure_with_a_type(attempts: Attempts) -> None:
-    """A proxy that hangs up on CONNECT, or answers with no HTTP, is an error each time, and nothing is resent."""
+    """A proxy that closes on CONNECT, or answers with no HTTP, is an error each time, and the request is not resent."""
     for answer in (b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 2"):
         with HostileReceiver(answering(answer, then_close=True)) as proxy:
             results = attempts("https://nowhere.test/hook", 2, proxy=f"http://127.0.0.1:{port_of(proxy.url)}")
@@ -139,14 +139,14 @@ def test_a_proxy_that_breaks_is_a_failure_with_a_type(attempts: Attempts) -> Non
 
 @pytest.mark.parametrize("url", ["http://nowhere.test/hook", "https://nowhere.test/hook"])
 def test_no_proxy_at_the_address_is_a_failure_with_a_type(attempts: Attempts, closed_port: int, url: str) -> None:
-    """Nothing is sent past a proxy that is not there."""
+    """If no proxy listens, the webhook is not sent without one."""
     result = attempts.one(url, proxy=f"http://127.0.0.1:{closed_port}")
     assert (result.error_type, result.status_code) == ("ConnectionRefusedError", None)
 
 
 @pytest.mark.parametrize("behave", [silent, dripping(b"HTTP/1.1 200 OK\r\n", b"x: 1\r\n")])
 def test_a_proxy_that_hangs_is_a_timeout(attempts: Attempts, behave: Behaviour) -> None:
-    """The limit of an attempt holds for CONNECT, too, whatever the proxy sends."""
+    """The timeout holds for CONNECT too, whatever bytes the proxy sends."""
     with HostileReceiver(behave) as proxy:
         address = f"http://127.0.0.1:{port_of(proxy.url)}"
         results = attempts("https://nowhere.test/hook", 2, proxy=address, timeout=TO_CONNECT)
@@ -156,8 +156,8 @@ def test_a_proxy_that_hangs_is_a_timeout(attempts: Attempts, behave: Behaviour) 
 
 
 @pytest.mark.parametrize(("behave", "error_type"), [(no_tls, "SSLError"), (silent, "timeout")])
-def test_a_tunnel_that_breaks_does_not_block_the_lane(attempts: Attempts, behave: Behaviour, error_type: str) -> None:
-    """Each attempt has a tunnel of its own when the one before it has failed."""
+def test_a_tunnel_that_breaks_is_replaced(attempts: Attempts, behave: Behaviour, error_type: str) -> None:
+    """After an attempt that has failed, the next one has a tunnel of its own."""
     heads: list[bytes] = []
     timeout = TO_CONNECT if error_type == "timeout" else 10.0
     with HostileReceiver(tunnelling(behave, heads)) as proxy:
@@ -169,7 +169,7 @@ def test_a_tunnel_that_breaks_does_not_block_the_lane(attempts: Attempts, behave
 def test_the_proxies_of_the_environment_are_ignored(
     attempts: Attempts, monkeypatch: pytest.MonkeyPatch, step_receiver: ScriptedReceiver
 ) -> None:
-    """HTTP_PROXY and its kin are meant for others: webhooks go where STEP_COMPLETE_WEBHOOK says."""
+    """HTTP_PROXY and similar variables do not affect webhooks."""
     with HostileReceiver(answering(OK)) as proxy:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)

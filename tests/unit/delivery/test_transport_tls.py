@@ -42,7 +42,7 @@ from otel_step_hook.testing import HostileReceiver, read_request
 
 @pytest.fixture
 def client_files(tmp_path: Path) -> tuple[str, str]:
-    """PEM files of a client's certificate and its key."""
+    """The paths of PEM files with a client's certificate and its key."""
     client = authority().issue_cert("step-hook@example.test")
     certificate, key = str(tmp_path / "client.pem"), str(tmp_path / "client.key")
     client.cert_chain_pems[0].write_to_path(certificate)
@@ -51,22 +51,22 @@ def client_files(tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.fixture
-def known(names: Names) -> None:
-    """`NAME` leads to the receiver."""
+def resolvable(names: Names) -> None:
+    """Makes `NAME` resolve to the address of the receiver."""
     names.lead_to(NAME, ["127.0.0.1"])
 
 
 def by_tls(
     attempts: Attempts, context: ssl.SSLContext, behave: Behaviour | None = None, **settings: object
 ) -> AttemptResult:
-    """What one attempt comes to at an https receiver called `NAME`."""
+    """The result of one attempt at an https receiver named `NAME`."""
     with HostileReceiver(secured(context, behave)) as receiver:
         return attempts.one(f"https://{NAME}:{port_of(receiver.url)}/hook", **settings)
 
 
 @pytest.mark.parametrize("host", ["receiver.test", "Receiver.Test", "receiver.test."])
-def test_an_authority_of_ones_own_is_trusted(attempts: Attempts, trusted: str, names: Names, host: str) -> None:
-    """STEP_COMPLETE_CERTIFICATE names whom to trust; the URL's name, however written, must be the certificate's."""
+def test_a_configured_authority_is_trusted(attempts: Attempts, trusted: str, names: Names, host: str) -> None:
+    """A certificate of the authority in STEP_COMPLETE_CERTIFICATE is accepted, however the URL writes its name."""
     names.lead_to(host.lower(), ["127.0.0.1"])
     with HostileReceiver(secured(server_context())) as receiver:
         results = attempts(f"https://{host}:{port_of(receiver.url)}/hook", 3, certificate=trusted)
@@ -74,10 +74,12 @@ def test_an_authority_of_ones_own_is_trusted(attempts: Attempts, trusted: str, n
     assert all(result.is_success for result in results)
 
 
-@pytest.mark.usefixtures("known")
+@pytest.mark.usefixtures("resolvable")
 @pytest.mark.parametrize("is_known", [False, True])
-def test_a_certificate_that_proves_nothing_is_refused(attempts: Attempts, trusted: str, *, is_known: bool) -> None:
-    """An unknown authority, or a certificate for somebody else: no request is sent, and nothing is downgraded."""
+def test_a_certificate_of_another_authority_or_name_is_refused(
+    attempts: Attempts, trusted: str, *, is_known: bool
+) -> None:
+    """With an unknown authority, or a certificate for another name, no request is sent."""
     requests: list[bytes] = []
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -89,32 +91,32 @@ def test_a_certificate_that_proves_nothing_is_refused(attempts: Attempts, truste
     assert not any(requests)
 
 
-@pytest.mark.usefixtures("known")
+@pytest.mark.usefixtures("resolvable")
 def test_a_certificate_that_has_expired_is_refused(attempts: Attempts, trusted: str) -> None:
-    """A known authority's certificate for the right name counts in its time."""
+    """A certificate of a known authority for the right name does not count after its end."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority().issue_cert(NAME, not_after=datetime(2020, 1, 1, tzinfo=UTC)).configure_cert(context)
     assert by_tls(attempts, context, certificate=trusted).error_type == "SSLCertVerificationError"
 
 
 def test_a_certificate_may_be_that_of_an_address(attempts: Attempts, trusted: str) -> None:
-    """Where the URL has an address and no name, the certificate must have it, too."""
+    """If the URL has an address instead of a name, the certificate must be for that address."""
     for address, expected in (("127.0.0.1", None), ("127.0.0.2", "SSLCertVerificationError")):
         with HostileReceiver(secured(server_context(address))) as receiver:
             result = attempts.one(receiver.url.replace("http:", "https:"), certificate=trusted)
         assert result.error_type == expected
 
 
-@pytest.mark.usefixtures("known")
+@pytest.mark.usefixtures("resolvable")
 def test_http_where_https_is_expected_is_a_failure_with_a_type(attempts: Attempts) -> None:
-    """A receiver that speaks no TLS gets no request."""
+    """A receiver that speaks no TLS is an SSLError."""
     with HostileReceiver(no_tls) as receiver:
         assert attempts.one(f"https://{NAME}:{port_of(receiver.url)}/hook").error_type == "SSLError"
 
 
-@pytest.mark.usefixtures("known")
+@pytest.mark.usefixtures("resolvable")
 def test_a_handshake_that_hangs_is_a_timeout(attempts: Attempts) -> None:
-    """The limit of an attempt holds for TLS too, and the half-open connection is closed, not left to the collector."""
+    """The timeout holds for TLS too, and the half-open connection is closed at once."""
     with HostileReceiver(silent) as receiver:
         result = attempts.one(f"https://{NAME}:{port_of(receiver.url)}/hook", timeout=SHORT)
     gc.collect()  # would warn of an open socket, and every warning is an error here
@@ -123,7 +125,7 @@ def test_a_handshake_that_hangs_is_a_timeout(attempts: Attempts) -> None:
 
 @pytest.mark.anyio
 async def test_a_handshake_that_is_cancelled_leaves_no_socket(attempts: Attempts) -> None:
-    """A lane that is closed after its attempt was cancelled in the middle of TLS has nothing open."""
+    """Closing a transport whose attempt was cancelled in the middle of a TLS handshake leaves nothing open."""
     arrived = threading.Event()
 
     def behave(connection: socket.socket, closing: threading.Event) -> None:
@@ -132,19 +134,19 @@ async def test_a_handshake_that_is_cancelled_leaves_no_socket(attempts: Attempts
         closing.wait(10)
 
     with HostileReceiver(behave) as receiver:
-        lane = attempts.transport(receiver.url.replace("http:", "https:"))
-        task = asyncio.create_task(lane.post(CONTENT, [], timeout=10.0))
+        transport = attempts.transport(receiver.url.replace("http:", "https:"))
+        task = asyncio.create_task(transport.post(CONTENT, [], timeout=10.0))
         assert await asyncio.to_thread(arrived.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await lane.aclose()
+        await transport.aclose()
     gc.collect()
 
 
-@pytest.mark.usefixtures("known")
-def test_a_client_certificate_is_shown(attempts: Attempts, trusted: str, client_files: tuple[str, str]) -> None:
-    """With STEP_COMPLETE_CLIENT_CERTIFICATE and _KEY a receiver that asks for a certificate is satisfied."""
+@pytest.mark.usefixtures("resolvable")
+def test_a_client_certificate_is_sent(attempts: Attempts, trusted: str, client_files: tuple[str, str]) -> None:
+    """With STEP_COMPLETE_CLIENT_CERTIFICATE and _KEY a receiver that asks for a certificate gets one."""
     context = server_context()
     context.verify_mode = ssl.CERT_REQUIRED
     authority().configure_trust(context)
@@ -155,16 +157,16 @@ def test_a_client_certificate_is_shown(attempts: Attempts, trusted: str, client_
     assert (missing.is_success, missing.status_code) == (False, None)
 
 
-def test_files_that_cannot_be_used_are_told_at_start_up(
+def test_files_that_cannot_be_used_are_refused_at_start_up(
     attempts: Attempts, client_files: tuple[str, str], tmp_path: Path
 ) -> None:
-    """A missing file, a file that is no PEM, a foreign key: an error when the processor is made, not at a step."""
+    """A missing file, a file that is no PEM, or a foreign key raises when the processor is made, not at a step."""
     certificate, key = client_files
     nonsense, other_key = tmp_path / "nonsense.pem", tmp_path / "other.key"
     nonsense.write_text("nonsense")
     trustme.CA().issue_cert("other.test").private_key_pem.write_to_path(str(other_key))
     both = "^STEP_COMPLETE_CLIENT_CERTIFICATE or STEP_COMPLETE_CLIENT_KEY cannot be used"
-    for told, wrong in (
+    for message, wrong in (
         ("^STEP_COMPLETE_CERTIFICATE cannot be used", {"certificate": str(tmp_path / "missing.pem")}),
         ("^STEP_COMPLETE_CERTIFICATE cannot be used", {"certificate": str(nonsense)}),
         ("^STEP_COMPLETE_CERTIFICATE cannot be used", {"certificate": str(tmp_path)}),
@@ -172,22 +174,22 @@ def test_files_that_cannot_be_used_are_told_at_start_up(
         (both, {"client_certificate": certificate, "client_key": str(other_key)}),
         (both, {"client_certificate": certificate, "client_key": str(tmp_path / "missing.key")}),
     ):
-        with pytest.raises(ConfigurationError, match=told):
+        with pytest.raises(ConfigurationError, match=message):
             attempts.connector(endpoint_to("https://example.test/hook", **wrong))
     attempts.connector(endpoint_to("https://example.test/hook", client_certificate=certificate, client_key=key))
 
 
-def test_a_key_with_a_password_is_told_and_not_asked_for(
+def test_a_key_with_a_password_is_refused_without_a_prompt(
     attempts: Attempts, client_files: tuple[str, str], tmp_path: Path
 ) -> None:
-    """OpenSSL would wait at the terminal for the password of a key: nobody sits there."""
+    """A key with a password raises, because no user would answer OpenSSL's prompt at the terminal."""
     certificate, key = client_files
     plain = load_pem_private_key(Path(key).read_bytes(), None)
     locked = tmp_path / "locked.key"
     locked.write_bytes(plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
     with pytest.raises(ConfigurationError, match="has no password"):
         attempts.connector(endpoint_to("https://x.test/", client_certificate=certificate, client_key=str(locked)))
-    # And at a terminal, which this process may not have.
+    # The same at a terminal, which this process may not have.
     spawn = "import pty, sys; pty.spawn(sys.argv[1:])"
     program = f"""
 from otel_step_hook import StepHookSettings
@@ -195,7 +197,7 @@ from otel_step_hook.settings import endpoints_of
 {attempts.connector_import}
 connector(*endpoints_of(StepHookSettings()))
 """
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", spawn, sys.executable, "-c", program],
         env=os.environ
         | {
@@ -208,14 +210,14 @@ connector(*endpoints_of(StepHookSettings()))
         timeout=60,
         check=False,
     ).stdout
-    assert b"has no password" in told
-    assert b"pass phrase" not in told
+    assert b"has no password" in output
+    assert b"pass phrase" not in output
 
 
-def test_authorities_that_cannot_be_read_are_told_at_start_up(
+def test_authorities_that_cannot_be_read_are_refused_at_start_up(
     attempts: Attempts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Where the usual authorities are named by the environment, and missing, the environment is named."""
+    """If the environment names the usual authorities, and the file is missing, the error names the variable."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
     with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE cannot be used"):
         attempts.connector(endpoint_to("https://example.test/hook"))
