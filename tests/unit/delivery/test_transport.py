@@ -279,6 +279,6 @@ def test_a_closed_transport_is_freed(attempts: Attempts) -> None:
         return weakref.ref(transport)
 
     with HostileReceiver(answering(OK)) as receiver:
-        transport = asyncio.run(make(receiver.url))
+        reference = asyncio.run(make(receiver.url))
     gc.collect()
-    assert transport() is None
+    assert reference() is None

@@ -1,4 +1,4 @@
-"""The worker: a thread on first use, a bound that holds, waits that end, and no event without an account."""
+"""The worker: its thread starts on first use, its queue is bounded, and each event is accounted for."""
 
 import functools
 import gc
@@ -22,7 +22,7 @@ FULL = (
 
 
 def test_the_thread_starts_with_the_first_step(rigged: NewRig) -> None:
-    """Not when the worker is made, nor in the fork hook; it is one, and a daemon."""
+    """The first step starts one daemon thread; making a worker and forking start none."""
     rig = rigged(Script())
     rig.worker.after_fork()
     assert threads() == []
@@ -31,15 +31,15 @@ def test_the_thread_starts_with_the_first_step(rigged: NewRig) -> None:
     assert threads()[0].daemon
 
 
-def test_settings_that_cannot_be_used() -> None:
-    """They raise when the hook is made, and no thread starts."""
+def test_settings_that_cannot_be_used_raise_at_once() -> None:
+    """Settings that cannot be used raise when the hook is made, and no thread starts."""
     with pytest.raises(ConfigurationError):
         StepHookProcessor("https://receiver.test", certificate="/does/not/exist")
     assert threads() == []
 
 
-def test_the_bound(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """Exactly so many events are taken, those in flight included; the newest are dropped, logged and counted."""
+def test_the_queue_is_bounded(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """Exactly max_queue_size events are taken, those in flight included; the newest are dropped, logged and counted."""
     answer = threading.Event()
     script = Script(answer, answer)
     rig = rigged(script, max_queue_size=5, concurrency=2)
@@ -55,7 +55,7 @@ def test_the_bound(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_stuck_thread_costs_little(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """While the worker's thread is stuck, each further step, fault or flush takes no memory and no wait."""
+    """While the worker's thread is stuck, further steps, faults and flushes take no memory and no time."""
     released = threading.Event()
     script = Script(functools.partial(released.wait, WAIT), DELIVERED)
     rig = rigged(script, max_queue_size=1, concurrency=1)
@@ -71,12 +71,14 @@ def test_a_stuck_thread_costs_little(rigged: NewRig, caplog: pytest.LogCaptureFi
     tracemalloc.stop()
     released.set()
     rig.worker.shutdown(WAIT)
-    assert size < 300_000  # bytes: a hundred flushes
+    assert size < 300_000  # bytes; the size of a hundred flushes
     assert counts(caplog) == {FULL: 20_000, "a fault of otel-step-hook: LookupError": 20_000}
 
 
-def test_a_thread_that_is_stuck_for_minutes_blocks_nobody(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many wake-ups it has not heard, submit() returns, and the steps are delivered once it goes on."""
+def test_a_thread_that_is_stuck_for_minutes_does_not_block_submit(
+    rigged: NewRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that are submitted while the thread is stuck are delivered once it continues."""
     released = threading.Event()
     script = Script(functools.partial(released.wait, WAIT), DELIVERED)
     rig = rigged(script)
@@ -84,7 +86,7 @@ def test_a_thread_that_is_stuck_for_minutes_blocks_nobody(rigged: NewRig, monkey
     script.wait_for(1)
     clock = iter(range(10**9, 10**10))
     with monkeypatch.context() as quick:
-        quick.setattr(loop, "monotonic", lambda: float(next(clock)))  # in steps of a second
+        quick.setattr(loop, "monotonic", lambda: float(next(clock)))  # each call is a second later
         for _ in range(1_000):
             rig.submit()
     released.set()
@@ -92,7 +94,7 @@ def test_a_thread_that_is_stuck_for_minutes_blocks_nobody(rigged: NewRig, monkey
 
 
 def test_faults_are_logged_once(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """What went wrong on the application's threads is logged by type and place, and counted after that."""
+    """An error on an application's thread is logged by type and place, and counted after that."""
     rig = rigged(Script())
     for _ in range(3):
         try:
@@ -110,8 +112,8 @@ def test_faults_are_logged_once(rigged: NewRig, caplog: pytest.LogCaptureFixture
     assert len(log_lines(caplog)) == 4
 
 
-def test_flush(rigged: NewRig) -> None:
-    """It waits for what was submitted before, up to its timeout, and says whether that was enough."""
+def test_a_flush_waits_up_to_its_timeout(rigged: NewRig) -> None:
+    """A flush waits for earlier steps up to its timeout, and returns whether all have a result."""
     answer = threading.Event()
     rig = rigged(Script(answer))
     assert rig.worker.flush(0)
@@ -122,7 +124,7 @@ def test_flush(rigged: NewRig) -> None:
     assert rig.worker.flush(WAIT)
 
 
-def test_it_can_be_collected() -> None:
+def test_an_unused_or_stopped_worker_is_freed() -> None:
     """A worker that is not used, or has been shut down, leaves nothing behind, not even an open socket."""
     unused, used = Rig(Script()), Rig(Script())
     used.submit()
@@ -130,12 +132,12 @@ def test_it_can_be_collected() -> None:
     wait_until(lambda: not threads())
     gone = [weakref.ref(unused.worker), weakref.ref(used.worker)]
     del unused, used
-    # The thread that has started the worker's own may hold it for a moment longer.
+    # The thread that has started the worker's thread may refer to it for a moment longer.
     wait_until(lambda: gc.collect() >= 0 and [ref() for ref in gone] == [None, None])
 
 
 def test_a_child_that_multiprocessing_made_drains_at_its_exit(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a child skips atexit: the first step arranges for a shutdown, once, which does not keep the worker alive."""
+    """Such a child skips atexit: its first step registers one shutdown, which does not keep the worker alive."""
     at_exit: list[Callable[[], object]] = []
 
     def finalize(_: None, call: Callable[..., object], args: tuple[object, ...], **__: int) -> None:
@@ -161,8 +163,8 @@ def test_a_child_that_multiprocessing_made_drains_at_its_exit(rigged: NewRig, mo
     at_exit[1]()
 
 
-def test_many_threads_submit(rigged: NewRig) -> None:
-    """No wake-up is lost, whether a step comes while the loop looks, sleeps or starts."""
+def test_no_step_of_many_threads_is_lost(rigged: NewRig) -> None:
+    """Each step is delivered, whether it comes while the loop runs, sleeps or starts."""
     script = Script()
     rig = rigged(script, max_queue_size=100_000)
     submitting = [threading.Thread(target=lambda: rig.submit(*(event() for _ in range(300)))) for _ in range(8)]
@@ -174,8 +176,8 @@ def test_many_threads_submit(rigged: NewRig) -> None:
     assert len({post.body for post in script.posts}) == 2400
 
 
-def test_single_steps_are_not_left_lying(rigged: NewRig) -> None:
-    """Each of many steps, whatever the loop is about to do when it comes, is delivered without another to push it."""
+def test_each_step_wakes_the_loop(rigged: NewRig) -> None:
+    """Each of many steps is delivered without a later one, whatever the loop does when it comes."""
     script = Script()
     rig = rigged(script)
     steps = [event() for _ in range(3000)]
@@ -184,7 +186,7 @@ def test_single_steps_are_not_left_lying(rigged: NewRig) -> None:
     try:
         for number in range(1500):
             rig.submit(steps.pop())
-            for _ in range(number % 100 * 100):  # until about then the loop has heard of the first
+            for _ in range(number % 100 * 100):  # the loop wakes for the first at about the end of this
                 pass
             rig.submit(steps.pop())
             script.wait_for(2)

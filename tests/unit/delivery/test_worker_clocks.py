@@ -1,4 +1,4 @@
-"""The worker while a test of the application has stopped the clocks: it still waits, retries, gives up and ends."""
+"""The worker while freezegun or time-machine stops the clocks: it still waits, retries, gives up and ends."""
 
 import contextlib
 import socket
@@ -21,14 +21,14 @@ _FREEZERS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = 
 
 @pytest.fixture(params=_FREEZERS, autouse=True)
 def _stopped_clocks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every clock that these tools know stands still."""
+    """Stops every clock that these tools know."""
     with _FREEZERS[request.param]():
         assert time.time() == time.time()
         yield
 
 
-def test_waits_keep_their_limits(rigged: NewRig, closed_port: int) -> None:
-    """While nobody listens, flush() and shutdown() return when they have to, and the step is discarded."""
+def test_flush_and_shutdown_return_in_time(rigged: NewRig, closed_port: int) -> None:
+    """While no receiver listens, flush() and shutdown() return at their timeouts, and the step is discarded."""
     rig = rigged(webhook=f"http://127.0.0.1:{closed_port}/")
     rig.submit(event("in vain"))
     assert 0.1 <= seconds(lambda: rig.worker.flush(0.1)) < 0.1 + AT_ONCE
@@ -37,8 +37,8 @@ def test_waits_keep_their_limits(rigged: NewRig, closed_port: int) -> None:
     assert [result for _, result, _ in rig.results] == ["discarded"]
 
 
-def test_a_receiver_that_comes_back(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """A step that was refused is sent again, and delivered once somebody listens."""
+def test_a_refused_step_is_retried_and_delivered(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """A step that was refused is sent again, and delivered once a receiver listens."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         rig = rigged(webhook=f"http://127.0.0.1:{listening.getsockname()[1]}/")
@@ -54,15 +54,15 @@ def test_a_receiver_that_comes_back(rigged: NewRig, caplog: pytest.LogCaptureFix
     assert rig.results == [("patient", "delivered", None)]
 
 
-def test_giving_up(rigged: NewRig, closed_port: int) -> None:
-    """A step that nobody takes is discarded when its time is over."""
+def test_a_step_is_discarded_in_time(rigged: NewRig, closed_port: int) -> None:
+    """A step that no receiver accepts is discarded at its time to give up."""
     rig = rigged(webhook=f"http://127.0.0.1:{closed_port}/", give_up_after=0.3)
     rig.deliver(event("given up"))
     assert [result for _, result, _ in rig.results] == ["discarded"]
 
 
-def test_a_receiver_that_does_not_answer(rigged: NewRig) -> None:
-    """An attempt ends at its timeout."""
+def test_an_attempt_ends_at_its_timeout(rigged: NewRig) -> None:
+    """An attempt at a receiver that does not answer ends as a timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         rig = rigged(webhook=f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.2, **ONE_ATTEMPT)
         rig.deliver(event("unanswered"))
