@@ -1,4 +1,4 @@
-"""The worker when something fails: it says so, gives an account of every step, and goes on."""
+"""The worker when its loop or a task fails: it logs the fault, accounts for every step, and goes on."""
 
 import asyncio
 import contextlib
@@ -26,12 +26,12 @@ def _fail() -> None:
 
 
 def kill() -> None:
-    """Have a callback on the worker's loop raise while an attempt is made: that ends the loop."""
+    """End the worker's loop during an attempt, by a callback that raises."""
     asyncio.get_running_loop().call_soon(_fail)
 
 
-class Lingering(Script):
-    """A script whose attempts take a while to end when they are cancelled, as a connection that closes properly."""
+class SlowCancellation(Script):
+    """A script whose cancelled attempts take a while to end, like a connection that closes properly."""
 
     def __init__(self, *results: object) -> None:
         super().__init__(*results)  # type: ignore[arg-type]  # -- checked there
@@ -42,8 +42,8 @@ class Lingering(Script):
         await asyncio.sleep(0.1)
 
 
-def test_a_receiver_that_has_switched_off_stays_so(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """A fault of the loop does not make it forget: nothing is sent until the process starts anew."""
+def test_a_disabled_endpoint_stays_disabled_after_a_fault(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """After a fault of the loop an endpoint is still disabled, until the process starts anew."""
     script = Script(kill, failed(410, directive="disable"), DELIVERED)
     rig = rigged(script)
     rig.submit(event("last"))
@@ -53,8 +53,8 @@ def test_a_receiver_that_has_switched_off_stays_so(rigged: NewRig, caplog: pytes
     assert len(script.posts) == 1
 
 
-def test_senders_that_cannot_be_made(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """Each step is discarded, which is logged; when senders can be made again, steps are delivered again."""
+def test_steps_are_discarded_while_no_transport_can_be_made(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """Each step is discarded and logged; once transports can be made again, steps are delivered again."""
     script = Script()
     refusals = iter(range(3))
 
@@ -79,8 +79,10 @@ def test_senders_that_cannot_be_made(rigged: NewRig, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("error", [LookupError("a secret"), SystemExit("not ours to do")])
-def test_a_fault_of_the_loop(rigged: NewRig, error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
-    """What is in flight is due again at once, its attempts counted; what waits, when it was: nothing is lost."""
+def test_a_fault_of_the_loop_loses_no_step(
+    rigged: NewRig, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Attempts in flight are counted and made again at once; waiting deliveries keep their due time."""
 
     def fail() -> None:
         raise error
@@ -105,7 +107,7 @@ def test_a_fault_of_the_loop(rigged: NewRig, error: BaseException, caplog: pytes
 
 
 def test_attempts_before_and_after_a_fault_have_one_parent(rigged: NewRig) -> None:
-    """The next loop goes on to count where the one that died has ended, below the same span."""
+    """The next loop continues the count of attempts, below the same delivery span."""
     rig = rigged(Script(kill, threading.Event(), DELIVERED))
     rig.submit()
     wait_until(lambda: rig.results)
@@ -114,8 +116,8 @@ def test_attempts_before_and_after_a_fault_have_one_parent(rigged: NewRig) -> No
     assert {span.parent and span.parent.span_id for span in attempts} == {delivery.context.span_id}
 
 
-def test_flush_in_the_middle_of_a_fault(rigged: NewRig) -> None:
-    """Its answer may be no, which does not take longer than its timeout; the next flush waits for all steps."""
+def test_a_flush_during_a_fault_keeps_its_timeout(rigged: NewRig) -> None:
+    """A flush during a fault returns by its timeout, and the next flush waits for all steps."""
     answer = threading.Event()
     script = Script(answer, kill, threading.Event(), DELIVERED)
     rig = rigged(script)
@@ -132,10 +134,10 @@ def test_flush_in_the_middle_of_a_fault(rigged: NewRig) -> None:
     assert [result for _, result, _ in rig.results] == ["delivered"] * 2
 
 
-def test_shutdown_in_the_middle_of_a_fault(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop that fails is asked to stop; the next one, after a pause, delivers, and ends in time."""
+def test_a_shutdown_during_a_fault_delivers_and_ends_in_time(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop that fails is stopped; the next one delivers after a pause, and ends in time."""
     monkeypatch.setattr(runner_module, "_PAUSE_AFTER_FAULT", 0.3)
-    script = Lingering(kill, threading.Event(), DELIVERED)
+    script = SlowCancellation(kill, threading.Event(), DELIVERED)
     rig = rigged(script)
     rig.submit()
     assert script.is_cancelled.wait(WAIT)
@@ -145,9 +147,9 @@ def test_shutdown_in_the_middle_of_a_fault(rigged: NewRig, monkeypatch: pytest.M
     assert first.body == again.body
 
 
-def test_what_comes_in_while_a_fault_is_cleared_away(rigged: NewRig) -> None:
-    """It is the next loop's, which delivers it with what it has taken over."""
-    script = Lingering(kill, threading.Event(), DELIVERED)
+def test_a_step_that_is_submitted_during_a_fault_is_delivered(rigged: NewRig) -> None:
+    """The next loop delivers the step together with those that it has taken over."""
+    script = SlowCancellation(kill, threading.Event(), DELIVERED)
     rig = rigged(script)
     rig.submit(event("in flight"))
     assert script.is_cancelled.wait(WAIT)
@@ -160,7 +162,7 @@ def test_what_comes_in_while_a_fault_is_cleared_away(rigged: NewRig) -> None:
 def test_faults_are_logged_in_time(
     rigged: NewRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a loop that died has counted and not logged is logged by the next, after a minute, without a new fault."""
+    """The next loop logs the counts of a loop that has died, after a minute and without a new fault."""
     monkeypatch.setattr(log_module, "EVERY", 0.3)  # seconds
 
     def answer() -> AttemptResult:
@@ -179,8 +181,8 @@ def test_faults_are_logged_in_time(
     assert any(re.match(rf"ERROR \d+ more like this: {FAULT}", line) for line in lines)
 
 
-def test_faults_without_end(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often the loop has to start anew, no wake-up is lost and each step is delivered."""
+def test_repeated_faults_lose_no_step(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the loop has to start anew, each step is delivered."""
     monkeypatch.setattr(runner_module, "_PAUSE_AFTER_FAULT", 0.0)
     count = itertools.count()
 
@@ -201,17 +203,17 @@ def test_faults_without_end(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> 
     assert len({post.body for post in script.posts}) == 1200
 
 
-def test_what_asyncio_complains_of(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """A fault in a task that nobody waits for goes to our log, without its message, and stops nothing."""
+def test_errors_that_asyncio_reports_are_logged(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """An error in a task that is never awaited is logged without its message, and stops no delivery."""
 
     async def fail() -> None:
         _fail()
 
-    def complain() -> None:
+    def cause_reports() -> None:
         asyncio.get_running_loop().create_task(fail())
         asyncio.get_running_loop().call_exception_handler({"message": "something is wrong"})
 
-    script = Script(complain, DELIVERED, complain, DELIVERED)
+    script = Script(cause_reports, DELIVERED, cause_reports, DELIVERED)
     rig = rigged(script)
     for _ in range(2):
         rig.deliver()
@@ -224,14 +226,16 @@ def test_what_asyncio_complains_of(rigged: NewRig, caplog: pytest.LogCaptureFixt
     assert rest.startswith(f"ERROR 3 more like this: {FAULT}")
 
 
-def test_tasks_that_do_not_end(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """A task that a fault has left, and that does not let itself be cancelled, does not keep the thread."""
+def test_a_task_that_ignores_cancellation_does_not_delay_the_shutdown(
+    rigged: NewRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task that a fault has left, and that suppresses its cancellation, does not keep the thread."""
     ended = threading.Event()
 
     async def persist() -> None:
         while not ended.is_set():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0.01)  # in a loop, as the worst of them do
+                await asyncio.sleep(0.01)  # suppresses each cancellation, not only the first
 
     kept: list[object] = []
     rig = rigged(Script(lambda: kept.append(asyncio.get_running_loop().create_task(persist())), DELIVERED))

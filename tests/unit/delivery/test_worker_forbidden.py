@@ -1,4 +1,4 @@
-"""The worker where sockets are forbidden, as pytest-socket does it for an application's tests."""
+"""The worker while pytest-socket forbids sockets, as it does in an application's tests."""
 
 import gc
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from support import log_lines
 
 from otel_step_hook.testing import ScriptedReceiver
 
-# It warns beside what it raises.
+# pytest-socket warns when it raises.
 pytestmark = pytest.mark.filterwarnings("ignore:A test tried to use socket:UserWarning")
 
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -19,8 +19,8 @@ _DESCRIPTORS = Path("/proc/self/fd")
 
 @pytest.fixture(params=[False, True], ids=["all", "but for unix"], autouse=True)
 def _forbidden(request: pytest.FixtureRequest, step_receiver: ScriptedReceiver) -> Iterator[None]:
-    """No socket can be made from now on; or none but those that asyncio makes for itself."""
-    assert step_receiver.url  # it is there before
+    """Forbids all sockets, or all but those that asyncio makes for itself."""
+    assert step_receiver.url  # the receiver's socket is made before
     pytest_socket.disable_socket(allow_unix_socket=request.param)
     yield
     pytest_socket.enable_socket()
@@ -29,7 +29,7 @@ def _forbidden(request: pytest.FixtureRequest, step_receiver: ScriptedReceiver) 
 def test_each_step_is_discarded_at_once(
     rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line says why, the others are counted; when sockets are allowed again, steps are delivered again."""
+    """One line gives the reason, the rest is counted; once sockets are allowed, steps are delivered again."""
     rig = rigged(webhook=step_receiver.url)
     for number in range(3):
         rig.submit(event(f"step-{number}"))
@@ -44,8 +44,10 @@ def test_each_step_is_discarded_at_once(
     assert rig.results[3:] == [("allowed", "delivered", None)]
 
 
-def test_shutdown(rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture) -> None:
-    """It returns at once, the counts of repeated lines are logged, and the thread ends."""
+def test_a_shutdown_returns_at_once(
+    rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shutdown returns at once, logs the counts of repeated lines, and ends the thread."""
     rig = rigged(webhook=step_receiver.url)
     rig.submit(event(), event(), event())
     assert seconds(lambda: rig.worker.shutdown(WAIT)) < AT_ONCE
@@ -58,7 +60,7 @@ def test_shutdown(rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytes
 
 @pytest.mark.skipif(not _DESCRIPTORS.exists(), reason="the system does not say how many descriptors are open")
 def test_no_descriptor_is_left(rigged: NewRig, step_receiver: ScriptedReceiver) -> None:
-    """However often no loop can be made."""
+    """An event loop that cannot be made leaves no descriptor open."""
     rig = rigged(webhook=step_receiver.url)
     gc.collect()
     before = len(list(_DESCRIPTORS.iterdir()))
