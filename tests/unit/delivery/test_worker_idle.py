@@ -1,4 +1,4 @@
-"""The worker without work: its thread ends after a while, and starts again, whatever comes just then."""
+"""The worker without work: its thread ends after a while, and starts again with the next step or flush."""
 
 import functools
 import gc
@@ -23,8 +23,8 @@ def _descriptors() -> int:
 
 
 @pytest.fixture
-def _never_idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The loop ends as soon as it has nothing to do, and threads are switched all the time: what races, meets."""
+def _ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes the loop end as soon as it is idle, and switches threads all the time, so that races occur."""
     monkeypatch.setattr(dispatch, "IDLE", 0.0)
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # seconds
@@ -32,9 +32,9 @@ def _never_idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.setswitchinterval(usual)
 
 
-def test_the_thread_ends(rigged: NewRig, step_receiver: ScriptedReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It closes its connections, leaves no descriptor, and starts again with the next step."""
-    monkeypatch.setattr(dispatch, "IDLE", 0.05)  # seconds; nobody waits for half a minute
+def test_an_idle_thread_ends(rigged: NewRig, step_receiver: ScriptedReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle thread closes its connections, leaves no descriptor, and starts again with the next step."""
+    monkeypatch.setattr(dispatch, "IDLE", 0.05)  # seconds, instead of half a minute
     rig = rigged(webhook=step_receiver.url)
     gc.collect()
     before = _descriptors()
@@ -45,10 +45,10 @@ def test_the_thread_ends(rigged: NewRig, step_receiver: ScriptedReceiver, monkey
     assert [webhook.step_id for webhook in step_receiver.received] == ["step-0", "step-1", "step-2"]
 
 
-def test_it_does_not_end_with_counts_that_are_not_logged(
+def test_a_thread_does_not_end_before_its_counts_are_logged(
     rigged: NewRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A thread without work stays until the count of a repeated line may be logged, and has been."""
+    """A thread without work stays until the counts of repeated lines are due, and logs them."""
     monkeypatch.setattr(dispatch, "IDLE", 0.05)  # seconds; see above
     monkeypatch.setattr(log_module, "EVERY", 1.0)  # seconds; longer than that, and shorter than a minute
     together = threading.Event()
@@ -64,9 +64,9 @@ def test_it_does_not_end_with_counts_that_are_not_logged(
     assert rest.startswith("WARNING 2 more like this: the receiver answered 503")
 
 
-@pytest.mark.usefixtures("_never_idle")
+@pytest.mark.usefixtures("_ends_when_idle")
 def test_each_step_starts_a_loop(rigged: NewRig) -> None:
-    """Steps that come while a loop is about to end are delivered by the next, without another to push it."""
+    """A step that comes while a loop is about to end is delivered by the next loop, without a later step."""
     script = Script()
     rig = rigged(script)
     steps = [event() for _ in range(600)]
@@ -78,9 +78,9 @@ def test_each_step_starts_a_loop(rigged: NewRig) -> None:
         script.wait_for(2)
 
 
-@pytest.mark.usefixtures("_never_idle")
-def test_many_threads_submit_and_flush(rigged: NewRig) -> None:
-    """No step and no flush is forgotten between two loops."""
+@pytest.mark.usefixtures("_ends_when_idle")
+def test_no_step_and_no_flush_is_lost_between_two_loops(rigged: NewRig) -> None:
+    """Steps are delivered and flushes return while loops end and start all the time."""
     rig = rigged(Script(), max_queue_size=100_000)
     flushed: list[bool] = []
 
@@ -94,9 +94,9 @@ def test_many_threads_submit_and_flush(rigged: NewRig) -> None:
     assert len(rig.results) == 160
 
 
-@pytest.mark.usefixtures("_never_idle")
-def test_shutdowns_at_the_same_moment(rigged: NewRig) -> None:
-    """Each of them returns when every step is delivered, whatever the loop is about to do."""
+@pytest.mark.usefixtures("_ends_when_idle")
+def test_concurrent_shutdowns_wait_for_every_step(rigged: NewRig) -> None:
+    """Each of several shutdowns returns when every step is delivered, whatever the loop is about to do."""
     left: list[int] = []
 
     def shut_down(rig: Rig) -> None:

@@ -14,7 +14,7 @@ from otel_step_hook.delivery import runner
 
 
 def _interrupt(line: int, call: Callable[[], object], handler: Callable[[], object]) -> bool:
-    """Call *handler* at this line of all those that *call* runs, ours and of `threading`; False if there are fewer."""
+    """Call *handler* at this line of those that *call* runs in this package or `threading`; False if it has fewer."""
     left = line
 
     def trace(frame: FrameType, what: str, _: Any) -> Any:
@@ -55,7 +55,7 @@ def _shut_down(rig: Rig) -> None:
 
 
 def test_ctrl_c_anywhere_in_submit(rigged: NewRig) -> None:
-    """It may cost its own step, and its place in the queue; later steps, a flush and the shutdown go on as before."""
+    """Ctrl-C may lose the step that is being submitted; later steps, a flush and the shutdown are not affected."""
     rig = rigged(Script())
     rig.deliver()
     line = 1
@@ -70,8 +70,8 @@ def test_ctrl_c_anywhere_in_submit(rigged: NewRig) -> None:
 
 
 @pytest.mark.parametrize("call", [_submit, _flush, _shut_down])
-def test_ctrl_c_before_there_is_a_thread(rigged: NewRig, call: Callable[[Rig], None]) -> None:
-    """In the middle of starting one it costs nothing: the next call starts it, and everything is delivered."""
+def test_ctrl_c_while_the_thread_is_started_loses_no_waiting_step(rigged: NewRig, call: Callable[[Rig], None]) -> None:
+    """The next call starts the thread, and the waiting step is delivered."""
     line, is_interrupted = 1, True
     while is_interrupted:
         rig = rigged(Script())
@@ -86,21 +86,21 @@ def test_ctrl_c_before_there_is_a_thread(rigged: NewRig, call: Callable[[Rig], N
 
 
 @pytest.fixture
-def _restless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who wait look again after no time, so that they run more lines than a test interrupts."""
+def _polling_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes waits poll without a pause, so that they run more lines than a test interrupts."""
     monkeypatch.setattr(runner, "_POLL_INTERVAL", 0.0)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_restless")
+@pytest.mark.usefixtures("_polling_all_the_time")
 @pytest.mark.parametrize("call", [_flush, _shut_down])
 @pytest.mark.parametrize("then", [lambda: None, _ctrl_c], ids=["handler", "ctrl-c"])
 def test_a_signal_handler_that_shuts_down_in_a_wait(
     rigged: NewRig, call: Callable[[Rig], None], then: Callable[[], None]
 ) -> None:
-    """At whichever line it comes, it returns when everything is delivered, and so does who waited before."""
+    """At any line of the wait the shutdown returns when everything is delivered, and so does the wait."""
 
-    def handle(rig: Rig, answer: threading.Event) -> None:
+    def on_signal(rig: Rig, answer: threading.Event) -> None:
         answer.set()
         took.append(seconds(lambda: rig.worker.shutdown(WAIT)))
         results.extend(result for _, result, _ in rig.results)
@@ -112,6 +112,6 @@ def test_a_signal_handler_that_shuts_down_in_a_wait(
         answer = threading.Event()
         rig = rigged(Script(answer))
         rig.submit()
-        assert _interrupt(line, functools.partial(call, rig), functools.partial(handle, rig, answer))
+        assert _interrupt(line, functools.partial(call, rig), functools.partial(on_signal, rig, answer))
     assert max(took) < AT_ONCE
     assert results == ["delivered"] * len(took)

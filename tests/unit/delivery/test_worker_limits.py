@@ -1,4 +1,4 @@
-"""The worker where the system gives no more threads or files, and where a fork comes in between."""
+"""The worker when no more threads or descriptors can be had, and when a fork interrupts submit()."""
 
 import _thread
 import contextlib
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.usefixtures("short_pause")
 
 @contextlib.contextmanager
 def _no_more_descriptors(but: int = 0) -> Iterator[None]:
-    """Let the system refuse every new file and socket, but for so many."""
-    gc.collect()  # or what earlier tests have left would give some back in the middle of this one
+    """Make the system refuse new files and sockets, except for *but* of them."""
+    gc.collect()  # or the garbage of earlier tests would close some in the middle of this one
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = [os.dup(0) for _ in range(but + 1)]  # the numbers that the next ones would get
+    free = [os.dup(0) for _ in range(but + 1)]  # the descriptors that would be opened next
     for number in free:
         os.close(number)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), usual[1]))
@@ -31,8 +31,10 @@ def _no_more_descriptors(but: int = 0) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("left", range(3))  # of the three that a loop takes
-def test_no_descriptors(rigged: NewRig, left: int, caplog: pytest.LogCaptureFixture) -> None:
-    """While no event loop can be made, which is logged once, steps wait; as soon as one can, they are delivered."""
+def test_steps_wait_while_no_event_loop_can_be_made(
+    rigged: NewRig, left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If no event loop can be made, which is logged once, steps wait until one can."""
     script = Script()
     rig = rigged(script)
     with _no_more_descriptors(but=left):
@@ -49,7 +51,7 @@ def test_no_descriptors(rigged: NewRig, left: int, caplog: pytest.LogCaptureFixt
 def test_shutdown_keeps_its_limit_without_descriptors(
     rigged: NewRig, start: Callable[[], contextlib.AbstractContextManager[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It returns, says what is left, and leaves no thread that would try for ever, where it ran inline, too."""
+    """A shutdown returns in time, logs the number of steps that are left, and leaves no thread that tries for ever."""
     rig = rigged(Script())
     with _no_more_descriptors(), start():
         rig.submit()
@@ -64,8 +66,8 @@ def test_shutdown_keeps_its_limit_without_descriptors(
     )
 
 
-def test_no_threads(rigged: NewRig) -> None:
-    """Where none can be started, flush() says so at once, and shutdown() delivers on its own thread."""
+def test_without_threads_a_shutdown_delivers_on_its_own_thread(rigged: NewRig) -> None:
+    """If no thread can be started, flush() returns False at once, and shutdown() delivers."""
     script = Script()
     rig = rigged(script)
     with no_more_threads():
@@ -77,8 +79,8 @@ def test_no_threads(rigged: NewRig) -> None:
     assert len(script.posts) == 1
 
 
-def test_no_threads_for_a_while(rigged: NewRig) -> None:
-    """Steps that no thread could be started for are delivered with the first for which one can."""
+def test_steps_wait_until_a_thread_can_be_started(rigged: NewRig) -> None:
+    """Steps for which no thread could be started are delivered with the next step."""
     script = Script()
     rig = rigged(script)
     with no_more_threads():
@@ -87,8 +89,10 @@ def test_no_threads_for_a_while(rigged: NewRig) -> None:
     assert len(script.posts) == 2
 
 
-def test_one_thread_and_no_more(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the first thread cannot start the second, it does the work itself."""
+def test_the_first_thread_does_the_work_if_it_cannot_start_the_second(
+    rigged: NewRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no second thread can be started, the loop runs on the thread that was to start it."""
 
     def start(function: Callable[..., object], args: tuple[object, ...]) -> None:
         usual(threading.Thread(target=function, args=args))
@@ -106,8 +110,8 @@ def test_one_thread_and_no_more(rigged: NewRig, monkeypatch: pytest.MonkeyPatch)
     assert len(script.posts) == 1
 
 
-def test_a_fork_in_the_middle_of_submit(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that a signal handler forks before submit() has started the thread does not do the parent's work."""
+def test_a_fork_during_submit_leaves_the_work_to_the_parent(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is forked before submit() has started the thread does not deliver the parent's steps."""
 
     def start(function: Callable[..., object], args: tuple[object, ...]) -> None:
         rig.worker.after_fork()

@@ -1,4 +1,4 @@
-"""The worker's shutdown: within its limit, from anywhere, and with an account of every step."""
+"""The worker's shutdown: it returns in time, may be called from any thread, and accounts for every step."""
 
 import _thread
 import functools
@@ -17,7 +17,7 @@ LATE = "dropped a step (shutdown, endpoint default): the step ended after shutdo
 
 
 class Starts:
-    """How many threads the worker has started, and for how many of them a thread of `threads` has been or is alive."""
+    """Counts the threads that the worker has started through `_thread`, and those of them that have ended."""
 
     begun = ended = 0
 
@@ -32,31 +32,31 @@ class Starts:
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
-    """Counts the threads that are started from now on, but for those of `threading`."""
+    """Counts the threads that are started from now on, except those of `threading`."""
     counting = Starts()
     monkeypatch.setattr(_thread, "start_new_thread", counting)
     return counting
 
 
-def test_on_its_own_thread(rigged: NewRig) -> None:
-    """Where nobody could do the work meanwhile, flush() says no and shutdown() returns, both at once."""
-    said: list[object] = []
+def test_on_the_workers_own_thread_flush_and_shutdown_return_at_once(rigged: NewRig) -> None:
+    """No other thread could deliver meanwhile, so that flush() returns False."""
+    returned: list[object] = []
 
     def stop() -> None:
-        said.append(rig.worker.flush(WAIT))
+        returned.append(rig.worker.flush(WAIT))
         rig.worker.shutdown(WAIT)
-        said.append("returned")
+        returned.append("returned")
 
     script = Script(stop, DELIVERED)
     rig = rigged(script)
     rig.submit(event(), event())
-    wait_until(lambda: said[1:] and not threads())
-    assert said == [False, "returned"]
+    wait_until(lambda: returned[1:] and not threads())
+    assert returned == [False, "returned"]
     assert len(script.posts) == 2
 
 
 def test_shutdown_keeps_its_limit(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """A receiver that hangs costs the limit; what it has not taken is discarded, and the thread ends."""
+    """A shutdown with a receiver that hangs ends at its limit, discards the steps, and ends the thread."""
     never = threading.Event()
     script = Script(never, never)
     rig = rigged(script, concurrency=2)
@@ -70,7 +70,7 @@ def test_shutdown_keeps_its_limit(rigged: NewRig, caplog: pytest.LogCaptureFixtu
 
 
 def test_shutdown_keeps_its_limit_when_the_thread_is_stuck(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
-    """It returns all the same, once it is up; it says what is left, once; and calling again costs nothing."""
+    """A shutdown ends at its limit and logs once how many steps are left; a second one returns at once."""
     released = threading.Event()
     script = Script(functools.partial(released.wait, WAIT), DELIVERED)
     rig = rigged(script)
@@ -84,8 +84,8 @@ def test_shutdown_keeps_its_limit_when_the_thread_is_stuck(rigged: NewRig, caplo
     released.set()
 
 
-def test_shutdown_before_anything(rigged: NewRig, starts: Starts) -> None:
-    """It starts no thread, and neither does flush() after it; a later shutdown() has a limit of its own."""
+def test_a_shutdown_before_the_first_step_starts_no_thread(rigged: NewRig, starts: Starts) -> None:
+    """A flush after it starts none either, and a later shutdown has its own limit."""
     rig = rigged(Script())
     rig.worker.shutdown(0)
     assert rig.worker.flush(WAIT)
@@ -93,8 +93,8 @@ def test_shutdown_before_anything(rigged: NewRig, starts: Starts) -> None:
     assert starts.begun == 0
 
 
-def test_after_shutdown(rigged: NewRig, starts: Starts, caplog: pytest.LogCaptureFixture) -> None:
-    """Steps are dropped and logged; a thread is started for that once a second at most, however many they are."""
+def test_steps_after_a_shutdown_are_dropped(rigged: NewRig, starts: Starts, caplog: pytest.LogCaptureFixture) -> None:
+    """Late steps are dropped and logged, by a thread that is started at most once a second."""
     script = Script()
     rig = rigged(script)
     rig.submit()
@@ -116,7 +116,7 @@ def test_after_shutdown(rigged: NewRig, starts: Starts, caplog: pytest.LogCaptur
 def test_late_steps_are_logged_once_a_minute(
     rigged: NewRig, starts: Starts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Further ones are counted, however often a thread is started for them."""
+    """Further late steps are counted, however often a thread is started for them."""
     rig = rigged(Script())
     rig.worker.shutdown(WAIT)
     usual, passed = clock.monotonic, 0.0
@@ -135,7 +135,7 @@ def test_late_steps_are_logged_once_a_minute(
 def test_the_count_of_late_steps_is_logged_at_the_next_shutdown(
     rigged: NewRig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where a thread has counted them before: the process may end after this."""
+    """A second shutdown logs the count, even if a thread has counted the steps before: the process may end then."""
     rig = rigged(Script())
     rig.worker.shutdown(WAIT)
     rig.submit(*(event() for _ in range(5)))
@@ -149,7 +149,7 @@ def test_the_count_of_late_steps_is_logged_at_the_next_shutdown(
 def test_steps_that_end_while_the_last_loop_ends_are_counted(
     rigged: NewRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those that come after its last look, and before it logs what it has counted, are in that line, too."""
+    """Steps that come after the last loop has read its queue, and before it logs its counts, are in the count."""
     rig = rigged(Script())
     dispatch = rig.worker._runner().dispatch
     usual = dispatch.run
@@ -168,8 +168,10 @@ def test_steps_that_end_while_the_last_loop_ends_are_counted(
 
 
 @pytest.mark.parametrize("limit", [WAIT, 0.0])
-def test_submitting_while_it_shuts_down(rigged: NewRig, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever comes first: each step is delivered, discarded or dropped, and the thread ends."""
+def test_each_step_during_a_shutdown_is_accounted_for(
+    rigged: NewRig, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that is submitted during a shutdown is delivered, discarded or dropped, and the thread ends."""
 
     def submit(rig: Rig) -> None:
         for _ in range(60):
