@@ -67,7 +67,7 @@ class Attempts:
 
     def one(self, url: str, **settings: object) -> AttemptResult:
         """The result of one attempt."""
-        return self(url, 1, **settings)[0]  # type: ignore[arg-type]  # -- they may hold a timeout
+        return self(url, 1, **settings)[0]  # type: ignore[arg-type]  # -- *settings* may hold a timeout
 
     def at(self, behave: Behaviour, **settings: object) -> AttemptResult:
         """The result of one attempt at a receiver with this behaviour."""

@@ -85,7 +85,7 @@ def test_a_result_is_an_immutable_value() -> None:
     result = AttemptResult(503, "503", retry_after=2.5, peer=("::1", 443), excerpt=b"busy")
     assert (result.retry_after, result.peer, result.excerpt) == (2.5, ("::1", 443), b"busy")
     with pytest.raises(FrozenInstanceError):
-        result.retry_after = 0.0  # type: ignore[misc]  # -- the attempt is what is tested
+        result.retry_after = 0.0  # type: ignore[misc]  # -- the assignment is what is tested
 
 
 # RetryPolicy

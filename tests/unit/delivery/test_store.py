@@ -53,7 +53,7 @@ class Conformance(RuleBasedStateMachine):
         self.store = self.new_store(MAX_SIZE, self.clock)
         self.put_ids: list[str] = []
         self.ended_at: dict[str, float] = {}
-        self.due: dict[str, float] = {}  # when each is due that is not leased
+        self.due: dict[str, float] = {}  # the due time of each step id that is not leased
         self.leased: dict[str, Delivery] = {}
         self.tried: set[str] = set()
         self.marks: dict[int, set[str]] = {}  # the unfinished step ids when the mark was made

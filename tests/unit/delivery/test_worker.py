@@ -137,7 +137,7 @@ def test_an_unused_or_stopped_worker_is_freed() -> None:
 
 
 def test_a_child_that_multiprocessing_made_drains_at_its_exit(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a child skips atexit: its first step registers one shutdown, which does not keep the worker alive."""
+    """A child of multiprocessing skips atexit: its first step registers one shutdown, which keeps no worker alive."""
     at_exit: list[Callable[[], object]] = []
 
     def finalize(_: None, call: Callable[..., object], args: tuple[object, ...], **__: int) -> None:

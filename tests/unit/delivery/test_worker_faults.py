@@ -102,7 +102,7 @@ def test_a_fault_of_the_loop_loses_no_step(
     }
     assert {one["step_hook.result"] for one in deliveries} == {"delivered"}
     assert "a secret" not in caplog.text
-    _, line = log_lines(caplog)  # after that of the 503
+    _, line = log_lines(caplog)  # the first line is about the 503
     assert line.startswith(f"ERROR a fault of otel-step-hook: {type(error).__name__} <- test_worker_faults.py")
 
 

@@ -72,7 +72,7 @@ def test_each_step_starts_a_loop(rigged: NewRig) -> None:
     steps = [event() for _ in range(600)]
     while steps:
         rig.submit(steps.pop())
-        for _ in range(len(steps) % 100 * 100):  # until about then the loop has ended
+        for _ in range(len(steps) % 100 * 100):  # the loop ends at about the end of this
             pass
         rig.submit(steps.pop())
         script.wait_for(2)
@@ -106,7 +106,7 @@ def test_concurrent_shutdowns_wait_for_every_step(rigged: NewRig) -> None:
     for number in range(60):
         rig = rigged(Script())
         rig.submit(event(), event())
-        for _ in range(number * 100):  # until about then the loop has ended
+        for _ in range(number * 100):  # the loop ends at about the end of this
             pass
         rig.submit()
         _all_at_once(*[functools.partial(shut_down, rig)] * 3)
