@@ -1,6 +1,6 @@
-"""What the outside sees of this library, against golden files: events, requests, log lines, spans.
+"""The output of this library, compared with golden files: events, requests, log lines, spans.
 
-``pytest tests -k golden --snapshot-update`` writes them anew, for whoever has meant a change to be seen.
+After an intended change of the output ``pytest tests -k golden --snapshot-update`` writes them anew.
 """
 
 import json
@@ -41,8 +41,8 @@ from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, re
 SECRET = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 
-class Counted(IdGenerator):
-    """Ids that are the same in every run."""
+class SequentialIds(IdGenerator):
+    """Makes ids that are the comparable in every run."""
 
     def __init__(self) -> None:
         self._last = 0
@@ -57,8 +57,8 @@ class Counted(IdGenerator):
 
 @contextmanager
 def provided(**settings: object) -> Iterator[TracerProvider]:
-    """A provider whose hook has these settings; it ids spans in the same way in every run."""
-    provider = TracerProvider(id_generator=Counted(), shutdown_on_exit=False)
+    """A provider whose hook has these settings, and whose span ids are the comparable in every run."""
+    provider = TracerProvider(id_generator=SequentialIds(), shutdown_on_exit=False)
     provider.add_span_processor(StepHookProcessor(StepHookSettings(**settings)))
     try:
         yield provider
@@ -67,7 +67,7 @@ def provided(**settings: object) -> Iterator[TracerProvider]:
 
 
 def end_step(provider: TracerProvider, step_id: str = "step-1", **attributes: str) -> None:
-    """End a step of one second of 2023, and wait for its delivery."""
+    """End a step that takes one second of 2023, and wait for its delivery."""
     provider.get_tracer("tests").start_span(
         "search",
         attributes={"step_id": step_id, **attributes},
@@ -79,8 +79,8 @@ def end_step(provider: TracerProvider, step_id: str = "step-1", **attributes: st
 # Events
 
 
-def told(receiver: ScriptedReceiver) -> list[dict[str, object]]:
-    """What the receiver knows of the steps, by span id, but for when they were."""
+def received_events(receiver: ScriptedReceiver) -> list[dict[str, object]]:
+    """The events that *receiver* has got, by span id, without their times."""
     events = [
         {"webhook_id": one.headers["webhook-id"], "type": json.loads(one.body)["type"], **one.data}
         for one in receiver.received
@@ -90,7 +90,7 @@ def told(receiver: ScriptedReceiver) -> list[dict[str, object]]:
 
 
 def test_golden_events_of_the_corpus(step_receiver: ScriptedReceiver, snapshot: SnapshotAssertion) -> None:
-    """Each recorded run of a framework tells the same steps as ever."""
+    """Each recorded run of a framework gives the comparable events as before."""
     hook = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, payload="full"))
     events = {}
     for record in records():
@@ -98,27 +98,29 @@ def test_golden_events_of_the_corpus(step_receiver: ScriptedReceiver, snapshot: 
         replay(record, hook)
         assert hook.force_flush(120_000)
         new = {one.headers["webhook-id"] for one in step_receiver.received[already:]}
-        events[record.case] = [event for event in told(step_receiver) if event["webhook_id"] in new]
+        events[record.case] = [event for event in received_events(step_receiver) if event["webhook_id"] in new]
     hook.shutdown()
     assert events == snapshot
 
 
 def test_golden_events_of_each_profile(step_receiver: ScriptedReceiver, snapshot: SnapshotAssertion) -> None:
-    """A step of each row of the table is told under the same id as ever."""
+    """A step of each profile is reported under the comparable step id as before."""
     with provided(webhook=step_receiver.url, payload="full") as provider:
         for example in EXAMPLES:
             framework = Framework(ELSEWHERE)
             framework.provider = provider
             example.emit(framework)
         assert provider.force_flush(120_000)
-    assert [(str(event["name"]), event["step_id"], event["type"]) for event in told(step_receiver)] == snapshot
+    assert [
+        (str(event["name"]), event["step_id"], event["type"]) for event in received_events(step_receiver)
+    ] == snapshot
 
 
 # Requests
 
 
 def requests_of(answers: list[bytes], **settings: object) -> list[str]:
-    """The bytes of the requests that tell of one step, to a receiver that gives these answers, as text."""
+    """The requests about one step, as text, to a receiver that gives these answers."""
     requests: list[bytes] = []
     left = list(answers)
 
@@ -140,11 +142,11 @@ def requests_of(answers: list[bytes], **settings: object) -> list[str]:
                 start_time=1_700_000_000_000_000_000,
             ).end(1_700_000_001_123_456_789)
             assert provider.force_flush()
-    return [same(request) for request in requests]
+    return [comparable(request) for request in requests]
 
 
-def same(request: bytes) -> str:
-    """*request* without what differs from run to run; its signature has been verified."""
+def comparable(request: bytes) -> str:
+    """*request* without the parts that differ from run to run; its signature has been verified."""
     text = request.decode("ascii")
     if "webhook-signature" in text:
         head, _, body = text.partition("\r\n\r\n")
@@ -174,7 +176,7 @@ def same(request: bytes) -> str:
     ],
 )
 def test_golden_requests(answers: list[bytes], settings: dict[str, object], snapshot: SnapshotAssertion) -> None:
-    """The bytes of each request, head and body, in their order."""
+    """The bytes of each request, head and body, are the same as before, in their order."""
     assert requests_of(answers, **settings) == snapshot
 
 
@@ -183,7 +185,7 @@ def test_golden_requests(answers: list[bytes], settings: dict[str, object], snap
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
-    """Level and text of all lines, at every level, as they come."""
+    """Level and text of all lines, at every level, in the order in which they are logged."""
     written: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: written.append(f"{record.levelname} {record.getMessage()}")  # type: ignore[method-assign]  # -- shorter than a class
@@ -195,7 +197,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 
 HEADERS = {"webhook-delivery": "abort-message"}
-NO_SECOND = {"initial_backoff": 100, "max_backoff": 100}  # seconds to wait after the first attempt: too long
+NO_SECOND = {"initial_backoff": 100, "max_backoff": 100}  # seconds; too long for a second attempt
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_golden_log_lines_about_answers(
     lines: list[str],
     snapshot: SnapshotAssertion,
 ) -> None:
-    """Two steps end, and the first is answered so."""
+    """Two steps that end, the first of which gets these answers, are logged as before."""
     step_receiver.answers(*answers)
     short = {"initial_backoff": 0.01, "max_backoff": 0.01, "give_up_after": 10}
     with provided(webhook=step_receiver.url, **(short | settings)) as provider:
@@ -233,7 +235,7 @@ def _raise(_: object) -> bool:
 def test_golden_log_lines_about_steps_that_are_lost(
     closed_port: int, step_receiver: ScriptedReceiver, lines: list[str], snapshot: SnapshotAssertion
 ) -> None:
-    """No webhook, a port that is closed, a queue that is full, a shutdown, a rule that raises."""
+    """No webhook, a closed port, a full queue, a shutdown and a rule that raises are logged as before."""
     with provided() as provider:
         end_step(provider)
     with provided(webhook=f"http://127.0.0.1:{closed_port}/", **NO_SECOND) as provider:
@@ -260,7 +262,7 @@ def test_golden_log_lines_about_steps_that_are_lost(
 
 
 def test_golden_spans_of_the_demo(httpserver: HTTPServer, snapshot: SnapshotAssertion) -> None:
-    """The trace of the demo, as a collector gets it: names, kinds, parents, status, attributes, events."""
+    """The demo's trace, as a collector receives it, is the same as before."""
     httpserver.expect_request("/v1/traces", method="POST").respond_with_data(b"")
     assert run(Console(file=StringIO(), width=92), otlp=httpserver.url_for("")) == 0
     ((request, _),) = httpserver.log
@@ -275,7 +277,7 @@ def test_golden_spans_of_the_demo(httpserver: HTTPServer, snapshot: SnapshotAsse
                 "scope": scope,
                 "kind": span.kind,
                 "status": StatusCode(span.status.code).name,
-                "attributes": {one.key: seen(one.key, MessageToDict(one.value)) for one in span.attributes},
+                "attributes": {one.key: comparable_value(one.key, MessageToDict(one.value)) for one in span.attributes},
                 "events": [event.name for event in span.events],
                 "children": below(span.span_id),
             }
@@ -286,8 +288,8 @@ def test_golden_spans_of_the_demo(httpserver: HTTPServer, snapshot: SnapshotAsse
     assert below(b"") == snapshot
 
 
-def seen(key: str, value: dict[str, object]) -> object:
-    """The value of an attribute, or its type where it differs from run to run."""
+def comparable_value(key: str, value: dict[str, object]) -> object:
+    """The value of an attribute, or its type if the value differs from run to run."""
     ((kind, plain),) = value.items()
     differs = key in {"server.port", "network.peer.port", "url.full", "step_hook.webhook_id"}
     return re.sub(r"\d+", "<NUMBER>", str(plain)) if key == "url.full" else f"<{kind}>" if differs else plain
