@@ -1,4 +1,4 @@
-"""What the processor costs the application, counted in Python calls: a clock would measure the machine."""
+"""The cost of the processor to the application, in Python calls: times would depend on the machine."""
 
 import sys
 from collections import Counter
@@ -15,7 +15,7 @@ from otel_step_hook.steps.reader import StepReader
 
 
 def span_under_way(pipeline: Pipeline, attributes: dict[str, str]) -> Span:
-    """A span with these attributes, of a scope that no profile names."""
+    """A span that has been started with these attributes, in a scope that no profile names."""
     span = pipeline.tracer.start_span("span", attributes=attributes)
     assert isinstance(span, Span)
     return span
@@ -25,8 +25,8 @@ def span_under_way(pipeline: Pipeline, attributes: dict[str, str]) -> Span:
 def calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[[Callable[[ReadableSpan], object], ReadableSpan], Counter[str]]]:
-    """Counts the Python functions that a call makes, itself included."""
-    # Where Temporal is imported, as by other tests, it is asked for a workflow around each span.
+    """Counts the Python functions that a call runs, itself included."""
+    # If another test has imported Temporal, each span asks it for the current workflow.
     monkeypatch.delitem(sys.modules, "temporalio.workflow", raising=False)
 
     def count(on_end: Callable[[ReadableSpan], object], span: ReadableSpan) -> Counter[str]:
@@ -53,7 +53,7 @@ def calls(
 def test_a_span_that_is_no_step_costs_three_calls(
     attributes: int, steps_under_way: int, pipeline: NewPipeline, calls: Callable[..., Counter[str]]
 ) -> None:
-    """However many attributes it has, and however many steps are under way."""
+    """The cost depends neither on the number of attributes nor on the number of steps under way."""
     hooked = pipeline()
     steps = [hooked.tracer.start_span("step", attributes={"step_id": str(n)}) for n in range(steps_under_way)]
     span = span_under_way(hooked, {f"key.{number}": "value" for number in range(attributes)})
@@ -67,7 +67,7 @@ def test_a_span_that_is_no_step_costs_three_calls(
 def test_the_start_of_a_span_costs_five_calls(
     attributes: int, *, has_parent: bool, pipeline: NewPipeline, calls: Callable[..., Counter[str]]
 ) -> None:
-    """However many attributes it begins with, and whether there is a span around it."""
+    """The cost depends neither on the number of attributes nor on a parent."""
     hooked = pipeline()
     parent = set_span_in_context(hooked.tracer.start_span("parent")) if has_parent else None
     given = {f"key.{number}": "value" for number in range(attributes)}
@@ -77,7 +77,7 @@ def test_the_start_of_a_span_costs_five_calls(
 
 
 def test_a_step_is_recognised_in_at_most_33_calls(calls: Callable[..., Counter[str]]) -> None:
-    """Without its submission."""
+    """The reader's part of `on_end`, without the submission, is at most 33 calls."""
     reader = StepReader(PROFILES)
     step = TracerProvider(shutdown_on_exit=False).get_tracer("tests").start_span("step", attributes={"step_id": "1"})
     assert isinstance(step, Span)
@@ -87,7 +87,7 @@ def test_a_step_is_recognised_in_at_most_33_calls(calls: Callable[..., Counter[s
 
 
 def test_a_step_costs_at_most_55_calls(pipeline: NewPipeline, calls: Callable[..., Counter[str]]) -> None:
-    """On the thread of the application; all else is done on our own."""
+    """The cost on the application's thread is at most 55 calls; the rest is done on the worker's thread."""
     hooked = pipeline()
     step = span_under_way(hooked, {"step_id": "step-1"})
     counts = calls(hooked.hook.on_end, step._readable_span())

@@ -1,4 +1,4 @@
-"""The profiles that names select: those of the table, and those of packages that are really installed here."""
+"""The profiles that a setting selects by name, from the built-in ones and from packages that are really installed."""
 
 import sys
 from collections.abc import Callable
@@ -46,8 +46,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return install
 
 
-def _told(receiver: ScriptedReceiver, **settings: str) -> list[tuple[str, object]]:
-    """What is told of steps of three scopes: the framework that has been installed, one of the table, and no one's."""
+def _reported(receiver: ScriptedReceiver, **settings: str) -> list[tuple[str, object]]:
+    """The step ids and outcomes of an installed framework's step, a built-in framework's, and a generic one."""
     hook = StepHookProcessor(StepHookSettings(webhook=receiver.url, payload="full", shutdown_timeout=5, **settings))
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(hook)
@@ -65,13 +65,13 @@ _ALL = [("call-1", "success"), ("step-1", "success"), ("unit-1", "cancelled")]
 
 @pytest.mark.parametrize("value", ["ONE", "TWO"])
 def test_a_framework_ships_its_own_profile(value: str, install: Install, step_receiver: ScriptedReceiver) -> None:
-    """Once it is installed its steps are known, under ``auto``, by one profile or by several."""
+    """Steps of an installed framework are recognised under ``auto``, by one profile or by several."""
     install(f"their-agent = their_agent_profiles:{value}")
-    assert _told(step_receiver) == _ALL
+    assert _reported(step_receiver) == _ALL
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "step_ids"),
     [
         ("their-agent", ["unit-1"]),
         ("Their-Agent, generic", ["step-1", "unit-1"]),
@@ -80,10 +80,12 @@ def test_a_framework_ships_its_own_profile(value: str, install: Install, step_re
         ("auto", ["call-1", "step-1", "unit-1"]),
     ],
 )
-def test_names_select_profiles(names: str, told: list[str], install: Install, step_receiver: ScriptedReceiver) -> None:
-    """Those and no others, whoever brings them."""
+def test_names_select_profiles(
+    names: str, step_ids: list[str], install: Install, step_receiver: ScriptedReceiver
+) -> None:
+    """Steps of the named profiles are reported, and no others, built-in or installed."""
     install("Their-Agent = their_agent_profiles:ONE")
-    assert [step_id for step_id, _ in _told(step_receiver, profiles=names)] == told
+    assert [step_id for step_id, _ in _reported(step_receiver, profiles=names)] == step_ids
 
 
 @pytest.mark.parametrize(
@@ -97,19 +99,19 @@ def test_names_select_profiles(names: str, told: list[str], install: Install, st
         ("their_agent_exits:ONE", "SystemExit: no license"),
     ],
 )
-def test_a_profile_that_cannot_be_loaded_is_told_and_costs_no_other(
+def test_a_profile_that_cannot_be_loaded_is_logged_and_costs_no_other(
     value: str, problem: str, install: Install, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line names it and says what was expected; the others' steps are told."""
+    """One line names it and says what was expected; steps of other profiles are reported."""
     install(f"their-agent = {value}")
-    assert _told(step_receiver) == _ALL[:2]
+    assert _reported(step_receiver) == _ALL[:2]
     (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert line.getMessage().startswith(f"the profile 'their-agent' cannot be loaded from {value} ({problem}")
     assert "expected an otel_step_hook.Profile, or several, under that name" in line.getMessage()
 
 
-def test_an_installed_name_is_no_unknown_profile(install: Install) -> None:
-    """It may be selected once it is there, and not before."""
+def test_the_name_of_an_installed_profile_is_known(install: Install) -> None:
+    """The name is accepted once the package is installed, and not before."""
     with pytest.raises(ConfigurationError, match="STEP_COMPLETE_PROFILES names 'their-agent', which is no profile"):
         StepHookSettings(profiles="their-agent")
     install("their-agent = their_agent_profiles:ONE")
@@ -119,7 +121,7 @@ def test_an_installed_name_is_no_unknown_profile(install: Install) -> None:
 
 
 def test_installed_profiles_come_first(install: Install) -> None:
-    """A framework knows its own spans best."""
+    """A framework's own profile takes precedence over the built-in ones."""
     install("their-agent = their_agent_profiles:ONE")
     first, *rest = selected_profiles(["auto"])
     assert first.name == "their-agent"
