@@ -1,4 +1,4 @@
-"""Which spans are steps, and under which id they are told."""
+"""Which spans are steps, and under which step id they are reported."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def _ids(hooked: Pipeline, receiver: ScriptedReceiver) -> list[str]:
 
 @pytest.mark.parametrize("key", ["step_id", "step.id"])
 def test_a_span_with_a_step_id_is_a_step(hooked: Pipeline, key: str, step_receiver: ScriptedReceiver) -> None:
-    """The attribute may be there from the start, or come later; other spans are none."""
+    """The attribute may be set at the start or later; spans without it are no steps."""
     hooked.tracer.start_span("early", attributes={key: "early"}).end()
     late = hooked.tracer.start_span("late")
     late.set_attribute(key, "late")
@@ -45,15 +45,15 @@ def test_a_span_with_a_step_id_is_a_step(hooked: Pipeline, key: str, step_receiv
     ]
 
 
-def test_step_id_is_stronger_than_step_dot_id(hooked: Pipeline, step_receiver: ScriptedReceiver) -> None:
-    """With both, the specification's own name counts; a blank one does not."""
+def test_step_id_takes_precedence_over_step_dot_id(hooked: Pipeline, step_receiver: ScriptedReceiver) -> None:
+    """If a span has both, the specification's own name counts, unless it is blank."""
     hooked.tracer.start_span("both", attributes={"step.id": "dotted", "step_id": "plain"}).end()
     hooked.tracer.start_span("blank", attributes={"step.id": "only", "step_id": " "}).end()
     assert _ids(hooked, step_receiver) == ["only", "plain"]
 
 
 def test_the_id_at_the_end_counts(hooked: Pipeline, step_receiver: ScriptedReceiver) -> None:
-    """An id that is set anew while the step runs is the step's."""
+    """A step id that changes while the step runs is reported as it is at the end."""
     span = hooked.tracer.start_span("step", attributes={"step_id": "first"})
     span.set_attribute("step_id", "second")
     span.end()
@@ -61,10 +61,10 @@ def test_the_id_at_the_end_counts(hooked: Pipeline, step_receiver: ScriptedRecei
 
 
 @pytest.mark.parametrize("value", ["", "  ", b""])
-def test_a_step_with_a_blank_id_gets_one_of_its_span(
+def test_a_step_with_a_blank_id_gets_a_generated_one(
     hooked: Pipeline, value: str | bytes, step_receiver: ScriptedReceiver
 ) -> None:
-    """A step is told even when its id says nothing; the id made for it is the span's own."""
+    """A step with a blank id is reported under an id that is generated from its span."""
     span = hooked.tracer.start_span("step", attributes={"step_id": value})
     span.end()
     assert _ids(hooked, step_receiver) == [generated_step_id(span.get_span_context())]
@@ -83,7 +83,7 @@ def test_a_step_with_a_blank_id_gets_one_of_its_span(
 def test_a_step_id_of_any_text_arrives(
     hooked: Pipeline, value: str | int, step_id: str, step_receiver: ScriptedReceiver
 ) -> None:
-    """Numbers, 10 kB, control characters and what is no UTF-8 reach the receiver as text, unchanged."""
+    """Numbers, 10 kB, control characters and lone surrogates reach the receiver as text, unchanged."""
     hooked.tracer.start_span("step", attributes={"step_id": value}).end()
     assert _ids(hooked, step_receiver) == [step_id]
 
@@ -99,16 +99,16 @@ def test_a_step_id_of_any_text_arrives(
 def test_a_step_id_of_any_type_arrives(
     hooked: Pipeline, value: object, step_id: str, step_receiver: ScriptedReceiver
 ) -> None:
-    """Bytes, sequences and mappings as well, which older SDKs do not let into a span."""
+    """Bytes, sequences and mappings, which older SDKs do not let into a span, arrive as text."""
     context = SpanContext(trace_id=1, span_id=2, is_remote=False)
     hooked.hook.on_end(ReadableSpan("step", context=context, attributes={"step_id": value}))  # type: ignore[dict-item]  # -- anything
     assert _ids(hooked, step_receiver) == [step_id]
 
 
-def test_a_step_id_that_is_too_long_is_dropped(
+def test_a_step_whose_id_is_too_long_is_dropped(
     hooked: Pipeline, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Cut short it would name another step; the application notices nothing, the log says what happened."""
+    """A shortened id would name another step, so that the step is dropped and logged."""
     hooked.tracer.start_span("step", attributes={"step_id": "x" * (MAX_STEP_ID + 1)}).end()
     hooked.end_step("next")
     hooked.provider.shutdown()
@@ -121,7 +121,7 @@ def test_a_step_id_that_is_too_long_is_dropped(
 
 
 def _limited(receiver: ScriptedReceiver, limits: SpanLimits, *, is_step: Callable[[ReadableSpan], bool] | None) -> str:
-    """The id that a step is told under, whose attributes after the id fill what *limits* allow."""
+    """The reported id of a step whose later attributes fill what *limits* allow."""
     hook = StepHookProcessor(StepHookSettings(webhook=receiver.url), is_step=is_step)
     provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
     provider.add_span_processor(hook)
@@ -136,7 +136,7 @@ def _limited(receiver: ScriptedReceiver, limits: SpanLimits, *, is_step: Callabl
 
 @pytest.mark.parametrize("scope", ["my.agent", "gcp.vertex.agent"])
 def test_spans_that_may_have_lost_a_step_id_are_counted(scope: str, step_receiver: ScriptedReceiver) -> None:
-    """Nobody can know any more whether a span was a step when the SDK has evicted attributes that came late."""
+    """A span of which the SDK has evicted attributes may have been a step, and is counted."""
     hook = StepHookProcessor(StepHookSettings(webhook=step_receiver.url))
     provider = TracerProvider(span_limits=SpanLimits(max_span_attributes=1), shutdown_on_exit=False)
     provider.add_span_processor(hook)
@@ -157,20 +157,20 @@ def test_spans_that_may_have_lost_a_step_id_are_counted(scope: str, step_receive
 def test_an_id_that_the_sdk_evicts_is_remembered(
     limits: SpanLimits, is_step: Callable[[ReadableSpan], bool] | None, step_receiver: ScriptedReceiver
 ) -> None:
-    """The SDK drops the oldest attributes first, which the id is; the step is told under it all the same."""
+    """The SDK evicts the oldest attributes first, and the step is still reported under its id."""
     assert _limited(step_receiver, limits, is_step=is_step) == "step-0123456789"
 
 
 def test_an_id_that_the_sdk_cuts_is_the_one_in_the_trace(step_receiver: ScriptedReceiver) -> None:
-    """With a limit on the length of values, webhook and trace show the same, shortened id."""
+    """With a limit on the length of values, webhook and trace have the same shortened id."""
     assert _limited(step_receiver, SpanLimits(max_span_attribute_length=6), is_step=None) == "step-0"
 
 
 # The user's own rule
 
 
-def test_a_rule_of_ones_own_decides(pipeline: NewPipeline, step_receiver: ScriptedReceiver) -> None:
-    """With *is_step* nothing else makes a step; it is asked about ended spans, and about none of ours."""
+def test_a_rule_of_the_user_decides(pipeline: NewPipeline, step_receiver: ScriptedReceiver) -> None:
+    """With *is_step* no other rule makes a step; it is called for ended spans, and for no delivery span."""
     asked: list[tuple[str, bool]] = []
 
     def is_step(span: ReadableSpan) -> bool:
@@ -189,7 +189,7 @@ def test_a_rule_of_ones_own_decides(pipeline: NewPipeline, step_receiver: Script
 
 @pytest.fixture
 def drops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], dict[str, int]]]:
-    """How many steps the hooks made during the test have dropped, by reason; the meter of the process stays unset."""
+    """The number of steps that the hooks of a test have dropped, by reason; the process's meter stays unset."""
     reader = InMemoryMetricReader()
 
     def drops() -> dict[str, int]:
@@ -206,10 +206,10 @@ def drops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], dict[str, in
     Instruments.of_this_process.cache_clear()
 
 
-def test_steps_that_are_lost_are_counted_and_logged(
+def test_dropped_steps_are_counted_and_logged(
     drops: Callable[[], dict[str, int]], pipeline: NewPipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A rule that raises, and a step after shutdown: the application is unharmed, log and metric say what was lost."""
+    """A rule that raises and a step after shutdown are in the log and in the metric."""
     raising, closed = pipeline(is_step=lambda span: {}[span.name]), pipeline()
     raising.end_step()
     raising.hook.shutdown()
@@ -227,7 +227,7 @@ def test_steps_that_are_lost_are_counted_and_logged(
 def test_a_rule_that_raises_for_one_span_is_asked_about_the_next(
     pipeline: NewPipeline, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One span that a rule cannot read costs that span alone."""
+    """A rule that raises for one span is called for the next one as usual."""
 
     def is_step(span: ReadableSpan) -> bool:
         return bool((span.attributes or {})["kind"] == "step")
@@ -245,10 +245,10 @@ def test_a_rule_that_raises_for_one_span_is_asked_about_the_next(
 
 
 @pytest.mark.parametrize("outcome", ["success", "failed", "cancelled"])
-def test_only_the_outcomes_asked_for_are_sent(
+def test_only_the_configured_outcomes_are_sent(
     pipeline: NewPipeline, outcome: str, step_receiver: ScriptedReceiver
 ) -> None:
-    """A receiver that wants to hear of one outcome hears of no other."""
+    """A receiver gets no webhook for outcomes other than the configured one."""
     hooked = pipeline(outcomes=outcome, payload="full")
     hooked.tracer.start_span("step", attributes={"step_id": "success"}).end()
     hooked.tracer.start_span("step", attributes={"step_id": "cancelled", "step.status": "cancelled"}).end()
@@ -260,7 +260,7 @@ def test_only_the_outcomes_asked_for_are_sent(
 
 
 def test_a_pause_sends_nothing(hooked: Pipeline, step_receiver: ScriptedReceiver) -> None:
-    """A graph that waits for a human has not ended; the span of its next part will tell."""
+    """A graph that waits for a human has not ended, and sends no webhook."""
     span = hooked.tracer.start_span("node", attributes={"step_id": "node"})
     span.add_event("exception", {"exception.type": "langgraph.errors.GraphInterrupt"})
     span.set_status(StatusCode.OK)

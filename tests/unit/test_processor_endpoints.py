@@ -26,12 +26,12 @@ def receivers() -> Iterator[list[ScriptedReceiver]]:
 
 
 def several(pipeline: NewPipeline, *endpoints: Mapping[str, object], **settings: object) -> Pipeline:
-    """A pipeline with these receivers."""
+    """A pipeline whose hook has these endpoints."""
     return pipeline(None, endpoints=[EndpointSettings(**one) for one in endpoints], **settings)
 
 
-def test_each_receiver_gets_what_is_its_own(pipeline: NewPipeline, receivers: list[ScriptedReceiver]) -> None:
-    """Its key, its payload, its outcomes; the webhook id of a step is the same everywhere."""
+def test_each_receiver_has_its_own_settings(pipeline: NewPipeline, receivers: list[ScriptedReceiver]) -> None:
+    """Key, payload and outcomes are each receiver's own; the webhook id of a step is the same for all."""
     billing, audit, failures = receivers
     hooked = several(
         pipeline,
@@ -50,8 +50,10 @@ def test_each_receiver_gets_what_is_its_own(pipeline: NewPipeline, receivers: li
     assert len({one.received[-1].headers["webhook-id"] for one in receivers}) == 1
 
 
-def test_the_trace_says_which_receiver_was_told(pipeline: NewPipeline, receivers: list[ScriptedReceiver]) -> None:
-    """A delivery for each, side by side below the step, with the endpoint's name on it and on its attempts."""
+def test_the_trace_names_the_endpoint_of_each_delivery(
+    pipeline: NewPipeline, receivers: list[ScriptedReceiver]
+) -> None:
+    """A step has a delivery span for each endpoint, with the endpoint's name on it and on its attempts."""
     one, other, _ = receivers
     one.answers(503)
     hooked = several(pipeline, {"name": "one", "webhook": one.url}, {"name": "other", "webhook": other.url})
@@ -71,7 +73,7 @@ def test_the_trace_says_which_receiver_was_told(pipeline: NewPipeline, receivers
 def test_no_receiver_waits_for_another(
     pipeline: NewPipeline, closed_port: int, receivers: list[ScriptedReceiver]
 ) -> None:
-    """One that hangs, one that is down, one that has switched deliveries off: a fourth hears of every step."""
+    """Endpoints that hang, are down or are disabled do not delay a healthy one."""
     off, healthy, _ = receivers
     off.answers(Answer(410, {"webhook-delivery": "disable"}))
     with HostileReceiver(silent) as hanging:
@@ -97,12 +99,14 @@ def test_no_receiver_waits_for_another(
 
 
 def named(span: object, endpoint: str) -> bool:
-    """Whether *span* is of a delivery to *endpoint*."""
+    """Whether *span* belongs to a delivery to *endpoint*."""
     return bool(getattr(span, "attributes", {}).get("step_hook.endpoint") == endpoint)
 
 
-def test_flush_and_shutdown_ask_all_at_once(pipeline: NewPipeline, caplog: pytest.LogCaptureFixture) -> None:
-    """Six receivers that hang cost one limit, not six; what is late is named."""
+def test_flush_and_shutdown_wait_for_all_endpoints_at_once(
+    pipeline: NewPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Six receivers that hang cost one timeout, not six; the endpoints that are late are logged."""
     caplog.set_level(logging.DEBUG, "otel_step_hook")
     with ExitStack() as running, ScriptedReceiver() as quick:
         hanging = [running.enter_context(HostileReceiver(silent)) for _ in range(6)]
@@ -124,7 +128,7 @@ def test_flush_and_shutdown_ask_all_at_once(pipeline: NewPipeline, caplog: pytes
 
 
 def test_two_receivers_may_have_one_url(pipeline: NewPipeline, step_receiver: ScriptedReceiver) -> None:
-    """They are told apart by their names: each gets its webhook, with its own key and its own span."""
+    """Endpoints of different names and the same URL each have their webhook, key and span."""
     hooked = several(
         pipeline,
         {"name": "tenant-a", "webhook": step_receiver.url, "key": "a"},
@@ -135,8 +139,10 @@ def test_two_receivers_may_have_one_url(pipeline: NewPipeline, step_receiver: Sc
     assert len({span.context.span_id for span in hooked.named("step_hook.deliver")}) == 2
 
 
-def test_no_url_shows_anywhere(pipeline: NewPipeline, closed_port: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Receivers such as Slack's have their secret in the path: names are in spans and log lines, paths are not."""
+def test_no_path_of_a_url_is_in_a_span_or_a_log_line(
+    pipeline: NewPipeline, closed_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A URL's path may hold a secret, like Slack's, so that spans and log lines have the endpoint's name."""
     caplog.set_level(logging.DEBUG)
     urls = f"http://127.0.0.1:{closed_port}/{KEY}/a http://127.0.0.1:{closed_port}/{KEY}/b?token={KEY}"
     hooked = pipeline(urls, give_up_after=0.1)
@@ -150,10 +156,10 @@ def test_no_url_shows_anywhere(pipeline: NewPipeline, closed_port: int, caplog: 
     assert KEY not in caplog.text
 
 
-def test_receivers_from_a_file(
+def test_endpoints_are_read_from_a_file(
     step_receiver: ScriptedReceiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """STEP_COMPLETE_ENDPOINTS is all it takes: one webhook to each table, with the key that it names."""
+    """STEP_COMPLETE_ENDPOINTS alone configures an endpoint for each table, with the key that it names."""
     path = tmp_path / "steps.toml"
     path.write_text(
         f'[[endpoint]]\nname = "one"\nwebhook = "{step_receiver.url}"\nkey_env = "ONES_KEY"\n'
@@ -173,8 +179,8 @@ def test_receivers_from_a_file(
 # The constructor
 
 
-def test_settings_by_name(step_receiver: ScriptedReceiver) -> None:
-    """A URL, settings by their names, or one StepHookSettings: all make the same hook."""
+def test_settings_may_be_given_by_name(step_receiver: ScriptedReceiver) -> None:
+    """A URL, settings by their names, and a StepHookSettings make the same hook."""
     for hook in (
         StepHookProcessor(step_receiver.url, key=KEY),
         StepHookProcessor(webhook=step_receiver.url, key=KEY),
@@ -196,8 +202,8 @@ def test_settings_by_name(step_receiver: ScriptedReceiver) -> None:
         (StepHookSettings(), {"key": KEY}, "a StepHookSettings, and beside it key; put all into one"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(given: object, settings: dict[str, object], sentence: str) -> None:
-    """With what to do, and without a secret."""
+def test_contradictory_arguments_are_refused(given: object, settings: dict[str, object], sentence: str) -> None:
+    """The error says what to do, and shows no secret."""
     with pytest.raises(ConfigurationError, match=sentence) as refused:
         StepHookProcessor(given, **settings)  # type: ignore[arg-type]  # -- refused
     assert KEY not in str(refused.value)

@@ -1,4 +1,4 @@
-"""The processor given what is no span, or a span of which little can be told: the application notices nothing."""
+"""The processor with objects that are no spans, and with incomplete spans: no exception reaches the application."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,14 +19,14 @@ _CONTEXT = SpanContext(trace_id=1, span_id=2, is_remote=False)
 
 @pytest.fixture
 def hook() -> Iterator[StepHookProcessor]:
-    """A hook without a provider, whose thread has ended in the end."""
+    """A hook without a provider, which is shut down at the end."""
     alone = StepHookProcessor(StepHookSettings(webhook="http://127.0.0.1:9/"))
     yield alone
     alone.shutdown()
 
 
 class _Hostile:
-    """Raises at every touch, as a proxy whose other end is gone."""
+    """Raises at any access to an attribute, like a proxy whose target is gone."""
 
     def __getattr__(self, name: str) -> object:
         raise RuntimeError(name)
@@ -50,10 +50,10 @@ _ANYTHING = {
 
 
 @pytest.mark.parametrize("is_step", [None, lambda _: True])
-def test_nothing_that_it_is_given_makes_it_raise(
+def test_any_object_is_accepted_in_place_of_a_span(
     is_step: Callable[[ReadableSpan], bool] | None, pipeline: NewPipeline, step_receiver: ScriptedReceiver
 ) -> None:
-    """Whatever comes in place of a span, the application goes on, and so does the hook."""
+    """Whatever object comes in place of a span, the application and the hook go on."""
     hooked, wrong = pipeline(is_step=is_step), {}
     for name, span in _ANYTHING.items():
         try:
@@ -67,8 +67,8 @@ def test_nothing_that_it_is_given_makes_it_raise(
     assert not wrong, str(wrong)
 
 
-def test_what_cannot_be_read_is_logged(hook: StepHookProcessor, caplog: pytest.LogCaptureFixture) -> None:
-    """A fault at a span's start loses nothing; one at its end loses a step: the log says which."""
+def test_a_span_that_cannot_be_read_is_logged(hook: StepHookProcessor, caplog: pytest.LogCaptureFixture) -> None:
+    """An error at a span's start loses nothing, one at its end loses a step; the log says which."""
     hook.on_start(_Hostile())  # type: ignore[arg-type]  # -- on purpose
     hook.on_end(_Hostile())  # type: ignore[arg-type]  # -- on purpose
     hook.shutdown()
@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_logged(hook: StepHookProcessor, caplog: pytest.L
 
 @pytest.mark.parametrize("name", ["a span without a context", "a span of no trace"])
 def test_a_step_without_ids_is_dropped(name: str, hook: StepHookProcessor, caplog: pytest.LogCaptureFixture) -> None:
-    """No delivery could be recorded below it, and its webhook would have the id of others."""
+    """No delivery span could be below it, and other steps would have the same webhook id."""
     hook.on_end(_ANYTHING[name])  # type: ignore[arg-type]  # -- on purpose
     assert hook.force_flush(0)
     hook.shutdown()
@@ -92,8 +92,8 @@ _keys = st.sampled_from(["step_id", "step.id", "step.status", "error.type"]) | s
 _values = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.lists(st.text())
 
 
-def test_no_attributes_make_it_raise(hook: StepHookProcessor) -> None:
-    """Any attributes at all: a span starts and ends as if nobody listened, and is not kept."""
+def test_any_attributes_are_accepted(hook: StepHookProcessor) -> None:
+    """A span with any attributes starts and ends without an exception, and is not kept in memory."""
     hook.shutdown()  # what is submitted from now on is dropped
 
     @given(st.dictionaries(_keys, _values))
