@@ -1,4 +1,4 @@
-"""Hooks that nobody holds any more: what has come in is delivered, and nothing is left of them."""
+"""Hooks that are garbage collected without a shutdown: their steps are delivered, and nothing is left of them."""
 
 import functools
 import gc
@@ -15,7 +15,7 @@ _DESCRIPTORS = Path("/proc/self/fd")
 
 
 def _end_step(webhook: str, step_id: str, *, is_flushed: bool = True) -> None:
-    """End a step of a provider with a hook of its own, that is not shut down."""
+    """End a step in a provider of its own, whose hook is not shut down."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(StepHookProcessor(webhook))
     provider.get_tracer("tests").start_span("step", attributes={"step_id": step_id}).end()
@@ -24,25 +24,25 @@ def _end_step(webhook: str, step_id: str, *, is_flushed: bool = True) -> None:
 
 
 def _left() -> tuple[int, int, int]:
-    """How many descriptors are open, how many threads run, and how many hooks are shut down at an exit."""
+    """The numbers of open descriptors, of threads, and of the hooks' exit functions."""
     gc.collect()
     exits = [one for one in gc.get_objects() if isinstance(one, functools.partial) and "_at_exit" in one.func.__name__]
     return len(list(_DESCRIPTORS.iterdir())) if _DESCRIPTORS.exists() else 0, threading.active_count(), len(exits)
 
 
-def test_nothing_is_left(receiver: StepReceiver) -> None:
-    """After a hundred of them no thread, no descriptor and no exit function is left."""
+def test_collected_hooks_leave_nothing_behind(receiver: StepReceiver) -> None:
+    """After a hundred collected hooks no thread, no descriptor and no exit function is left."""
     before = _left()
     for number in range(100):
         _end_step(receiver.url, f"step-{number}")
-    # A thread that waits for work lets go of its hook after a second; then the garbage collector finds it.
+    # A thread that waits for work refers to its hook for a second; then the hook can be collected.
     wait_until(lambda: gc.collect() >= 0 and not threads())
     wait_until(lambda: all(now <= earlier for now, earlier in zip(_left(), before, strict=True)))
     assert len(receiver.steps) == 100
 
 
-def test_what_waits_is_delivered(receiver: StepReceiver) -> None:
-    """A hook that is collected with steps in its queue delivers them, and its thread ends after that."""
+def test_a_collected_hook_delivers_its_queue(receiver: StepReceiver) -> None:
+    """A hook that is collected with steps in its queue delivers them, and then its thread ends."""
     receiver.gate.clear()
     for number in range(3):
         _end_step(receiver.url, f"step-{number}", is_flushed=False)

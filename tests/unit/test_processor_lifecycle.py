@@ -1,4 +1,4 @@
-"""The processor from its making to its shutdown: what it keeps, what it waits for, and that it never harms."""
+"""The processor from its construction to its shutdown: what it keeps in memory, and what it waits for."""
 
 import gc
 import json
@@ -59,7 +59,7 @@ print(json.dumps({
 
 
 def test_without_a_webhook_nothing_happens() -> None:
-    """One debug line for each processor: no thread, no HTTP client in memory, no rule asked, nothing raised."""
+    """Each processor logs one debug line, and starts no thread, imports no HTTP client and calls no rule."""
     done = subprocess.run([sys.executable, "-c", _DISABLED], capture_output=True, text=True, timeout=60, check=True)
     seen = json.loads(done.stdout)
     assert seen["lines"] == [["DEBUG", "STEP_COMPLETE_WEBHOOK is not set: no webhook is sent"]] * 6
@@ -72,8 +72,8 @@ def test_without_a_webhook_nothing_happens() -> None:
 
 @pytest.mark.parametrize("is_ended", [True, False])
 @pytest.mark.parametrize("scope", ["tests", "openinference.instrumentation.langchain"])
-def test_nothing_is_kept_of_spans(scope: str, *, is_ended: bool) -> None:
-    """Spans that end, or are begun and forgotten, leave nothing behind, of whichever of the hook's providers."""
+def test_no_span_is_kept_in_memory(scope: str, *, is_ended: bool) -> None:
+    """Spans that end, or are started and forgotten, leave nothing behind in any of the hook's providers."""
     hook = _hook(outcomes="cancelled")
     providers = [TracerProvider(shutdown_on_exit=False) for _ in range(2)]
     for provider in providers:
@@ -89,7 +89,7 @@ def test_nothing_is_kept_of_spans(scope: str, *, is_ended: bool) -> None:
         for number in range(250):
             begin({"step_id": f"step-{number}", "metadata": '{"langgraph_node": "span"}'})
             try:
-                raise ValueError  # noqa: TRY301 -- a handler is needed, and nothing else
+                raise ValueError  # noqa: TRY301 -- an except block is needed, and nothing else
             except ValueError:
                 begin({"step_id": f"step-{number}"})
                 begin({})
@@ -99,7 +99,7 @@ def test_nothing_is_kept_of_spans(scope: str, *, is_ended: bool) -> None:
 
 
 def _blocks_kept_by(work: Callable[[], None]) -> int:
-    """How many blocks of memory a second run of *work* leaves behind."""
+    """The number of memory blocks that a second run of *work* leaves behind."""
     work()
     gc.collect()
     before = sys.getallocatedblocks()
@@ -110,14 +110,14 @@ def _blocks_kept_by(work: Callable[[], None]) -> int:
 
 @pytest.fixture
 def at_exit(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
-    """What is registered with `atexit` during the test, and not run by the interpreter."""
+    """The functions that are registered with `atexit` during the test, which the interpreter does not run."""
     registered: list[Callable[[], object]] = []
     monkeypatch.setattr("atexit.register", registered.append)
     return registered
 
 
 def test_a_hook_that_is_gone_is_not_shut_down_at_exit(at_exit: list[Callable[[], object]]) -> None:
-    """The function registered for the exit keeps no hook alive, and does nothing when it is gone."""
+    """The exit function keeps no hook alive, and does nothing once the hook is collected."""
     hook = _hook()
     alive = weakref.ref(hook)
     (shut_down,) = at_exit
@@ -128,8 +128,8 @@ def test_a_hook_that_is_gone_is_not_shut_down_at_exit(at_exit: list[Callable[[],
     shut_down()
 
 
-def test_an_exit_hook_is_registered_once(at_exit: list[Callable[[], object]]) -> None:
-    """When the hook is made, and however many spans, providers or threads there are."""
+def test_an_exit_function_is_registered_once(at_exit: list[Callable[[], object]]) -> None:
+    """The exit function is registered when the hook is made, and not again when spans start."""
     hook = _hook()
     assert len(at_exit) == 1
     for _ in range(3):
@@ -145,13 +145,13 @@ def _live_span() -> Span:
 
 
 class _OwnError(Exception):
-    """Has weak references, which exceptions that are written in C have not."""
+    """Can be weakly referenced, unlike exceptions that are written in C."""
 
 
 def test_an_exception_in_flight_is_not_kept_alive(hooked: Pipeline) -> None:
-    """A span that begins while an exception is handled keeps neither it nor its frames."""
+    """A span that starts in an except block keeps neither the exception nor its frames alive."""
     try:
-        raise _OwnError  # noqa: TRY301 -- a handler is needed, and nothing else
+        raise _OwnError  # noqa: TRY301 -- an except block is needed, and nothing else
     except _OwnError as error:
         alive = weakref.ref(error)
         span = hooked.tracer.start_span("step", attributes={"step_id": "step-1"})
@@ -164,7 +164,7 @@ def test_an_exception_in_flight_is_not_kept_alive(hooked: Pipeline) -> None:
 def test_an_exception_in_flight_at_the_start_is_no_failure(
     kind: type[Exception], pipeline: NewPipeline, step_receiver: ScriptedReceiver
 ) -> None:
-    """It is recognised at the end, one like it is not, and nothing about it changes."""
+    """An exception is no failure if it was in flight at the start; a second one like it is, and neither is changed."""
     hooked = pipeline(payload="full")
     error = kind("no")
     try:
@@ -200,7 +200,7 @@ def _end_while_handling(error: Exception, span: trace.Span) -> None:
 
 
 def test_a_flush_takes_at_most_half_of_its_time(pipeline: NewPipeline, step_receiver: ScriptedReceiver) -> None:
-    """The SDK shares one limit among all processors, and skips the exporter when it is used up."""
+    """The SDK shares one timeout among all processors, and skips the exporter when it is used up."""
     step_receiver.answers(Answer(delay=60))
     hooked = pipeline(shutdown_timeout=0.1)
     hooked.tracer.start_span("step", attributes={"step_id": "step-1"}).end()
@@ -210,7 +210,7 @@ def test_a_flush_takes_at_most_half_of_its_time(pipeline: NewPipeline, step_rece
 
 
 def test_a_flush_waits_for_the_end_of_every_delivery(pipeline: NewPipeline, step_receiver: ScriptedReceiver) -> None:
-    """It is true when everything submitted before is delivered, and at once when there is nothing."""
+    """A flush returns True when every earlier step is delivered, and at once if there is none."""
     hooked = pipeline(concurrency=2)
     assert hooked.hook.force_flush(0)
     for number in range(50):
@@ -220,7 +220,7 @@ def test_a_flush_waits_for_the_end_of_every_delivery(pipeline: NewPipeline, step
 
 
 def test_shutdown_may_be_called_again_and_from_any_thread(hooked: Pipeline, step_receiver: ScriptedReceiver) -> None:
-    """Eight threads and a second call: each returns, each step is sent once."""
+    """Eight concurrent shutdowns and a later one all return, and each step is sent once."""
     for number in range(20):
         hooked.tracer.start_span("step", attributes={"step_id": f"step-{number}"}).end()
     start = threading.Barrier(8)
@@ -242,7 +242,7 @@ def test_shutdown_may_be_called_again_and_from_any_thread(hooked: Pipeline, step
 def test_a_step_after_shutdown_is_dropped(
     hooked: Pipeline, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Spans may end after their provider was shut down; the log says what becomes of them."""
+    """A span that ends after its provider was shut down is dropped, and the log says so."""
     hooked.provider.shutdown()
     hooked.tracer.start_span("step", attributes={"step_id": "too late"}).end()
     hooked.hook.shutdown()
