@@ -35,7 +35,7 @@ from otel_step_hook.testing import ScriptedReceiver
 
 @pytest.fixture
 def hook(step_receiver: ScriptedReceiver) -> Iterator[StepHookProcessor]:
-    """A hook without a provider, shut down at the end."""
+    """A hook without a provider, which is shut down at the end."""
     made = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, payload="full", shutdown_timeout=5))
     yield made
     made.shutdown()
@@ -56,7 +56,7 @@ def _names(exporter: InMemorySpanExporter) -> list[str]:
     return sorted(span.name for span in exporter.get_finished_spans())
 
 
-_WHOLE = ["POST", "step", "step_hook.deliver"]
+_ALL_SPANS = ["POST", "step", "step_hook.deliver"]
 
 
 # Order
@@ -67,22 +67,22 @@ _WHOLE = ["POST", "step", "step_hook.deliver"]
 def test_deliveries_are_exported_in_either_order(
     end: str, hook: StepHookProcessor, step_receiver: ScriptedReceiver, *, is_first: bool
 ) -> None:
-    """Whether the hook is added before the exporter or after, its spans are exported when the provider ends."""
+    """A hook's spans are exported when the provider ends, whether it was added before the exporter or after."""
     exporter = InMemorySpanExporter()
     batch = BatchSpanProcessor(exporter)
     provider = _provider(*((hook, batch) if is_first else (batch, hook)))
     _end_step(provider)
     getattr(provider, end)()
     assert len(step_receiver.received) == 1
-    assert _names(exporter) == _WHOLE
+    assert _names(exporter) == _ALL_SPANS
     provider.shutdown()
 
 
 @pytest.mark.parametrize("order", ["hook hook", "exporter hook hook", "hook exporter hook", "hook hook exporter"])
-def test_a_hook_that_is_added_twice_tells_once(
+def test_a_hook_that_is_added_twice_sends_once(
     order: str, hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
-    """Two set-ups that do not know of each other cost no second webhook."""
+    """Two set-ups that both add the hook cause no second webhook."""
     exporter = SimpleSpanProcessor(InMemorySpanExporter())
     provider = _provider(*(hook if name == "hook" else exporter for name in order.split()))
     _end_step(provider)
@@ -91,8 +91,8 @@ def test_a_hook_that_is_added_twice_tells_once(
     assert sorted(webhook.step_id for webhook in step_receiver.received) == ["step-1", "step-2"]
 
 
-def test_a_hook_that_is_added_again_later_tells_once(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
-    """The same when the second set-up comes after the first step."""
+def test_a_hook_that_is_added_again_later_sends_once(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """A set-up that adds the hook again after the first step causes no second webhook."""
     provider = _provider(hook)
     _end_step(provider)
     provider.add_span_processor(hook)
@@ -102,7 +102,7 @@ def test_a_hook_that_is_added_again_later_tells_once(hook: StepHookProcessor, st
 
 
 class _Wrapper(SpanProcessor):
-    """Passes everything on, as Logfire's and other people's wrappers do."""
+    """Passes every call on, like the wrappers of Logfire and other libraries."""
 
     def __init__(self, inner: SpanProcessor) -> None:
         self._inner = inner
@@ -120,8 +120,8 @@ class _Wrapper(SpanProcessor):
         return self._inner.force_flush(timeout_millis)
 
 
-def test_a_hook_inside_another_processor_tells_once(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
-    """A hook that is wrapped, or part of a composite, stays where it was put."""
+def test_a_hook_inside_another_processor_sends_once(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """A hook in a wrapper or a composite stays where it was put."""
     composite = SynchronousMultiSpanProcessor()  # type: ignore[no-untyped-call]  # -- the SDK has no annotation there
     composite.add_span_processor(_Wrapper(hook))
     exporter = InMemorySpanExporter()
@@ -129,11 +129,11 @@ def test_a_hook_inside_another_processor_tells_once(hook: StepHookProcessor, ste
     _end_step(provider)
     provider.shutdown()
     assert len(step_receiver.received) == 1
-    assert _names(exporter) == _WHOLE
+    assert _names(exporter) == _ALL_SPANS
 
 
 def test_two_hooks_do_not_change_places_for_ever(step_receiver: ScriptedReceiver) -> None:
-    """Both come before the exporter; of two with the same webhook it is always the same that tells."""
+    """Both come before the exporter; of two with the same webhook always the same one sends it."""
     hooks = [
         StepHookProcessor(StepHookSettings(webhook=step_receiver.url, payload=payload, shutdown_timeout=5))
         for payload in ("full", "step_id")
@@ -151,10 +151,10 @@ def test_two_hooks_do_not_change_places_for_ever(step_receiver: ScriptedReceiver
     assert len({b"outcome" in body for body in bodies}) == 1
 
 
-def test_the_order_is_left_alone_while_somebody_changes_it(
+def test_the_order_is_left_alone_while_its_lock_is_held(
     hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
-    """A signal handler that ends a step inside ``add_span_processor()`` meets a lock of its own thread: no wait."""
+    """A step that a signal handler ends inside ``add_span_processor()`` does not wait for its own thread's lock."""
     batch = BatchSpanProcessor(InMemorySpanExporter())
     provider = _provider(batch, hook)
     processors = provider._active_span_processor
@@ -176,7 +176,7 @@ def _services(exporter: InMemorySpanExporter) -> set[object]:
 
 
 def test_one_hook_serves_two_providers(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
-    """Each delivery is recorded where its step is: same processors, same resource, same trace."""
+    """Each delivery is recorded with the processors, the resource and the trace of its step."""
     exporters = InMemorySpanExporter(), InMemorySpanExporter()
     providers = [
         _provider(SimpleSpanProcessor(exporter), hook, name=name)
@@ -188,7 +188,7 @@ def test_one_hook_serves_two_providers(hook: StepHookProcessor, step_receiver: S
     for provider in providers:
         assert provider.force_flush()
     assert [_services(exporter) for exporter in exporters] == [{"one"}, {"two"}]
-    assert [_names(exporter) for exporter in exporters] == [sorted(_WHOLE * 3)] * 2
+    assert [_names(exporter) for exporter in exporters] == [sorted(_ALL_SPANS * 3)] * 2
     for exporter in exporters:
         spans = exporter.get_finished_spans()
         steps = {span.context.span_id for span in spans if span.name == "step"}
@@ -200,7 +200,7 @@ def test_one_hook_serves_two_providers(hook: StepHookProcessor, step_receiver: S
 
 
 def _begin_forgotten_step(provider: TracerProvider, step_id: str) -> None:
-    """A step that only the garbage collector ends, with the generator that has begun it."""
+    """Start a step that ends when the garbage collector closes the generator that has started it."""
 
     def work() -> Iterator[None]:
         span = provider.get_tracer("tests").start_span("step", attributes={"step_id": step_id})
@@ -217,7 +217,7 @@ def _begin_forgotten_step(provider: TracerProvider, step_id: str) -> None:
 def test_the_garbage_collector_ends_a_step_of_a_second_provider(
     hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
-    """Its delivery is recorded with its own provider."""
+    """The delivery of such a step is recorded with its own provider."""
     exporters = InMemorySpanExporter(), InMemorySpanExporter()
     one, two = (_provider(hook, SimpleSpanProcessor(exporter)) for exporter in exporters)
     _end_step(one)
@@ -225,14 +225,14 @@ def test_the_garbage_collector_ends_a_step_of_a_second_provider(
         _begin_forgotten_step(two, f"forgotten-{number}")
         gc.collect()
     assert two.force_flush()
-    assert [_names(exporter) for exporter in exporters] == [_WHOLE, sorted(_WHOLE * 3)]
+    assert [_names(exporter) for exporter in exporters] == [_ALL_SPANS, sorted(_ALL_SPANS * 3)]
     for provider in (one, two):
         provider.shutdown()
     assert len(step_receiver.received) == 4
 
 
 def test_two_hooks_serve_a_provider_each(pipeline: NewPipeline, step_receiver: ScriptedReceiver) -> None:
-    """Two providers, each with a hook of its own, know nothing of each other."""
+    """Two providers, each with a hook of its own, do not affect each other."""
     one, two = pipeline(), pipeline()
     one.end_step("one")
     two.end_step("two")
@@ -242,7 +242,7 @@ def test_two_hooks_serve_a_provider_each(pipeline: NewPipeline, step_receiver: S
 
 
 def test_two_endpoints_of_one_step_are_two_deliveries(step_receiver: ScriptedReceiver) -> None:
-    """Each has a span of its own, with its own attempts below it."""
+    """Each endpoint has a delivery span of its own, with its own attempts below it."""
     exporter = InMemorySpanExporter()
     with ScriptedReceiver() as other:
         settings = [StepHookSettings(webhook=url, shutdown_timeout=5) for url in (step_receiver.url, other.url)]
@@ -258,7 +258,7 @@ def test_two_endpoints_of_one_step_are_two_deliveries(step_receiver: ScriptedRec
 def test_a_hook_may_take_the_place_of_one_that_was_shut_down(
     hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
-    """It has the same webhook, and tells what the other does not any more."""
+    """A hook that has been shut down does not keep a second hook from sending to the same webhook."""
     other = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5))
     provider = _provider(hook)
     hook.shutdown()
@@ -271,12 +271,12 @@ def test_a_hook_may_take_the_place_of_one_that_was_shut_down(
 def test_a_late_step_is_dropped_once(
     hook: StepHookProcessor, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However many hooks with the same webhook have been shut down."""
+    """If several hooks with the same webhook have been shut down, one of them logs the step."""
     other = StepHookProcessor(StepHookSettings(webhook=step_receiver.url, shutdown_timeout=5))
     provider = _provider(hook, other)
     provider.shutdown()
     _end_step(provider)
-    for one in (hook, other):  # all that is to be said has been said then
+    for one in (hook, other):  # logs all counts
         one.shutdown()
     assert log_lines(caplog) == ["ERROR dropped a step (shutdown, endpoint default): the step ended after shutdown()"]
 
@@ -285,7 +285,7 @@ def test_a_late_step_is_dropped_once(
 
 
 class _Copying(SpanProcessor):
-    """Hands *hook* copies of the spans that end, as Logfire does: attributes scrubbed, status changed."""
+    """Passes copies of ended spans to *hook*, like Logfire: attributes scrubbed, status changed."""
 
     def __init__(self, hook: StepHookProcessor) -> None:
         self._hook = hook
@@ -309,10 +309,8 @@ class _Copying(SpanProcessor):
         )
 
 
-def test_what_others_make_of_a_spans_copy_does_not_count(
-    hook: StepHookProcessor, step_receiver: ScriptedReceiver
-) -> None:
-    """The step is reported as the span had it when it ended: id, name and outcome; those set late, too."""
+def test_a_changed_copy_of_a_span_does_not_count(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """Step id, name and outcome are those that the original span had at its end, those set late included."""
     provider = _provider(_Copying(hook))
     span = provider.get_tracer("tests").start_span("step")
     span.set_attribute("step_id", "session-42")
@@ -326,7 +324,7 @@ def test_what_others_make_of_a_spans_copy_does_not_count(
 
 
 class _Other(SpanProcessor):
-    """What holds a provider's processors together in some other way than the SDK's."""
+    """Holds a provider's processors together, in another way than the SDK's composites."""
 
     def __init__(self, *processors: SpanProcessor) -> None:
         self._all = processors
@@ -343,7 +341,7 @@ class _Other(SpanProcessor):
 def test_a_provider_that_holds_its_processors_in_another_way(
     hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
-    """Nothing is put in order there; deliveries are recorded by its processors all the same."""
+    """The order of its processors is left alone, and they record the deliveries."""
     exporter = InMemorySpanExporter()
     other = _Other(SimpleSpanProcessor(exporter), hook)
     provider = TracerProvider(active_span_processor=other, shutdown_on_exit=False)  # type: ignore[arg-type]  # -- on purpose
@@ -359,7 +357,7 @@ def test_a_provider_that_holds_its_processors_in_another_way(
 
 
 class _RecordOnly(Sampler):
-    """Records, and exports nothing: how unsampled steps reach a processor."""
+    """Records every span and samples none, so that unsampled steps reach a processor."""
 
     def should_sample(self, *given: Any, **named: Any) -> SamplingResult:
         return SamplingResult(Decision.RECORD_ONLY, ALWAYS_ON.should_sample(*given, **named).attributes)
@@ -369,10 +367,10 @@ class _RecordOnly(Sampler):
 
 
 @pytest.mark.parametrize("sampler", [_RecordOnly(), ParentBased(_RecordOnly())])
-def test_a_step_that_is_recorded_and_not_sampled_is_told(
+def test_a_step_that_is_recorded_and_not_sampled_is_sent(
     sampler: Sampler, hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
-    """Its webhook is sent, and says that the trace is not sampled; nothing of it is exported."""
+    """The webhook's traceparent says that the trace is not sampled, and no span is exported."""
     exporter = InMemorySpanExporter()
     provider = _provider(hook, BatchSpanProcessor(exporter), sampler=sampler)
     _end_step(provider)
@@ -383,21 +381,21 @@ def test_a_step_that_is_recorded_and_not_sampled_is_told(
 
 
 @pytest.mark.parametrize("sampler", [ALWAYS_OFF, TraceIdRatioBased(0)])
-def test_a_step_that_is_not_recorded_cannot_be_told(
+def test_a_step_that_is_not_recorded_cannot_be_sent(
     sampler: Sampler, hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
-    """The SDK shows such a span to no processor; nothing happens, and nothing breaks."""
+    """The SDK passes such a span to no processor, so that no webhook is sent."""
     provider = _provider(hook, sampler=sampler)
     _end_step(provider)
     provider.shutdown()
     assert step_receiver.received == []
 
 
-# Processors that are none of ours
+# Processors of other libraries
 
 
-def test_processors_that_run_in_parallel_do_not_harm(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
-    """With a ConcurrentMultiSpanProcessor steps are told and deliveries recorded, though no exception is visible."""
+def test_processors_may_run_in_parallel(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """With a ConcurrentMultiSpanProcessor, where no exception is in flight, steps are sent and deliveries recorded."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(active_span_processor=ConcurrentMultiSpanProcessor(2), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -406,7 +404,7 @@ def test_processors_that_run_in_parallel_do_not_harm(hook: StepHookProcessor, st
         _end_step(provider, f"step-{number}")
     assert hook.force_flush()
     assert len(step_receiver.received) == 20
-    assert _names(exporter) == sorted(_WHOLE * 20)
+    assert _names(exporter) == sorted(_ALL_SPANS * 20)
     provider.shutdown()
 
 
@@ -418,7 +416,7 @@ class _Faulty(SpanProcessor):
 def test_a_processor_that_raises_costs_no_webhook(
     hook: StepHookProcessor, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The SDK lets such an exception reach the application; the hook, which comes first, has done its part."""
+    """The SDK lets the exception reach the application; the hook, which comes first, has sent the step."""
     provider = _provider(_Faulty(), hook)
     for step_id in ("step-1", "step-2"):
         with pytest.raises(RuntimeError, match="cannot take step"):
@@ -431,7 +429,7 @@ def test_a_processor_that_raises_costs_no_webhook(
 def test_a_span_of_our_own_scope_is_never_a_step(
     pipeline: NewPipeline, hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
-    """Deliveries are not told in their turn, not even by a rule that takes every span for a step."""
+    """Delivery spans are not reported, not even by a rule that takes every span for a step."""
     provider = _provider(hook)
     provider.get_tracer("otel_step_hook").start_span("step", attributes={"step_id": "step-1"}).end()
     provider.shutdown()
@@ -443,20 +441,18 @@ def test_a_span_of_our_own_scope_is_never_a_step(
     assert len(step_receiver.received) == 1
 
 
-def test_a_hook_that_is_all_there_is_has_no_place_among_others(
-    hook: StepHookProcessor, step_receiver: ScriptedReceiver
-) -> None:
-    """A provider may have it in the place where the SDK keeps all processors together."""
+def test_a_hook_may_be_the_only_processor(hook: StepHookProcessor, step_receiver: ScriptedReceiver) -> None:
+    """A provider may have the hook where the SDK keeps the composite of all processors."""
     provider = TracerProvider(active_span_processor=hook, shutdown_on_exit=False)  # type: ignore[arg-type]  # -- it works
     _end_step(provider)
     provider.shutdown()
     assert [webhook.step_id for webhook in step_receiver.received] == ["step-1"]
 
 
-def test_a_span_that_does_not_show_its_processors_goes_the_way_of_the_others(
+def test_a_span_that_does_not_show_its_processors_uses_the_known_ones(
     hook: StepHookProcessor, step_receiver: ScriptedReceiver
 ) -> None:
-    """Its step is told, and its delivery is recorded by the processors that are known."""
+    """The step of such a span is sent, and its delivery is recorded by the processors of earlier spans."""
     exporter = InMemorySpanExporter()
     provider = _provider(hook, SimpleSpanProcessor(exporter))
     _end_step(provider)
