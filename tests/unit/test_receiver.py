@@ -44,11 +44,11 @@ def _refusal(
 ) -> VerificationError:
     with pytest.raises(VerificationError) as caught:
         verify(body, headers or {}, key=key, signing_secret=signing_secret, now=_NOW)
-    told = str(caught.value)
-    assert len(told.split("; ")) == 3  # what happened; what was expected; what to do
-    assert "; expected" in told
-    assert _KEY not in told
-    assert _SECRET.removeprefix("whsec_") not in told
+    message = str(caught.value)
+    assert len(message.split("; ")) == 3  # what happened; what was expected; what to do
+    assert "; expected" in message
+    assert _KEY not in message
+    assert _SECRET.removeprefix("whsec_") not in message
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return caught.value
 
@@ -56,13 +56,13 @@ def _refusal(
 # The body
 
 
-def test_a_bare_step() -> None:
-    """The smallest payload gives the step's id; what is not sent is None."""
+def test_the_smallest_payload_gives_the_step_id() -> None:
+    """Values that are not in the payload are None."""
     assert verify(_BODY, {}) == ReceivedStep(step_id="step-1")
 
 
-def test_a_full_step() -> None:
-    """The full payload gives all of it; keys of a newer sender are ignored."""
+def test_the_full_payload_gives_all_values() -> None:
+    """Keys of a newer sender are ignored."""
     body = {
         "step_id": "step-1",
         "type": "step.failed",
@@ -80,11 +80,11 @@ def test_a_full_step() -> None:
     }
 
 
-def test_a_received_step_stays_as_it_was_received() -> None:
-    """Nobody can change a step after it was verified."""
+def test_a_received_step_is_immutable() -> None:
+    """A step cannot be changed after it was verified."""
     step = verify(_BODY, {})
     with pytest.raises(ValidationError, match="frozen"):
-        step.step_id = "step-2"  # type: ignore[misc]  # -- the attempt is what is tested
+        step.step_id = "step-2"  # type: ignore[misc]  # -- the assignment is what is tested
 
 
 @pytest.mark.parametrize("forged", ['"msg_2"', "5", "null"])
@@ -96,7 +96,7 @@ def test_the_webhook_id_is_the_headers(forged: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "place"),
     [
         (b"", "body"),
         (b"step-1", "body"),
@@ -113,17 +113,17 @@ def test_the_webhook_id_is_the_headers(forged: str) -> None:
         (b'{"step_id": ' + b"1" * 10_000 + b"}", ""),
     ],
 )
-def test_a_malformed_body_is_a_bad_request(body: bytes, told: str) -> None:
-    """A body that is no step is refused with 400, and told where it went wrong without being quoted."""
+def test_a_malformed_body_is_a_bad_request(body: bytes, place: str) -> None:
+    """A body that is no step is refused with 400; the message names the wrong place, and does not quote the body."""
     error = _refusal(body)
     assert error.status_code == 400
-    assert f"the body is no step ({told}" in str(error)
+    assert f"the body is no step ({place}" in str(error)
     assert "yesterday" not in str(error)
 
 
 @given(st.binary() | _any_text.map(lambda text: json.dumps({"step_id": text, "data": {text: text}}).encode()))
-def test_no_body_makes_it_raise_anything_else(body: bytes) -> None:
-    """Whatever arrives is a step, or a VerificationError."""
+def test_any_body_is_a_step_or_a_verification_error(body: bytes) -> None:
+    """Any bytes are either a step or refused with a VerificationError."""
     try:
         assert verify(body, {}).step_id
     except VerificationError as error:
@@ -134,13 +134,13 @@ def test_no_body_makes_it_raise_anything_else(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("authorization", ["Bearer sekret-key", "bearer sekret-key", "BEARER  sekret-key "])
-def test_the_right_key(authorization: str) -> None:
+def test_the_right_key_is_accepted(authorization: str) -> None:
     """The bearer token must match; scheme and header name match in any case."""
     assert verify(_BODY, {"AUTHORIZATION": authorization}, key=_KEY).step_id == "step-1"
 
 
 def test_a_key_from_a_file_may_end_in_a_line_break() -> None:
-    """Space around the key means nothing, as the sender cannot send it."""
+    """Space around the key is ignored, because the sender cannot send it."""
     assert verify(_BODY, {"authorization": "Bearer sekret-key"}, key="sekret-key\n").step_id == "step-1"
 
 
@@ -157,35 +157,35 @@ def test_a_key_from_a_file_may_end_in_a_line_break() -> None:
         "Bearer \udc80",
     ],
 )
-def test_a_wrong_key(authorization: str) -> None:
-    """Any other token is refused with 401, and the message tells what to set, but no key."""
+def test_a_wrong_key_is_refused(authorization: str) -> None:
+    """Any other token is refused with 401, and the message says what to set, but shows no key."""
     error = _refusal(headers={"authorization": authorization}, key=_KEY)
     assert error.status_code == 401
     assert ("is wrong" if authorization else "is missing") in str(error)
     assert "set STEP_COMPLETE_KEY" in str(error)
 
 
-def test_no_authorization_header_at_all() -> None:
-    """A request without the header is told that it is missing."""
+def test_a_missing_authorization_header_is_refused() -> None:
+    """The message says that the header is missing."""
     assert "authorization header is missing" in str(_refusal(key=_KEY))
 
 
-def test_a_wrong_key_is_told_before_anything_about_the_body() -> None:
-    """Who has not proved who he is learns nothing about what is accepted."""
+def test_the_key_is_checked_before_the_body() -> None:
+    """A sender that is not authenticated does not learn what bodies are accepted."""
     assert _refusal(b"junk", key=_KEY).status_code == 401
     assert _refusal(b"junk", _signed(b"other"), signing_secret=_SECRET).status_code == 401
 
 
 @pytest.mark.parametrize("key", ["", " ", "\n"])
-def test_an_empty_key_lets_nobody_in(key: str) -> None:
-    """A receiver whose key is set but empty is told so, before an empty token could match it."""
+def test_an_empty_key_raises(key: str) -> None:
+    """A receiver whose key is set but empty gets a ConfigurationError, before an empty token could match."""
     with pytest.raises(ConfigurationError, match=r"the key to verify with is empty; expected .*; pass"):
         verify(_BODY, {"authorization": "Bearer "}, key=key)
 
 
 @given(_any_text)
-def test_no_authorization_makes_it_raise_anything_else(text: str) -> None:
-    """Whatever stands in the header is the key, or a VerificationError."""
+def test_any_other_authorization_is_a_verification_error(text: str) -> None:
+    """Any header but the one with the key is refused with a VerificationError."""
     with pytest.raises(VerificationError):
         verify(_BODY, {"authorization": text}, key=_KEY)
 
@@ -193,13 +193,13 @@ def test_no_authorization_makes_it_raise_anything_else(text: str) -> None:
 # The signature
 
 
-def test_a_genuine_signature() -> None:
-    """A fresh signature by the secret is accepted, and the id comes with it."""
+def test_a_genuine_signature_is_accepted() -> None:
+    """A recent signature by the secret is accepted, and the webhook id is returned."""
     assert verify(_BODY, _signed(), signing_secret=_SECRET, now=_NOW).webhook_id == "msg_1"
 
 
-def test_a_signature_by_an_independent_signer() -> None:
-    """What the specification's own library signs is accepted, by this machine's clock."""
+def test_a_signature_by_an_independent_signer_is_accepted() -> None:
+    """What the specification's own library has signed is accepted, by this machine's clock."""
     moment = datetime.now(UTC)
     secret = new_secret()
     headers = {
@@ -210,8 +210,8 @@ def test_a_signature_by_an_independent_signer() -> None:
     assert verify(_BODY, headers, signing_secret=secret).webhook_id == "msg_1"
 
 
-def test_any_secret_of_a_rotation() -> None:
-    """Receiver and sender need one secret in common, wherever it stands; junk in the list is passed over."""
+def test_any_secret_of_a_rotation_is_enough() -> None:
+    """Receiver and sender need one secret in common, at any position; junk among the signatures is ignored."""
     old, new = new_secret(), new_secret()
     headers = _signed(secret=f"{old} {new}")
     headers["webhook-signature"] = f"junk v1,!!! v1a,x,y {headers['webhook-signature']}"
@@ -221,7 +221,7 @@ def test_any_secret_of_a_rotation() -> None:
 
 @pytest.mark.parametrize("lost", ["webhook-id", "webhook-timestamp", "webhook-signature"])
 def test_a_missing_header_is_named(lost: str) -> None:
-    """A proxy that drops a header, or empties it, can be found by the message."""
+    """The message names a header that a proxy has dropped or emptied."""
     for headers in (_signed() | {lost: ""}, {name: text for name, text in _signed().items() if name != lost}):
         error = _refusal(headers=headers, signing_secret=_SECRET)
         assert error.status_code == 401
@@ -229,7 +229,7 @@ def test_a_missing_header_is_named(lost: str) -> None:
 
 
 def test_all_missing_headers_are_named_at_once() -> None:
-    """An unsigned request is told all that it lacks."""
+    """The message about an unsigned request names every header that it lacks."""
     error = _refusal(signing_secret=_SECRET)
     assert "webhook-id, webhook-timestamp, webhook-signature" in str(error)
     assert "set STEP_COMPLETE_SIGNING_SECRET of the sender" in str(error)
@@ -238,37 +238,37 @@ def test_all_missing_headers_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     "timestamp", ["now", "-1", "1.7e9", "1700000000.0", "\u0661", "1_700", " 17", "9" * 13, "9" * 5000]
 )
-def test_a_timestamp_that_is_none(timestamp: str) -> None:
-    """Only digits are a timestamp: nothing is guessed."""
+def test_a_timestamp_that_is_not_valid_is_refused(timestamp: str) -> None:
+    """Only digits are a timestamp."""
     error = _refusal(headers=_signed() | {"webhook-timestamp": timestamp}, signing_secret=_SECRET)
     assert error.status_code == 401
     assert "webhook-timestamp is no unix time" in str(error)
 
 
 @pytest.mark.parametrize(
-    ("age", "told"), [(-301, "301 s ahead"), (-300, None), (0, None), (300, None), (301, "301 s old")]
+    ("age", "difference"), [(-301, "301 s ahead"), (-300, None), (0, None), (300, None), (301, "301 s old")]
 )
-def test_only_a_fresh_signature_counts(age: int, told: str | None) -> None:
-    """A replay, or a clock that is more than five minutes off, is refused, and told by how much."""
+def test_only_a_fresh_signature_counts(age: int, difference: str | None) -> None:
+    """A signature that is more than five minutes old or ahead is refused, and the message says by how much."""
     headers = _signed(timestamp=_NOW - age)
-    if told is None:
+    if difference is None:
         assert verify(_BODY, headers, signing_secret=_SECRET, now=_NOW).step_id == "step-1"
     else:
         error = _refusal(headers=headers, signing_secret=_SECRET)
         assert error.status_code == 401
-        assert told in str(error)
+        assert difference in str(error)
 
 
 def test_the_tolerance_is_the_receivers_choice() -> None:
-    """Who needs more or less than five minutes says so."""
+    """A receiver may allow more or less than five minutes."""
     headers = _signed(timestamp=_NOW - 301)
     assert verify(_BODY, headers, signing_secret=_SECRET, now=_NOW, tolerance=301.0).step_id == "step-1"
     with pytest.raises(VerificationError, match="expected at most 10 s"):
         verify(_BODY, headers, signing_secret=_SECRET, now=_NOW, tolerance=10.0)
 
 
-def test_a_forged_signature() -> None:
-    """Another body, another secret or another id is refused with 401."""
+def test_a_forged_signature_is_refused() -> None:
+    """A signature of another body, by another secret or with another id is refused with 401."""
     for headers in (_signed(b"{}"), _signed(secret=new_secret()), _signed() | {"webhook-id": "msg_2"}):
         error = _refusal(headers=headers, signing_secret=_SECRET)
         assert error.status_code == 401
@@ -276,7 +276,7 @@ def test_a_forged_signature() -> None:
 
 
 def test_key_and_signature_must_both_be_right() -> None:
-    """A receiver that asks for both is content with neither alone."""
+    """A receiver that asks for both accepts neither alone."""
     both = _signed() | {"authorization": f"Bearer {_KEY}"}
     assert verify(_BODY, both, key=_KEY, signing_secret=_SECRET, now=_NOW).step_id == "step-1"
     _refusal(headers=_signed(), key=_KEY, signing_secret=_SECRET)
@@ -284,15 +284,15 @@ def test_key_and_signature_must_both_be_right() -> None:
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "junk"])
-def test_a_receiver_with_a_bad_secret_is_told(secret: str) -> None:
-    """The receiver's own mistake is no fault of the sender: it is a ConfigurationError."""
+def test_a_bad_secret_of_the_receiver_is_a_configuration_error(secret: str) -> None:
+    """The receiver's own mistake is no fault of the sender, and no VerificationError."""
     with pytest.raises(ConfigurationError):
         verify(_BODY, _signed(), signing_secret=secret, now=_NOW)
 
 
 @given(webhook_id=_any_text, timestamp=_any_text | st.integers().map(str), signature=_any_text)
-def test_no_signature_headers_make_it_raise_anything_else(webhook_id: str, timestamp: str, signature: str) -> None:
-    """Whatever a stranger sends is a VerificationError."""
+def test_any_other_signature_headers_are_a_verification_error(webhook_id: str, timestamp: str, signature: str) -> None:
+    """Any other headers are refused with 401."""
     headers = {"webhook-id": webhook_id, "webhook-timestamp": timestamp, "webhook-signature": signature}
     with pytest.raises(VerificationError) as caught:
         verify(_BODY, headers, signing_secret=_SECRET, now=_NOW)
@@ -324,8 +324,8 @@ def _post(body: bytes, headers: dict[str, str]) -> httpx.Response:
     return anyio.run(post)
 
 
-def test_inside_fastapi() -> None:
-    """A FastAPI receiver takes a genuine step, answers 401 to a stranger and 400 to what is no step."""
+def test_a_fastapi_receiver_can_verify() -> None:
+    """A FastAPI receiver accepts a genuine step, and answers 401 without a key and 400 to a body that is no step."""
     now = int(time.time())
     key = {"Authorization": f"Bearer {_KEY}"}
 
@@ -353,7 +353,7 @@ print(*{name.partition(".")[0] for name in sys.modules})
 
 
 def test_a_receiver_needs_no_sender() -> None:
-    """The module imports pydantic, and nothing of what the sending side is made of."""
+    """The module imports pydantic, and nothing that only the sending side needs."""
     package = str(Path(otel_step_hook.receiver.__file__).parent)
     result = subprocess.run([sys.executable, "-c", _IMPORTS, package], capture_output=True, text=True, check=True)
     imported = set(result.stdout.split())

@@ -1,4 +1,4 @@
-"""The receivers that are shipped for people's own tests."""
+"""The receivers that `otel_step_hook.testing` has for users' own tests."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from otel_step_hook.testing import Answer, HostileReceiver, ScriptedReceiver, re
 
 
 def post(url: str, body: bytes = b'{"step_id": "step-1"}') -> int:
-    """The status that a POST is answered with."""
+    """POST *body* to *url*, and return the status of the answer."""
     request = urllib.request.Request(url, body, {"X-Test": "a"}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
@@ -25,14 +25,14 @@ def post(url: str, body: bytes = b'{"step_id": "step-1"}') -> int:
 # ScriptedReceiver
 
 
-def test_it_answers_as_told_and_then_204(step_receiver: ScriptedReceiver) -> None:
-    """Statuses and whole answers, in their order, and after that every webhook is accepted."""
+def test_it_gives_the_scripted_answers_and_then_204(step_receiver: ScriptedReceiver) -> None:
+    """Statuses and whole answers are given in their order; after that every webhook is accepted."""
     step_receiver.answers(503, Answer(418, {"X-Tea": "yes"}, b"short and stout"))
     assert [post(step_receiver.url) for _ in range(3)] == [503, 418, 204]
 
 
-def test_it_remembers_what_arrived(step_receiver: ScriptedReceiver) -> None:
-    """Body, headers in lower case, time, and the step that it tells of."""
+def test_it_records_the_webhooks(step_receiver: ScriptedReceiver) -> None:
+    """A webhook is recorded with its body, its headers in lower case, its time of arrival, and its step id."""
     before = time.monotonic()
     post(step_receiver.url, b'{"step_id": "step-7", "data": {"outcome": "failed"}}')
     (webhook,) = step_receiver.received
@@ -40,8 +40,8 @@ def test_it_remembers_what_arrived(step_receiver: ScriptedReceiver) -> None:
     assert before <= webhook.at <= time.monotonic()
 
 
-def test_it_waits_for_what_is_to_arrive(step_receiver: ScriptedReceiver) -> None:
-    """wait_for returns when enough has arrived, from any thread, and says what is missing when it does not."""
+def test_it_waits_for_webhooks(step_receiver: ScriptedReceiver) -> None:
+    """wait_for returns once enough have arrived, from any thread, and otherwise raises with the number that has."""
     thread = threading.Thread(target=post, args=(step_receiver.url,))
     thread.start()
     assert len(step_receiver.wait_for(1)) == 1
@@ -51,7 +51,7 @@ def test_it_waits_for_what_is_to_arrive(step_receiver: ScriptedReceiver) -> None
 
 
 def test_it_can_be_left_while_an_answer_is_delayed() -> None:
-    """A receiver that keeps its clients waiting does not keep the test waiting."""
+    """A receiver that delays its answers does not delay the end of a test."""
     began = time.monotonic()
     with ScriptedReceiver() as receiver:
         receiver.answers(Answer(delay=60.0))
@@ -62,8 +62,8 @@ def test_it_can_be_left_while_an_answer_is_delayed() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_it_can_come_back_at_the_same_port() -> None:
-    """A receiver that goes away and returns, as receivers do."""
+def test_it_can_be_started_again_at_the_same_port() -> None:
+    """A receiver at the same port has the same URL, for tests of receivers that go away and return."""
     with ScriptedReceiver() as receiver:
         url = receiver.url
     with pytest.raises(urllib.error.URLError):
@@ -76,8 +76,8 @@ def test_it_can_come_back_at_the_same_port() -> None:
 # HostileReceiver
 
 
-def test_it_does_to_each_connection_what_it_is_told() -> None:
-    """Each connection has a thread of its own, so that one can hang while another is served."""
+def test_it_serves_each_connection_on_a_thread_of_its_own() -> None:
+    """One connection can hang while another is served."""
     arrived, release = threading.Event(), threading.Event()
 
     def behave(connection: socket.socket, _: threading.Event) -> None:
@@ -134,7 +134,7 @@ def test_leaving_it_ends_everything() -> None:
     ],
 )
 def test_a_request_is_read_as_a_whole_or_not_at_all(pieces: list[bytes], request_: bytes | None) -> None:
-    """However a request is cut into pieces it is read to its end; one that breaks off is empty."""
+    """A request in any number of pieces is read to its end; one that breaks off is empty."""
     here, there = socket.socketpair()
     with here, there:
         for piece in pieces:
