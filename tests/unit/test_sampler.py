@@ -1,4 +1,4 @@
-"""The sampler that keeps steps: every step is told, and as many traces are exported as the sampler below says."""
+"""The sampler that keeps steps: every step is sent, and as many traces are exported as its root sampler decides."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ STEP = {"step_id": "step-1"}
 
 
 class EvenIds(RandomIdGenerator):
-    """Trace ids that lie evenly over all that there are, so that a tenth of them is exactly a tenth."""
+    """Makes trace ids that are spread evenly over all possible ones, so that a tenth of them is exactly a tenth."""
 
     def __init__(self, traces: int) -> None:
         step = (1 << 64) // traces
@@ -54,7 +54,7 @@ class EvenIds(RandomIdGenerator):
 
 @contextmanager
 def sampled(receiver: ScriptedReceiver, sampler: Sampler, traces: int = 10) -> Iterator[Pipeline]:
-    """A pipeline whose provider has this sampler, for so many traces."""
+    """A pipeline whose provider has this sampler, and ids for so many traces."""
     hook = StepHookProcessor(StepHookSettings(webhook=receiver.url, shutdown_timeout=5))
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=sampler, id_generator=EvenIds(traces), shutdown_on_exit=False)
@@ -67,7 +67,7 @@ def sampled(receiver: ScriptedReceiver, sampler: Sampler, traces: int = 10) -> I
 
 
 def decision(sampler: Sampler, name: str = "span", attributes: Attributes = None) -> Decision:
-    """What becomes of a span of a new trace that begins so."""
+    """The decision of *sampler* about a root span that starts like this."""
     return sampler.should_sample(None, 1, name, None, attributes).decision
 
 
@@ -75,7 +75,7 @@ def decision(sampler: Sampler, name: str = "span", attributes: Attributes = None
 def test_every_step_arrives_and_a_tenth_of_the_traces_is_exported(
     root: Sampler, step_receiver: ScriptedReceiver
 ) -> None:
-    """Whole traces, too: with its step, each exported one has the run around it and the call below it."""
+    """Each exported trace is whole: it has the step, the run around it and the call below it."""
     count = 50
     with sampled(step_receiver, StepSampler(root), count) as hooked:
         for number in range(count):
@@ -95,7 +95,7 @@ def test_every_step_arrives_and_a_tenth_of_the_traces_is_exported(
 
 
 def test_steps_that_can_be_recognised_at_their_start_are_recorded() -> None:
-    """Whatever each framework's spans begin with."""
+    """A span that starts like a step of a framework is recorded, even if it is not sampled."""
     begins: list[tuple[str, Attributes]] = [
         ("execute_tool search", {"gen_ai.operation.name": "execute_tool"}),
         ("running tool", {"gen_ai.operation.name": "execute_tool"}),
@@ -124,7 +124,7 @@ def test_steps_that_can_be_recognised_at_their_start_are_recorded() -> None:
 
 
 def test_other_spans_are_dropped_as_before() -> None:
-    """They cost what they cost without the sampler."""
+    """A span that cannot be a step costs the same as without the sampler."""
     begins: list[tuple[str, Attributes]] = [
         ("embeddings gpt", {"gen_ai.operation.name": "embeddings"}),
         ("GET /v1", {"http.request.method": "GET"}),
@@ -139,14 +139,14 @@ def test_other_spans_are_dropped_as_before() -> None:
     assert found == dict.fromkeys(found, Decision.DROP)
 
 
-def test_what_is_sampled_stays_sampled() -> None:
-    """Only what would be dropped is changed."""
+def test_a_sampled_span_stays_sampled() -> None:
+    """Only the decision to drop a span is changed."""
     for attributes in (None, STEP):
         assert decision(StepSampler(ALWAYS_ON), attributes=attributes) is Decision.RECORD_AND_SAMPLE
 
 
 def test_all_spans_can_be_recorded(step_receiver: ScriptedReceiver) -> None:
-    """For frameworks that give their spans their attributes later: such a step is told, and not exported."""
+    """With *record_all* a step whose attributes are set after its start is sent, and not exported."""
     with sampled(step_receiver, StepSampler(ALWAYS_OFF, record_all=True)) as hooked:
         late = hooked.tracer.start_span("step")
         late.set_attribute("step_id", "late")
@@ -156,8 +156,8 @@ def test_all_spans_can_be_recorded(step_receiver: ScriptedReceiver) -> None:
         assert hooked.spans == []
 
 
-def test_a_rule_of_the_users() -> None:
-    """A name or an attribute of an own framework's steps."""
+def test_a_rule_of_the_user_decides() -> None:
+    """A rule recognises a framework's steps by name or attributes."""
     sampler = StepSampler(ALWAYS_OFF, may_be_step=lambda name, attributes: name == "mine" and "key" in attributes)
     assert decision(sampler, "mine", {"key": 1}) is Decision.RECORD_ONLY
     assert decision(sampler, "mine") is Decision.DROP
@@ -165,8 +165,8 @@ def test_a_rule_of_the_users() -> None:
 
 
 @pytest.mark.parametrize("required", [(), ("my.id",)])
-def test_a_profile_of_the_users(required: Sequence[str]) -> None:
-    """A profile is asked, with required attributes and without."""
+def test_a_profile_of_the_user_decides(required: Sequence[str]) -> None:
+    """A profile recognises steps by name or attributes, with required attributes and without."""
     own = Profile(
         name="mine",
         required_attributes=tuple(required),
@@ -179,8 +179,8 @@ def test_a_profile_of_the_users(required: Sequence[str]) -> None:
     assert decision(sampler, "any") is Decision.DROP
 
 
-def test_the_names_that_profiles_start_with_do_not_meet() -> None:
-    """Each is a regular expression of its own, with its own flags and groups."""
+def test_the_sampled_names_of_profiles_do_not_interfere() -> None:
+    """The names of each profile are a regular expression of their own, with their own flags and groups."""
     own = [
         Profile(name="loud", sampled_names="(?i)my step.*"),
         Profile(name="named", sampled_names=r"(?P<kind>a)-(?P=kind)"),
@@ -193,8 +193,8 @@ def test_the_names_that_profiles_start_with_do_not_meet() -> None:
         assert decision(sampler, name) is Decision.DROP
 
 
-def test_what_encloses_a_tool_is_kept() -> None:
-    """Or the tool would be told beside the task that it is a part of."""
+def test_the_spans_around_a_tool_are_recorded() -> None:
+    """Without them the tool would be reported beside the task that it is a part of."""
     recorder = StepRecorder()
     provider = TracerProvider(StepSampler(ALWAYS_OFF), shutdown_on_exit=False)
     provider.add_span_processor(recorder)
@@ -206,8 +206,8 @@ def test_what_encloses_a_tool_is_kept() -> None:
     assert [event.name for event in recorder.events] == ["work.task"]
 
 
-def test_a_rule_that_fails_keeps_the_span() -> None:
-    """A fault of a rule neither reaches the application nor loses a step."""
+def test_a_rule_that_raises_records_the_span() -> None:
+    """An exception in a rule neither reaches the application nor loses a step."""
 
     def fail(name: str, attributes: object) -> bool:
         raise LookupError(name, attributes)
@@ -216,7 +216,7 @@ def test_a_rule_that_fails_keeps_the_span() -> None:
 
 
 class _Keeping(Sampler):
-    """Drops everything, and keeps what it was asked."""
+    """Drops every span, and keeps the arguments of each call."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[object, ...]] = []
@@ -238,8 +238,8 @@ class _Keeping(Sampler):
         return "Keeping"
 
 
-def test_the_sampler_below_is_asked_everything_and_its_state_is_kept() -> None:
-    """The attributes come back, which samplers leave out of what they drop."""
+def test_the_root_sampler_gets_all_arguments_and_its_state_is_kept() -> None:
+    """The result has the span's attributes, which samplers leave out when they drop a span."""
     root = _Keeping()
     context, links = Context(), list[Link]()
     result = StepSampler(root).should_sample(context, 5, "step", SpanKind.CLIENT, STEP, links, None)
@@ -249,7 +249,7 @@ def test_the_sampler_below_is_asked_everything_and_its_state_is_kept() -> None:
     assert StepSampler(root).get_description() == "StepSampler{Keeping}"
 
 
-def test_below_a_remote_parent_that_is_not_sampled_a_step_is_told(step_receiver: ScriptedReceiver) -> None:
+def test_below_a_remote_parent_that_is_not_sampled_a_step_is_sent(step_receiver: ScriptedReceiver) -> None:
     """The caller's decision holds for the export, not for the webhook."""
     parent = NonRecordingSpan(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(0)))
     with sampled(step_receiver, StepSampler(ParentBased(ALWAYS_ON))) as hooked:
@@ -273,18 +273,18 @@ def test_below_a_remote_parent_that_is_not_sampled_a_step_is_told(step_receiver:
     ],
 )
 def test_the_argument_is_a_ratio(argument: str | float | None, description: str) -> None:
-    """As for OpenTelemetry's own sampler by ratio."""
+    """The argument has the same format as that of OpenTelemetry's own sampler by ratio."""
     assert from_argument(argument).get_description().startswith(description)
 
 
 def test_the_argument_may_ask_for_all_spans() -> None:
-    """``0,all`` records what the ratio drops."""
+    """``0,all`` records the spans that the ratio drops."""
     assert decision(from_argument("0,all")) is Decision.RECORD_ONLY
     assert decision(from_argument("0")) is Decision.DROP
 
 
-def test_a_file_takes_the_argument_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The declarative configuration passes nothing on."""
+def test_the_declarative_configuration_uses_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The declarative configuration passes no argument, so that it is read from OTEL_TRACES_SAMPLER_ARG."""
     assert "TraceIdRatioBased{1" in from_environment().get_description()
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.1")
     assert "TraceIdRatioBased{0.1}" in from_environment().get_description()
@@ -292,7 +292,7 @@ def test_a_file_takes_the_argument_from_the_environment(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("argument", ["lots", "2", "-0.1", "nan", "0.1,some", "all"])
 def test_any_other_argument_is_refused_with_what_is_expected(argument: str) -> None:
-    """OpenTelemetry logs the sentence, and goes on with its default."""
+    """OpenTelemetry logs the message, and continues with its default."""
     with pytest.raises(ConfigurationError, match=r"must be a ratio from 0 to 1, such as 0\.1, or one and the word all"):
         from_argument(argument)
 
@@ -305,8 +305,8 @@ print(trace.get_tracer_provider().sampler.get_description())
 """
 
 
-def test_the_sampler_is_there_by_name() -> None:
-    """``OTEL_TRACES_SAMPLER=step_hook`` with its argument, for whoever configures the SDK by the environment."""
+def test_the_sampler_is_selected_by_name() -> None:
+    """``OTEL_TRACES_SAMPLER=step_hook`` selects it, with its argument, without any code."""
     environment = os.environ | {"OTEL_TRACES_SAMPLER": "step_hook", "OTEL_TRACES_SAMPLER_ARG": "0.25"}
     done = subprocess.run(
         [sys.executable, "-c", _BY_NAME], env=environment, capture_output=True, text=True, timeout=60, check=True

@@ -1,7 +1,7 @@
 """The private attributes of the SDK that `_sdk.py` uses, each compared with the public interface.
 
-A release that renames one, changes its meaning, or asks more of a span processor fails here. The one of httpcore is
-tried in `delivery/test_transport_httpx.py`.
+A release that renames one, changes its meaning, or adds a method to span processors fails here. The private attribute
+of httpcore is tested in `delivery/test_transport_httpx.py`.
 """
 
 import re
@@ -42,7 +42,7 @@ def _started(tracer: Tracer, name: str, parent: Span | None = None, **attributes
 
 
 def test_the_start_of_a_span_is_what_the_sdk_shows(tracer: Tracer) -> None:
-    """Ids, scope, name, attributes and the processor that `add_span_processor` fills."""
+    """The ids, scope, name, attributes and composite processor are those of the public interface."""
     parent = _started(tracer, "parent")
     span = _started(tracer, "span", parent, key="value")
     span_id, parent_id, scope, name, attributes, processor = _sdk.span_start(span)
@@ -53,7 +53,7 @@ def test_the_start_of_a_span_is_what_the_sdk_shows(tracer: Tracer) -> None:
 
 
 def test_a_span_made_by_hand_has_what_it_was_given() -> None:
-    """Such a span may have no ids, no scope, a plain mapping or nothing for attributes, and no processor."""
+    """A span made by hand may have no ids, no scope, no attributes or a plain mapping, and no processor."""
     assert _sdk.span_start(ReadableSpan("span")) == (0, 0, "", "span", {}, None)
     assert _sdk.span_start(ReadableSpan("span", attributes={"key": 1}))[4] == {"key": 1}
     assert _sdk.span_end(ReadableSpan("span")) == (0, 0)
@@ -63,13 +63,13 @@ def test_a_span_made_by_hand_has_what_it_was_given() -> None:
 
 
 def test_a_span_made_by_hand_may_have_ids(tracer: Tracer) -> None:
-    """As the copy has that a processor makes to scrub a span."""
+    """A copy that a processor makes to scrub a span has them."""
     context = _started(tracer, "span").get_span_context()
     assert _sdk.span_end(ReadableSpan("copy", context)) == (context.span_id, 0)
 
 
 def test_the_end_of_a_span_is_what_the_sdk_shows(tracer: Tracer) -> None:
-    """Its id, its name, its times, and how many attributes the limit has cost it."""
+    """The id, the name, the times and the number of dropped attributes are those of the public interface."""
     span = _started(tracer, "span", a="1", b="2", c="3", d="4")
     span.update_name("another name")
     span.end()
@@ -82,7 +82,7 @@ def test_the_end_of_a_span_is_what_the_sdk_shows(tracer: Tracer) -> None:
 
 
 def test_attributes_are_read_while_they_change(tracer: Tracer) -> None:
-    """A span that runs and the one that has ended show the same attributes, the latest included."""
+    """The attributes of a running span are those that it was started with and those that were set later."""
     span = _started(tracer, "span", a="1")
     at_start, live = _sdk.span_start(span)[4], _sdk.live_attributes(span)
     span.set_attribute("b", "2")
@@ -90,15 +90,15 @@ def test_attributes_are_read_while_they_change(tracer: Tracer) -> None:
 
 
 def test_events_are_those_that_the_sdk_shows(tracer: Tracer) -> None:
-    """None without events, else the same."""
+    """A span without events has an empty sequence."""
     span = _started(tracer, "span")
     assert list(_sdk.events(span)) == list(span.events) == []
     span.add_event("paused")
     assert [event.name for event in _sdk.events(span)] == [event.name for event in span.events] == ["paused"]
 
 
-def test_a_processor_is_put_before_those_that_are_registered() -> None:
-    """It is called first from then on, and once."""
+def test_a_processor_is_moved_before_the_others() -> None:
+    """The processor is called first from then on, and once."""
     calls: list[str] = []
 
     class Named(SpanProcessor):
@@ -125,18 +125,18 @@ def test_a_processor_is_put_before_those_that_are_registered() -> None:
 
 
 def test_the_keys_that_suppress_instrumentations_exist() -> None:
-    """Both of them; what they do is tried with the instrumentations of httpx and aiohttp."""
+    """Both private keys are there; `delivery/test_telemetry_instrumented.py` tests what they do."""
     assert len(_sdk.suppress_keys()) == 2
 
 
-def test_the_sdk_asks_nothing_of_a_processor_that_is_not_known_here() -> None:
-    """A method that a newer SDK adds to its interface is noticed: it may need an answer."""
+def test_the_sdk_calls_no_method_of_a_processor_that_is_not_known_here() -> None:
+    """A method that a newer SDK adds to its interface fails this test, because the hook may need it."""
     asked = {name for name, value in vars(SpanProcessor).items() if callable(value) and not name.startswith("__")}
     assert asked <= {"on_start", "_on_ending", "on_end", "shutdown", "force_flush"}
 
 
 def test_no_other_module_touches_a_private_attribute_of_the_sdk() -> None:
-    """Ruff finds private attributes (SLF001): what other modules exempt from that is our own, or httpcore's."""
+    """Ruff finds private attributes (SLF001); other modules exempt only those of this package and of httpcore."""
     sources = {path.name: path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "_sdk.py"}
     exempt = [line for text in sources.values() for line in text.splitlines() if "SLF001" in line]
     assert all("-- ours" in line or "_httpcore_stream" in line for line in exempt)
