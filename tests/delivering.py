@@ -29,8 +29,8 @@ from otel_step_hook.delivery.worker import Worker
 from otel_step_hook.settings import endpoints_of
 from otel_step_hook.steps.event import Outcome, StepEvent
 
-WAIT = 20.0  # seconds after which a test has failed
-AT_ONCE = 8.0  # seconds in which a call that does not wait has returned on a busy machine; less than half of WAIT
+WAIT = 20.0  # seconds that a test waits before it fails
+AT_ONCE = 8.0  # seconds within which a call returns that does not wait, on a busy machine; less than half of WAIT
 DELIVERED = AttemptResult(status_code=204)
 ONE_ATTEMPT = {"give_up_after": 30.0, "initial_backoff": 100.0, "max_backoff": 100.0}  # no backoff ends in time
 
@@ -104,7 +104,7 @@ class Script:
         while True:
             item = self._results.popleft() if len(self._results) > 1 else self._results[0]
             if isinstance(item, threading.Event):
-                await polled(item)
+                await poll(item)
             result = item() if callable(item) else item
             if isinstance(result, BaseException):
                 raise result
@@ -119,7 +119,7 @@ class Script:
         self.closed += 1
 
 
-async def polled(event: threading.Event) -> None:
+async def poll(event: threading.Event) -> None:
     """Wait for *event*, which another thread sets, without blocking the loop."""
     while not event.is_set():  # noqa: ASYNC110 -- see above
         await asyncio.sleep(0.002)
@@ -155,8 +155,8 @@ class Rig:
             self.worker.submit(item, self.pipeline)
         self._age = 0.0
 
-    def pass_by(self, seconds: float) -> None:
-        """Have everything that waits be older by so many seconds, from now on."""
+    def age_by(self, seconds: float) -> None:
+        """Make every waiting delivery older by *seconds*, from now on."""
         self._passed += seconds
 
     def deliver(self, *events: StepEvent, age: float = 0.0) -> None:

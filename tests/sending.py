@@ -22,8 +22,8 @@ CONTENT = b'{"step_id": "step-1"}'
 HEADERS = [("authorization", "Bearer sekret")]
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 NAME = "receiver.test"
-SHORT = 0.3  # seconds of timeout, where the test is that there is one
-TO_CONNECT = 1.0  # the same, where a busy machine has to connect within it
+SHORT = 0.3  # seconds; the timeout of attempts that have to time out
+TO_CONNECT = 1.0  # the same, for attempts that have to connect before, on a busy machine
 
 Behaviour = Callable[[socket.socket, threading.Event], None]
 

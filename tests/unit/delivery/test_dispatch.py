@@ -64,7 +64,7 @@ def test_waits_grow_and_are_never_cut_short(rigged: NewRig) -> None:
 
 
 def test_waits_are_jittered(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that failed together do not come back together."""
+    """Deliveries that failed together are not retried together."""
     rig = rigged(Script(failed(400)), concurrency=20, initial_backoff=1e3, max_backoff=1e3, give_up_after=1e4)
     store, waits = rig.worker._runner().store, list[float]()
     usual = store.retry
@@ -97,7 +97,7 @@ def test_a_retry_after_is_capped_at_the_longest_backoff(rigged: NewRig) -> None:
 def test_a_delivery_is_discarded_in_time(rigged: NewRig) -> None:
     """A delivery that is always refused is retried until the time to give up, and discarded with its last failure."""
     script = Script(failed())
-    # The first wait is short, and the second longer than there is time.
+    # The first wait is short, and the second ends after give_up_after.
     rig = rigged(script, give_up_after=30.0, initial_backoff=0.1, backoff_multiplier=1000.0, max_backoff=100.0)
     rig.deliver(event("step-1"))
     assert rig.results == [("step-1", "discarded", "503")]
@@ -126,14 +126,14 @@ def test_a_step_that_has_waited_too_long_is_discarded_unsent(rigged: NewRig) -> 
 
 
 def test_a_delivery_that_expires_keeps_its_last_failure(rigged: NewRig) -> None:
-    """A step that was refused, and could not be sent again in time, is discarded because it was refused."""
+    """A delivery that was refused, and then expires before its retry, is discarded with the refusal as its reason."""
     both_wait, release = threading.Event(), threading.Event()
     script = Script(both_wait, failed(503), release)
     rig = rigged(script, concurrency=1, give_up_after=100.0)
-    rig.submit(event("refused"), event("slow"))  # which has the only connection until the other's time is over
+    rig.submit(event("refused"), event("slow"))  # which occupies the only transport until the other has expired
     both_wait.set()
     script.wait_for(2)
-    rig.pass_by(100.0)
+    rig.age_by(100.0)
     release.set()
     assert rig.worker.flush(WAIT)
     assert sorted(rig.results) == [("refused", "discarded", "503"), ("slow", "delivered", None)]

@@ -15,7 +15,7 @@ from delivering import (
     counts,
     event,
     failed,
-    polled,
+    poll,
     seconds,
     threads,
     wait_until,
@@ -91,7 +91,7 @@ class BlockedCancellation(Script):
 
     async def cancelled(self) -> AttemptResult | None:
         self.is_cancelled.set()
-        await polled(self.may_end)
+        await poll(self.may_end)
         return self._result
 
 

@@ -70,14 +70,14 @@ def test_a_2xx_is_a_success_whatever_comes_after_it(attempts: Attempts) -> None:
     assert all(one.is_success for one in results.values())
 
 
-def test_the_rest_of_an_answer_has_no_more_time_than_an_attempt(
+def test_the_body_of_an_answer_is_read_no_longer_than_the_timeout(
     attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A receiver that drips after its status line is hung up on when the limit of the attempt is over, or before."""
-    monkeypatch.setattr("otel_step_hook.delivery.transport._ANSWER_TIME", 20.0)  # seconds, and 1 by itself
+    """A receiver that drips after its status line is cut off at the timeout of the attempt, or before."""
+    monkeypatch.setattr("otel_step_hook.delivery.transport._ANSWER_TIME", 20.0)  # seconds, instead of 1
     result = attempts.at(dripping(HEAD + b"content-length: 100000\r\n\r\n", b"x"), timeout=0.5)
     assert result.is_success
-    assert len(result.excerpt) < 250  # about 25, at 50 a second; in the time that bodies have, 1000
+    assert len(result.excerpt) < 250  # about 25, at 50 a second; in _ANSWER_TIME, 1000
 
 
 def test_only_a_few_kilobytes_of_an_endless_body_are_read(attempts: Attempts) -> None:

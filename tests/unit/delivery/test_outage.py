@@ -40,7 +40,7 @@ def test_deliveries_to_an_endpoint_that_is_down_expire_in_time(rigged: NewRig) -
     rig = rigged(script, give_up_after=600.0, initial_backoff=0.01, max_backoff=0.01, concurrency=1)
     rig.submit(*(event() for _ in range(50)))
     script.wait_for(11)  # the last of them is a probe, which hangs
-    rig.pass_by(600.0)
+    rig.age_by(600.0)
     wait_until(lambda: len(rig.results) == 49)
     assert {(result, error) for _, result, error in rig.results} == {("discarded", "expired"), ("discarded", "503")}
     assert len(script.posts) == 11

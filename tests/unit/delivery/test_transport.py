@@ -10,7 +10,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from delivering import NewRig, event, polled
+from delivering import NewRig, event, poll
 from sending import CONTENT, OK, TO_CONNECT, Attempts, answering, endpoint_to
 
 from otel_step_hook.delivery.loop import EventLoop
@@ -97,7 +97,7 @@ def test_bytes_on_an_idle_connection_are_not_taken_for_the_next_answer(attempts:
     async def make(transport: Transport) -> list[int | None]:
         first = await transport.post(CONTENT, [], timeout=10.0)
         answered.set()
-        await polled(sent)
+        await poll(sent)
         second = await transport.post(CONTENT, [], timeout=10.0)
         await transport.aclose()
         return [first.status_code, second.status_code]
@@ -140,13 +140,15 @@ def test_an_attempt_after_a_timeout_succeeds(attempts: Attempts) -> None:
         connection.sendall(OK)
 
     with HostileReceiver(behave) as receiver:
-        lane = attempts.transport(receiver.url)
+        transport = attempts.transport(receiver.url)
 
         async def make() -> list[str | None]:
             try:
-                return [(await lane.post(CONTENT, [], timeout=timeout)).error_type for timeout in (TO_CONNECT, 10.0)]
+                return [
+                    (await transport.post(CONTENT, [], timeout=timeout)).error_type for timeout in (TO_CONNECT, 10.0)
+                ]
             finally:
-                await lane.aclose()
+                await transport.aclose()
 
         assert asyncio.run(make()) == ["timeout", None]
 
@@ -202,7 +204,7 @@ def test_an_answer_that_came_while_the_process_was_stopped_counts(attempts: Atte
 
     async def make(transport: Transport) -> AttemptResult:
         task = asyncio.create_task(transport.post(CONTENT, [], timeout=10.0))
-        await polled(arrived)
+        await poll(arrived)
         resumed.set()
         assert sent.wait(10)  # the loop stands still meanwhile
         loop.stopped = 60.0

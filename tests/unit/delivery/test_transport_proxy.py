@@ -150,7 +150,7 @@ def test_a_proxy_that_hangs_is_a_timeout(attempts: Attempts, behave: Behaviour) 
     with HostileReceiver(behave) as proxy:
         address = f"http://127.0.0.1:{port_of(proxy.url)}"
         results = attempts("https://nowhere.test/hook", 2, proxy=address, timeout=TO_CONNECT)
-        wait_until(lambda: proxy.connections == 2)  # it may accept the second after that has ended
+        wait_until(lambda: proxy.connections == 2)  # the proxy may accept the second one after its attempt has ended
     gc.collect()  # would warn of an open socket, and every warning is an error here
     assert [result.error_type for result in results] == ["timeout"] * 2
 

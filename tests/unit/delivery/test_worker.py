@@ -27,7 +27,7 @@ def test_the_thread_starts_with_the_first_step(rigged: NewRig) -> None:
     rig.worker.after_fork()
     assert threads() == []
     rig.deliver(*(event() for _ in range(20)))
-    wait_until(lambda: len(threads()) == 1)  # a second that was started meanwhile has ended
+    wait_until(lambda: len(threads()) == 1)  # until a second one that was started has ended
     assert threads()[0].daemon
 
 

@@ -50,7 +50,7 @@ def test_a_thread_does_not_end_before_its_counts_are_logged(
 ) -> None:
     """A thread without work stays until the counts of repeated lines are due, and logs them."""
     monkeypatch.setattr(dispatch, "IDLE", 0.05)  # seconds; see above
-    monkeypatch.setattr(log_module, "EVERY", 1.0)  # seconds; longer than that, and shorter than a minute
+    monkeypatch.setattr(log_module, "EVERY", 1.0)  # seconds; longer than IDLE, instead of a minute
     together = threading.Event()
     script = Script(*[together] * 3, failed(), failed(), failed(), DELIVERED)
     rig = rigged(script, concurrency=3)
@@ -115,8 +115,8 @@ def test_concurrent_shutdowns_wait_for_every_step(rigged: NewRig) -> None:
 
 
 def test_shutdowns_share_their_limit(rigged: NewRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where somebody does not answer, each of them returns at the limit, with every step discarded."""
-    monkeypatch.setattr(dispatch, "_STOP_MARGIN", 0.9)  # share: a tenth is short on a busy machine
+    """If the receiver does not answer, each of them returns at the limit, with every step discarded."""
+    monkeypatch.setattr(dispatch, "_STOP_MARGIN", 0.9)  # share of the limit; a tenth is short on a busy machine
     never = threading.Event()
     script = Script(never, never)
     rig = rigged(script)
