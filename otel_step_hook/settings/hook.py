@@ -161,7 +161,7 @@ def effective_settings(settings: StepHookSettings) -> dict[str, tuple[str, str]]
     for row in setting_rows():
         value = _shown(getattr(settings, row.name))
         source = "environment" if row.name in settings.model_fields_set else "default"
-        if row.name in settings._arguments:  # noqa: SLF001 -- of our own class
+        if row.name in settings._arguments:  # noqa: SLF001 -- ours
             source = "argument"
         result[row.name] = ("***" if row.is_secret and value != "unset" else value, source)
     return result

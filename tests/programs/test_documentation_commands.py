@@ -42,7 +42,7 @@ class Listening:
         self.url = said.partition("=")[2].strip("/\n")
 
     def end(self) -> str:
-        """End it with Ctrl-C; what it has printed since."""
+        """End it with Ctrl-C, and return the rest of its output."""
         self._process.send_signal(signal.SIGINT)
         output, _ = self._process.communicate(timeout=LIMIT)
         assert self._process.returncode == 0, output
@@ -64,9 +64,8 @@ def listening(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def _answers(output: str) -> list[str]:
     """The status codes that `listen` says it has answered with, in their order."""
-    return [
-        columns[2] for line in output.splitlines() if len(columns := line.split()) > 4 and columns[0].count(":") == 2
-    ]
+    rows = [line.split() for line in output.splitlines()]
+    return [row[2] for row in rows if len(row) > 4 and row[0].count(":") == 2]
 
 
 @pytest.mark.slow
