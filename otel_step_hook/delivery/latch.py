@@ -1,9 +1,10 @@
 """`Latch`, which one thread waits for and another sets, and `Flushes`, the latches of the flushes that wait."""
 
-import _thread
 import weakref
 from collections import deque
 from collections.abc import Callable
+
+from otel_step_hook.delivery import native
 
 
 class Latch:
@@ -17,7 +18,7 @@ class Latch:
     __slots__ = ("__weakref__", "_closed")
 
     def __init__(self) -> None:
-        self._closed = _thread.allocate_lock()
+        self._closed = native.allocate_lock()
         self._closed.acquire()
 
     def is_set(self) -> bool:
@@ -30,7 +31,7 @@ class Latch:
 
     def wait(self, timeout: float) -> None:
         """Wait until the latch is set, at most *timeout* seconds. For one thread at a time."""
-        if self._closed.acquire(timeout=timeout):
+        if native.acquire(self._closed, timeout):
             self._closed.release()
 
 

@@ -1,6 +1,5 @@
 """The event loop of the worker thread: owns its clock, its name look-ups, and its end."""
 
-import _thread
 import asyncio
 import concurrent.futures.thread  # noqa: F401 -- asyncio imports it late; at exit that fails (python/cpython#86813)
 import contextlib
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from opentelemetry import context as otel_context
 
 from otel_step_hook import _sdk
+from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
 
 _WAKE_AGAIN = 0.02  # seconds after which a wake-up that the loop has not answered is repeated
@@ -101,13 +101,13 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     def _start_look_up(self, wanted: _LookUp, found: "asyncio.Future[list[Any]]") -> None:
         try:
-            _thread.start_new_thread(self._look_up, (wanted, found))
+            native.start_thread(self._look_up, wanted, found)
         except RuntimeError:  # the interpreter exits and starts no threads (python/cpython#113964): block the loop
             self._look_up(wanted, found)
 
     def _look_up(self, wanted: _LookUp, found: "asyncio.Future[list[Any]]") -> None:
         try:
-            settle = functools.partial(found.set_result, socket.getaddrinfo(*wanted))
+            settle = functools.partial(found.set_result, native.getaddrinfo(*wanted))
         except Exception as error:  # noqa: BLE001 -- raised in the callers
             settle = functools.partial(found.set_exception, error)
         with contextlib.suppress(RuntimeError):  # the loop has been closed: no caller is left

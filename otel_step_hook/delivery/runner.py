@@ -1,6 +1,5 @@
 """The worker thread of one endpoint in one process: owns its start, its event loops, wake-ups and waits."""
 
-import _thread
 import functools
 import logging
 import math
@@ -10,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.dispatch import Dispatch
 from otel_step_hook.delivery.latch import Latch
@@ -43,7 +43,7 @@ class Runner:
         self._is_inherited = False
         # Held by the thread that runs the loops. Threads that wait do not take it: KeyboardInterrupt can leave a lock
         # held, even by a `with` statement (python/cpython#148874).
-        self._running = threading.Lock()
+        self._running = native.allocate_lock()
         self._ident = 0  # of the thread that holds `_running`
         self._loop: EventLoop | None = None  # while it runs
         self._starting_at = -math.inf  # monotonic time when a thread was started that does not run yet
@@ -56,7 +56,7 @@ class Runner:
 
     def is_own_thread(self) -> bool:
         """Whether the calling thread is the worker thread."""
-        return self._ident == threading.get_ident()
+        return self._ident == native.get_ident()
 
     def is_busy(self) -> bool:
         """Whether a loop runs, or there is work for one."""
@@ -111,7 +111,8 @@ class Runner:
             self._before_start(self)
             # Not threading.Thread here: its start() waits until the new thread runs. That takes long in an application
             # that computes, and for ever if the new thread runs out of memory (python/cpython#140746).
-            _thread.start_new_thread(self._start, ())
+            # Where threads are greenlets, it would start one on the new thread.
+            native.start_thread(self._run if native.is_patched() else self._start)
             is_started = True
         except RuntimeError:  # the interpreter exits, or there are too many threads
             return False
@@ -121,8 +122,6 @@ class Runner:
         return True
 
     def _start(self) -> None:
-        if self._belongs_to_parent():
-            return  # a signal handler has forked in the middle of `_start_thread`
         try:
             threading.Thread(target=self._run, name="otel-step-hook", daemon=True).start()
         except RuntimeError:  # there was room for one thread only, this one
@@ -130,7 +129,7 @@ class Runner:
 
     def _run(self) -> None:
         """Run loops while there is work, unless another thread runs them."""
-        may_go_on = True
+        may_go_on = not self._belongs_to_parent()  # a signal handler may have forked in the middle of `_start_thread`
         while may_go_on:
             # First: an event that is put after this line starts a thread, or finds the lock held, and then the thread
             # that holds it does the work.
@@ -138,7 +137,7 @@ class Runner:
             if not self._running.acquire(blocking=False):
                 return
             try:
-                self._ident = threading.get_ident()
+                self._ident = native.get_ident()
                 may_go_on = self._run_loop()
             finally:
                 self._ident, self._loop = 0, None

@@ -1,5 +1,6 @@
 """A WSGI application that ends a step when it is loaded, and one at each request."""
 
+import asyncio
 import os
 from collections.abc import Callable, Iterable
 
@@ -8,8 +9,15 @@ from application import end_step
 end_step("loaded")
 
 
+async def answer() -> bytes:
+    """Wait in an event loop of the application's own."""
+    await asyncio.sleep(0.001)
+    return b"asyncio has run"
+
+
 def application(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """Answer with the worker's pid."""
-    end_step(f"request-{environ['PATH_INFO'].strip('/')}")
+    """Answer with the worker's pid; to ``/asyncio``, with what an event loop has returned."""
+    name = environ["PATH_INFO"].strip("/")
+    end_step(f"request-{name}")
     start_response("200 OK", [("content-type", "text/plain")])
-    return [str(os.getpid()).encode()]
+    return [asyncio.run(answer()) if name == "asyncio" else str(os.getpid()).encode()]

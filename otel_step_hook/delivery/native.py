@@ -1,0 +1,67 @@
+"""Threads and locks of the operating system, also where gevent or eventlet have replaced Python's by greenlets.
+
+After their monkey patching, `_thread.start_new_thread` starts a greenlet on the calling thread. An event loop in it
+makes `asyncio.run` fail everywhere else on that thread, because one is running already. The application may patch
+before or after it imports this module, so the originals are looked up at each use.
+"""
+
+import _thread
+import socket
+import sys
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from otel_step_hook.delivery.clock import monotonic
+
+_POLL_INTERVAL = 0.005  # seconds in which other greenlets run, between two attempts to acquire a lock
+
+
+def is_patched() -> bool:
+    """Whether Python's threads are greenlets now."""
+    return bool(_original(_thread, "start_new_thread") is not _thread.start_new_thread)
+
+
+def start_thread(function: Callable[..., object], *arguments: object) -> None:
+    """Start a thread that does not keep the process alive. Raises RuntimeError when none can be started."""
+    _original(_thread, "start_new_thread")(function, arguments)
+
+
+def allocate_lock() -> Any:
+    """Return a new lock, as `threading.Lock` does."""
+    return _original(_thread, "allocate_lock")()
+
+
+def get_ident() -> int:
+    """Return the identifier of the calling thread, which all of its greenlets share."""
+    ident: int = _original(_thread, "get_ident")()
+    return ident
+
+
+def getaddrinfo(*arguments: Any) -> list[Any]:
+    """Look up a name as `socket.getaddrinfo` does, and block the calling thread meanwhile."""
+    addresses: list[Any] = _original(socket, "getaddrinfo")(*arguments)
+    return addresses
+
+
+def acquire(lock: Any, timeout: float) -> bool:
+    """Acquire *lock* within *timeout* seconds. Other greenlets of the calling thread run meanwhile."""
+    if not is_patched():
+        return bool(lock.acquire(timeout=timeout))
+    deadline = monotonic() + timeout
+    while not lock.acquire(blocking=False):
+        if monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_INTERVAL)  # patched, too: it switches to other greenlets
+    return True
+
+
+def _original(module: ModuleType, name: str) -> Any:
+    """Return the attribute *name* of *module* as it was before monkey patching."""
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    if gevent is not None:
+        return gevent.get_original(module.__name__, name)
+    if eventlet is not None:
+        return getattr(eventlet.original(module.__name__), name)
+    return getattr(module, name)
