@@ -110,8 +110,13 @@ class EventLoop(asyncio.SelectorEventLoop):
             settle = functools.partial(found.set_result, native.getaddrinfo(*wanted))
         except Exception as error:  # noqa: BLE001 -- raised in the callers
             settle = functools.partial(found.set_exception, error)
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: no caller is left
-            self.call_soon_threadsafe(settle)
+        except BaseException as error:  # SystemExit, or gevent's Timeout, which would end the loop in the callers
+            settle = functools.partial(found.set_exception, OSError(f"the look-up raised {type(error).__name__}"))
+            if isinstance(error, KeyboardInterrupt):  # on the main thread, which runs the loop at the end of a shutdown
+                raise
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: no caller is left
+                self.call_soon_threadsafe(settle)
 
 
 def uninstrumented() -> contextvars.Context:

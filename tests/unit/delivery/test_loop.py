@@ -4,6 +4,7 @@ import _thread
 import asyncio
 import contextlib
 import gc
+import importlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -105,6 +106,41 @@ def test_an_error_after_the_caller_was_cancelled_is_not_logged(
     loop.run_until_complete(ask())
     gc.collect()
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("error", [SystemExit, importlib.import_module("gevent").Timeout])
+def test_an_exit_in_the_resolver_fails_the_look_up(
+    loop: EventLoop, resolver: Callable[[Callable[..., Addresses]], None], error: type[BaseException]
+) -> None:
+    """The attempt fails with an OSError that names the exception, and the next look-up asks again."""
+    answers: list[BaseException | Addresses] = [error(), [("found",)]]
+
+    def resolve(*_: object) -> Addresses:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    resolver(resolve)
+    with pytest.raises(OSError, match=f"the look-up raised {error.__name__}"):
+        loop.run_until_complete(asyncio.wait_for(loop.getaddrinfo("name.test", 80), WAIT))
+    assert loop.run_until_complete(loop.getaddrinfo("name.test", 80)) == [("found",)]
+
+
+def test_ctrl_c_in_the_resolver_reaches_the_application(
+    loop: EventLoop, resolver: Callable[[Callable[..., Addresses]], None]
+) -> None:
+    """Where no thread can be started, the main thread looks up the name: Ctrl-C is raised there."""
+
+    def resolve(*_: object) -> Addresses:
+        raise KeyboardInterrupt
+
+    resolver(resolve)
+    with no_more_threads(), pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(loop.getaddrinfo("name.test", 80))
+    loop.run_until_complete(asyncio.sleep(0.001))  # the loop forgets the look-up that failed
+    resolver(lambda *_: [("found",)])
+    assert loop.run_until_complete(loop.getaddrinfo("name.test", 80)) == [("found",)]
 
 
 def test_an_answer_after_the_loop_was_closed_is_ignored(resolver: Callable[[Callable[..., Addresses]], None]) -> None:
