@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -20,6 +21,10 @@ from otel_step_hook.delivery.store import Store
 _PAUSE_AFTER_FAULT = 1.0  # seconds; a loop that cannot run must not spin
 _POLL_INTERVAL = 0.5  # seconds after which a waiting thread checks that there is a worker thread to wait for
 _RESTART_AFTER = 0.02  # seconds after which a thread that was started and does not run is started again
+_UWSGI_MASTER = (
+    "a step ended in uWSGI's master process, where no thread may run before it forks its workers: it is not delivered; "
+    "load the application in each worker, with lazy-apps"
+)
 
 
 class Runner:
@@ -106,6 +111,9 @@ class Runner:
         now = monotonic()
         if now - self._starting_at <= _RESTART_AFTER:
             return True
+        if _is_uwsgi_master():
+            self.dispatch.log.log(logging.ERROR, "uwsgi", _UWSGI_MASTER)
+            return False
         self._starting_at, is_started = now, False
         try:
             self._before_start(self)
@@ -181,3 +189,13 @@ class Runner:
         left = self.dispatch.stop_at - monotonic()
         time.sleep(max(0.0, min(left, _PAUSE_AFTER_FAULT)))
         return left > 0
+
+
+def _is_uwsgi_master() -> bool:
+    """Whether uWSGI is going to fork its workers from this process, which has loaded the application.
+
+    uWSGI forks without Python's knowledge (unbit/uwsgi#1995). A thread that waits for the interpreter's lock at that
+    moment does not exist in the workers, and they can hang for ever when they release the lock.
+    """
+    uwsgi = sys.modules.get("uwsgi")
+    return uwsgi is not None and uwsgi.worker_id() == 0
