@@ -35,7 +35,7 @@ def _serve(receiver: StepReceiver, *options: str) -> Ended:
         for path in range(7):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=LIMIT).close()
         # Before the signal: of a worker that is in a request uWSGI runs no exit handlers.
-        receiver.wait_for(7)
+        receiver.wait_for(9 if "--lazy-apps" in options else 7)
         program.send_signal(signal.SIGTERM)
         ended = program.ended()
         return ended._replace(err=log + ended.err)
