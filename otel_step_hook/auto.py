@@ -31,11 +31,11 @@ def has_webhook() -> bool:
 def pre_instrument() -> None:
     """Register with the global provider, if the environment names a receiver (``opentelemetry_pre_instrument``).
 
-    Does nothing where ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names ``step_hook``. OpenTelemetry itself applies
-    that variable to instrumentors only.
+    Does nothing where ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names ``step_hook``, or is ``*``. OpenTelemetry itself
+    applies that variable to instrumentors only.
     """
     disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
-    if has_webhook() and "step_hook" not in map(str.strip, disabled):
+    if has_webhook() and {"step_hook", "*"}.isdisjoint(map(str.strip, disabled)):
         register()
 
 

@@ -51,9 +51,10 @@ def test_a_wrong_setting_is_logged_and_the_application_goes_on(receiver: StepRec
 
 
 @pytest.mark.slow
-def test_it_can_be_switched_off_as_an_instrumentation(receiver: StepReceiver) -> None:
-    """OTEL_PYTHON_DISABLED_INSTRUMENTATIONS keeps the hook from being registered."""
-    ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="httpx, step_hook")
+@pytest.mark.parametrize("disabled", ["httpx, step_hook", "*"])
+def test_it_can_be_switched_off_as_an_instrumentation(receiver: StepReceiver, disabled: str) -> None:
+    """OTEL_PYTHON_DISABLED_INSTRUMENTATIONS keeps the hook from being registered, by its name or with all others."""
+    ended = run(STEP_COMPLETE_WEBHOOK=receiver.url, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=disabled)
     assert (ended.code, ended.err, ended.spans, receiver.steps) == (0, "", ["run", "step"], [])
 
 
