@@ -108,11 +108,15 @@ def test_an_error_after_the_caller_was_cancelled_is_not_logged(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("threads", [contextlib.nullcontext, no_more_threads])
 @pytest.mark.parametrize("error", [SystemExit, importlib.import_module("gevent").Timeout])
 def test_an_exit_in_the_resolver_fails_the_look_up(
-    loop: EventLoop, resolver: Callable[[Callable[..., Addresses]], None], error: type[BaseException]
+    loop: EventLoop,
+    resolver: Callable[[Callable[..., Addresses]], None],
+    error: type[BaseException],
+    threads: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> None:
-    """The attempt fails with an OSError that names the exception, and the next look-up asks again."""
+    """The attempt fails with an OSError that names the exception, on any thread, and the next look-up asks again."""
     answers: list[BaseException | Addresses] = [error(), [("found",)]]
 
     def resolve(*_: object) -> Addresses:
@@ -122,7 +126,7 @@ def test_an_exit_in_the_resolver_fails_the_look_up(
         return answer
 
     resolver(resolve)
-    with pytest.raises(OSError, match=f"the look-up raised {error.__name__}"):
+    with threads(), pytest.raises(OSError, match=f"the look-up raised {error.__name__}"):
         loop.run_until_complete(asyncio.wait_for(loop.getaddrinfo("name.test", 80), WAIT))
     assert loop.run_until_complete(loop.getaddrinfo("name.test", 80)) == [("found",)]
 
