@@ -20,10 +20,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Some tests send SIGINT to their own process.
 runpy.run_path(str(Path(__file__).parent / "programs" / "interruptible.py"))
 
-# No deadline: a busy machine must not fail a test. "brief", the default, tries the same few examples in every run;
-# "thorough" tries new ones in each CI run, and prints how to repeat a failure.
-hypothesis.settings.register_profile("brief", deadline=None, max_examples=20, derandomize=True)
-hypothesis.settings.register_profile("thorough", deadline=None, derandomize="CI" not in os.environ, print_blob=True)
+# No deadline, and no check of how long examples take to make: a busy machine must not fail a test. "brief", the
+# default, tries the same few examples in every run; "thorough" tries new ones in each CI run, and prints how to repeat
+# a failure.
+_any_speed = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("brief", _any_speed, max_examples=20, derandomize=True)
+hypothesis.settings.register_profile("thorough", _any_speed, derandomize="CI" not in os.environ, print_blob=True)
 hypothesis.settings.load_profile("brief")
 
 
