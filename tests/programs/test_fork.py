@@ -1,8 +1,5 @@
 """Forks: the child has its own queue, thread and connections; the parent delivers what it had queued."""
 
-import signal
-import urllib.request
-
 import pytest
 from processes import Run, Start, StepReceiver
 
@@ -233,26 +230,3 @@ def test_multiprocessing(receiver: StepReceiver, run: Run, method: str, kind: st
     assert (ended.code, ended.noise) == (0, [])
     assert receiver.steps == ["child-0", "child-1", "parent-0", "parent-1"]
     assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
-
-
-@pytest.mark.parametrize("preload", [("--preload",), pytest.param((), marks=pytest.mark.slow)], ids=["preload", ""])
-def test_gunicorn(receiver: StepReceiver, start: Start, preload: tuple[str, ...]) -> None:
-    """Gunicorn's workers deliver while they run, and drain when SIGTERM ends them."""
-    arguments = ("--config", "serving.py", *preload, "served:application")
-    program = start("gunicorn", *arguments)
-    port, *ready = [program.read_line() for _ in range(3)]
-    assert ready == ["ready", "ready"]
-    address = f"http://127.0.0.1:{port}"
-    for number in range(6):
-        urllib.request.urlopen(f"{address}/{number}").close()
-    receiver.wait_for(6 + (1 if preload else 2))
-    receiver.gate.clear()
-    urllib.request.urlopen(f"{address}/last").close()
-    program.send_signal(signal.SIGTERM)
-    receiver.gate.set()
-    ended = program.ended()
-    assert ended.code == 0
-    # The workers do not close gunicorn's listening socket, which Python reports on stderr.
-    assert [line for line in ended.noise if f", {port})" not in line] == []
-    served = [f"request-{number}" for number in range(6)] + ["request-last"]
-    assert receiver.steps == sorted(["loaded"] * (1 if preload else 2) + served)
