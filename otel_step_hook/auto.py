@@ -31,12 +31,16 @@ def has_webhook() -> bool:
 def pre_instrument() -> None:
     """Register with the global provider, if the environment names a receiver (``opentelemetry_pre_instrument``).
 
-    Does nothing where ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names ``step_hook``, or is ``*``. OpenTelemetry itself
-    applies that variable to instrumentors only.
+    Does nothing where ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names ``step_hook``, or is ``*``.
     """
-    disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
-    if has_webhook() and {"step_hook", "*"}.isdisjoint(map(str.strip, disabled)):
+    if has_webhook() and not _is_disabled():
         register()
+
+
+def _is_disabled() -> bool:
+    # OpenTelemetry applies this variable to instrumentors only, and its older releases do not know "*".
+    disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
+    return not {"step_hook", "*"}.isdisjoint(map(str.strip, disabled))
 
 
 def register(**options: object) -> "StepHookProcessor | None":
@@ -94,14 +98,14 @@ class StepHookInstrumentor:
     """
 
     def instrument(self, **options: object) -> None:
-        """Register with the global provider; *options* are settings by their names."""
+        """Register with the global provider, unless it is disabled; *options* are settings by their names."""
         # OpenTelemetry passes these two to every instrumentor.
         settings = {
             name: value
             for name, value in options.items()
             if name not in {"skip_dep_check", "raise_exception_on_conflict"}
         }
-        if settings or has_webhook():
+        if (settings or has_webhook()) and not _is_disabled():
             register(**settings)
 
     def uninstrument(self, **_: object) -> None:

@@ -179,6 +179,16 @@ def test_the_instrumentor_does_nothing_without_a_webhook(provider: TracerProvide
     assert _registered(provider) == 0
 
 
+@pytest.mark.parametrize("disabled", ["httpx, step_hook", "*"])
+def test_a_disabled_instrumentor_does_nothing(
+    provider: TracerProvider, monkeypatch: pytest.MonkeyPatch, disabled: str
+) -> None:
+    """The instrumentor reads OTEL_PYTHON_DISABLED_INSTRUMENTATIONS, too: older loaders do not know its ``*``."""
+    monkeypatch.setenv("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", disabled)
+    auto.StepHookInstrumentor().instrument(webhook="http://127.0.0.1:9/")
+    assert _registered(provider) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
