@@ -56,7 +56,7 @@ class Worker:
         self._make = make
         # By process id: by default uWSGI forks without Python's hooks (unbit/uwsgi#1995); the next call notices it.
         self._runners = {os.getpid(): self._make()}
-        _workers.add(self)
+        _workers[id(self)] = self
 
     def _runner(self) -> Runner:
         pid = os.getpid()
@@ -117,7 +117,8 @@ class Worker:
         runner = self._runner()
         runner.dispatch.is_abandoned = True
         if runner.is_busy():
-            _workers.add(self)  # again: an object that is collected together with its hook has lost its weak references
+            # Again: an object that is collected together with its hook has lost its weak references.
+            _workers[id(self)] = self
             if not runner.wake():
                 _unstarted.append(self)
 
@@ -211,6 +212,17 @@ def shut_down_all(workers: Iterable[Worker], timeout: float) -> None:
         worker.end_shutdown(timeout)
 
 
+def existing_workers() -> list[Worker]:
+    """Return all workers that are not garbage-collected. From any thread, signal handler or finaliser."""
+    # `valuerefs` copies in one step, whatever other threads do meanwhile.
+    return [worker for reference in _workers.valuerefs() if (worker := reference()) is not None]
+
+
+def longest_timeout(workers: Iterable[Worker]) -> float:
+    """Return the longest shutdown timeout of *workers* in seconds; 0 without any."""
+    return max((worker.shutdown_timeout for worker in workers), default=0.0)
+
+
 def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:
     alive = worker()
     if alive is not None:
@@ -218,12 +230,12 @@ def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:
 
 
 def _shut_down_abandoned() -> None:
-    # A tuple: workers may be collected meanwhile.
-    abandoned = [worker for worker in tuple(_workers) if worker.is_abandoned()]
-    shut_down_all(abandoned, max((worker.shutdown_timeout for worker in abandoned), default=0.0))
+    abandoned = [worker for worker in existing_workers() if worker.is_abandoned()]
+    shut_down_all(abandoned, longest_timeout(abandoned))
 
 
-_workers: "weakref.WeakSet[Worker]" = weakref.WeakSet()
+# By id. Not a WeakSet, whose iteration fails when another thread makes a worker meanwhile.
+_workers: "weakref.WeakValueDictionary[int, Worker]" = weakref.WeakValueDictionary()
 # Abandoned workers with deliveries for which no thread could be started; nothing else keeps them until the exit.
 _unstarted: "list[Worker]" = []
 # Once for all: an entry for each abandoned worker would be kept as long as the process.
@@ -234,7 +246,7 @@ _inherited: list[Runner] = []
 
 
 def _after_fork_in_child() -> None:
-    for worker in tuple(_workers):
+    for worker in existing_workers():
         worker.after_fork()
 
 

@@ -2,6 +2,7 @@
 
 import _thread
 import functools
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -190,3 +191,25 @@ def test_each_step_during_a_shutdown_is_accounted_for(
         for thread in submitting:
             thread.join(WAIT)
         wait_until(functools.partial(is_accounted, rig, dropped))
+
+
+@pytest.mark.slow
+def test_the_workers_are_found_while_others_are_made(rigged: NewRig) -> None:
+    """A thread that makes and forgets workers does not disturb another one that asks for all of them."""
+    own, made = rigged(Script()), threading.Event()
+
+    def make() -> None:
+        for _ in range(60):
+            Rig(Script())
+        made.set()
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # seconds
+    maker = threading.Thread(target=make)
+    maker.start()
+    try:
+        while not made.is_set():
+            assert own.worker in worker.existing_workers()
+    finally:
+        sys.setswitchinterval(usual)
+        maker.join()
