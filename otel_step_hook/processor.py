@@ -78,6 +78,10 @@ class StepHookProcessor(SpanProcessor):
         # Here, not at the first span: exit functions that are registered later run earlier, and may still end steps.
         atexit.register(self._exit_hook)
         self._workers = workers
+        if self._settings.drain_on_sigterm:
+            from otel_step_hook.delivery.sigterm import drain_on_sigterm  # noqa: PLC0415 -- see `_worker`
+
+            drain_on_sigterm()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # A default argument: a module's names may be gone when the interpreter ends. The exit hook has run by then.

@@ -70,6 +70,12 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
         "a whole number from 1 to 10000000, such as 2048",
     )
     shutdown_timeout: Seconds = setting(10.0, "Seconds `shutdown()` and process exit may spend on draining.", SECONDS)
+    drain_on_sigterm: bool = setting(
+        default=False,
+        meaning="Whether a `SIGTERM` that would end the process at once "
+        "[delivers what is queued first](processes.md#sigterm), within the longest shutdown timeout.",
+        expected="true or false (or 1 or 0, yes or no, on or off)",
+    )
 
     _arguments: frozenset[str] = PrivateAttr(frozenset())
 
@@ -148,6 +154,8 @@ def setting_rows() -> list[SettingRow]:
 def _shown(value: object) -> str:
     if value in (None, ()):
         return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, frozenset):
         return ",".join(outcome for outcome in Outcome if outcome in value)
     if isinstance(value, tuple):

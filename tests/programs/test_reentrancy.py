@@ -48,3 +48,38 @@ def test_misuse_by_an_exporter(receiver: StepReceiver, run: Run) -> None:
     ended = run("reentrant", "in_exporter")
     assert (ended.code, len(receiver.steps)) == (0, 20)
     assert _ended_and_dropped(ended) == (20, 0)
+
+
+@pytest.mark.slow
+def test_sigterm_at_any_moment(receiver: StepReceiver, run: Run) -> None:
+    """At whatever point of the main thread's work SIGTERM comes, each step that has ended is delivered."""
+    ended = run(
+        """
+        import measured, signal
+        reading, writing = os.pipe()
+        def in_child(number):
+            os.write(writing, b"!")
+            while True:
+                end_step(f"{number}")
+                os.write(writing, b".")
+        for number in range(40):
+            pid = os.fork()
+            if pid == 0:
+                in_child(number)
+            assert os.read(reading, 1) == b"!"
+            compute(number * 0.0003)  # seconds; the first deliveries take about 10 ms
+            os.kill(pid, signal.SIGTERM)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.write(writing, b"!")
+            print(status, os.read(reading, 60_000).count(b"."))
+        """,
+        drain_on_sigterm="true",
+        shutdown_timeout=30,
+        max_queue_size=100_000,
+    )
+    assert (ended.code, ended.noise) == (0, [])
+    results = [(int(status), int(count)) for status, count in map(str.split, ended.out)]
+    assert [status for status, _ in results] == [-15] * 40
+    lost = [count - receiver.steps.count(str(number)) for number, (_, count) in enumerate(results)]
+    # The signal may come after a step has ended, and before the child counts it.
+    assert set(lost) <= {0, -1}

@@ -41,6 +41,7 @@ _GIVEN: dict[str, tuple[str, object, object]] = {
     "concurrency": ("1000", 1000, 1000),
     "max_queue_size": ("1", 1, 1),
     "shutdown_timeout": ("315360000", 315360000, 315360000.0),
+    "drain_on_sigterm": ("yes", True, True),
 }
 _NEEDS = {"client_key": {"client_certificate": "client.pem"}}  # settings that need another
 
@@ -101,6 +102,14 @@ def test_none_replaces_a_secret_of_the_environment(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(_variable(name), value)
     settings = StepHookSettings(webhook="https://other/", key=None, signing_secret=None, headers=None)
     assert endpoints_of(settings) == (Endpoint(name="default", url="https://other/"),)
+
+
+def test_a_switch_is_read_in_the_usual_spellings() -> None:
+    """True and false in words and numbers, in upper or lower case."""
+    on, off = ("true", "1", "yes", "on", "TRUE", "On"), ("false", "0", "no", "off", "FALSE", "Off")
+    assert {text: _read("drain_on_sigterm", text) for text in on + off} == dict.fromkeys(on, True) | dict.fromkeys(
+        off, False
+    )
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
@@ -246,6 +255,7 @@ def test_every_setting_has_a_row() -> None:
         "concurrency": "8",
         "max_queue_size": "2048",
         "shutdown_timeout": "10",
+        "drain_on_sigterm": "false",
     }
     hidden = {name for name, row in rows.items() if row.is_secret}
     assert hidden == {"webhook", "key", "signing_secret", "headers", "proxy"}

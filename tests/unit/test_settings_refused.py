@@ -131,6 +131,15 @@ def test_other_numbers_are_refused_with_their_range() -> None:
     )
 
 
+def test_a_switch_that_is_neither_on_nor_off_is_refused() -> None:
+    """The sentence has the spellings that are accepted."""
+    expected = "expected true or false (or 1 or 0, yes or no, on or off)"
+    assert_refused(
+        ("drain_on_sigterm", value, f"STEP_COMPLETE_DRAIN_ON_SIGTERM is {value!r}; {expected}")
+        for value in ("maybe", "2", "-1", " ", "true ", "enabled", 2, 0.5, None)
+    )
+
+
 def test_unknown_names_are_refused() -> None:
     """An unknown outcome, profile or payload is refused, and so is an empty list; the sentence has the known names."""
     outcomes = "expected some of success, failed, cancelled, separated by commas"
