@@ -79,6 +79,11 @@ class Program(subprocess.Popen[str]):
         assert self.stdout is not None
         return self.stdout.readline().rstrip("\n")
 
+    def read_error(self, pattern: str) -> str:
+        """Wait for a line on stderr that matches *pattern*, and return the match; `ended` lacks what is read here."""
+        assert self.stderr is not None
+        return next(found.group() for line in self.stderr if (found := re.search(pattern, line)))
+
     def go_on(self) -> None:
         """Let the program's `application.wait_for_test` return."""
         assert self.stdin is not None
