@@ -1,6 +1,5 @@
 """SIGTERM: owns the signal handler that delivers what is queued before the signal ends the process."""
 
-import _thread
 import logging
 import os
 import signal
@@ -8,6 +7,7 @@ from collections.abc import Iterable
 
 from otel_step_hook.delivery.latch import Latch
 from otel_step_hook.delivery.log import log_safely
+from otel_step_hook.delivery.native import start_thread
 from otel_step_hook.delivery.worker import Worker, existing_workers, longest_timeout, shut_down_all
 
 _LOG_TIME = 0.5  # seconds beyond the shutdown timeout, in which what is left may be logged
@@ -64,7 +64,7 @@ def _drain() -> None:
     # Not on this thread: it may have been interrupted while it holds a lock without which no line can be logged. The
     # worker thread, which waits for that lock, would keep the lock of the log's handler, and this thread wait for ever.
     try:
-        _thread.start_new_thread(_shut_down, (workers, timeout, ended))
+        start_thread(_shut_down, workers, timeout, ended)
     except RuntimeError:  # there are too many threads, or the interpreter exits
         _shut_down(workers, timeout, ended)
     ended.wait(timeout + _LOG_TIME)
