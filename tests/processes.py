@@ -122,14 +122,16 @@ def python_program(program: str, *args: str, **settings: object) -> Program:
 class StepReceiver(HostileReceiver):
     """A receiver that keeps connections alive, and records which step id arrived over which connection.
 
-    It answers 204; while *gate* is cleared, it does not answer.
+    It answers 204; while *gate* is cleared, it does not answer. While *refuses_first* is true, it answers 503 to the
+    first attempt of each step, which then is sent again about a second later.
     """
 
     def __init__(self) -> None:
         super().__init__(self._answer)
+        self.refuses_first = False
         self.gate = threading.Event()
         self.gate.set()
-        self._arrived = threading.Condition()
+        self._arrived = threading.Condition()  # its lock is reentrant
         self._arrivals: list[tuple[str, socket]] = []
 
     def __exit__(
@@ -142,10 +144,12 @@ class StepReceiver(HostileReceiver):
         while request := read_request(connection):
             step_id = json.loads(request.partition(b"\r\n\r\n")[2])["step_id"]
             with self._arrived:
+                is_refused = self.refuses_first and step_id not in self.steps
                 self._arrivals.append((step_id, connection))
                 self._arrived.notify_all()
             self.gate.wait()
-            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            status = b"503 Service Unavailable\r\ncontent-length: 0" if is_refused else b"204 No Content"
+            connection.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
 
     @property
     def steps(self) -> list[str]:

@@ -34,13 +34,12 @@ class Runner:
     at any moment. *before_start* is called before each start of the thread.
     """
 
-    def __init__(self, store: Store, dispatch: Dispatch, before_start: Callable[["Runner"], None]) -> None:
+    def __init__(self, store: Store, dispatch: Dispatch, before_start: Callable[[], None]) -> None:
         self.store = store
         self.dispatch = dispatch
         self.is_draining = False  # a shutdown waits for the loop to end and log all counts
         # State of the `Worker` that belongs to this process.
         self.late_at = -math.inf  # monotonic time when a step that was submitted after the shutdown last woke the loop
-        self.is_armed = False  # in a child of multiprocessing: its exit will drain
         self.is_overdue = False  # it has been logged that the shutdown took longer than its limit
         self._before_start = before_start
         self._context = uninstrumented()  # for everything that the loops run
@@ -116,7 +115,7 @@ class Runner:
             return False
         self._starting_at, is_started = now, False
         try:
-            self._before_start(self)
+            self._before_start()
             # Not threading.Thread here: its start() waits until the new thread runs. That takes long in an application
             # that computes, and for ever if the new thread runs out of memory (python/cpython#140746).
             # Where threads are greenlets, it would start one on the new thread.

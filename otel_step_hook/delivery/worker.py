@@ -1,12 +1,13 @@
 """The worker: takes events for one endpoint in each process, and owns the steps at a fork and at exit."""
 
 import atexit
+import functools
 import logging
 import os
-import sys
 import weakref
 from collections.abc import Callable, Iterable
 
+from otel_step_hook.delivery.children import arm
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.dispatch import Dispatch, MakeSender
 from otel_step_hook.delivery.latch import Latch
@@ -51,7 +52,7 @@ class Worker:
         def make() -> Runner:
             store = make_store(max_queue_size)
             dispatch = Dispatch(endpoint, store, policy, make_sender, concurrency=concurrency)
-            return Runner(store, dispatch, self._arm_for_multiprocessing)
+            return Runner(store, dispatch, functools.partial(arm, _drain))
 
         self._make = make
         # By process id: by default uWSGI forks without Python's hooks (unbit/uwsgi#1995); the next call notices it.
@@ -185,16 +186,6 @@ class Worker:
             text = "shutdown took its %g s; %d steps for endpoint %s are neither delivered nor discarded"
             log_safely(logging.ERROR, text, timeout, left, self.endpoint.name)
 
-    def _arm_for_multiprocessing(self, runner: Runner) -> None:
-        """In a child of multiprocessing, drain at exit: before Python 3.13 it skips `atexit` (python/cpython#83856)."""
-        # By getattr: a signal handler may run in the middle of their import.
-        parent_process = getattr(sys.modules.get("multiprocessing.process"), "parent_process", None)
-        finalize = getattr(sys.modules.get("multiprocessing.util"), "Finalize", None)
-        if runner.is_armed or parent_process is None or finalize is None or parent_process() is None:
-            return
-        runner.is_armed = True
-        finalize(None, _shut_down, args=(weakref.ref(self), self.shutdown_timeout), exitpriority=100)
-
 
 def flush_all(workers: Iterable[Worker], timeout: float) -> list[Worker]:
     """Wait up to *timeout* seconds as `Worker.flush` does, for all *workers*; return those that are not done."""
@@ -227,6 +218,12 @@ def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:
     alive = worker()
     if alive is not None:
         alive.shutdown(timeout)
+
+
+def _drain() -> None:
+    """Shut down all workers of this process, which ends without `atexit`."""
+    workers = existing_workers()
+    shut_down_all(workers, longest_timeout(workers))
 
 
 def _shut_down_abandoned() -> None:
