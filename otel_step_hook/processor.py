@@ -85,7 +85,11 @@ class StepHookProcessor(SpanProcessor):
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # A default argument: a module's names may be gone when the interpreter ends. The exit hook has run by then.
-        if not self._workers or is_finalizing():
+        if is_finalizing():
+            for worker in self._workers:
+                worker.report_rest()
+            return
+        if not self._workers:
             return
         for worker in self._workers:
             worker.abandon()
@@ -226,7 +230,9 @@ def _shut_down(workers: "tuple[Worker, ...]", timeout: float) -> None:
 
 
 def _shut_down_at_exit(workers: "list[weakref.ref[Worker]]", timeout: float) -> None:
-    _shut_down(tuple(alive for worker in workers if (alive := worker()) is not None), timeout)
+    from otel_step_hook.delivery.worker import shut_down_at_exit  # noqa: PLC0415 -- see `_worker`
+
+    shut_down_at_exit([alive for worker in workers if (alive := worker()) is not None], timeout)
 
 
 def _is_first(processor: SpanProcessor, registered: _sdk.Processors) -> bool:

@@ -107,10 +107,11 @@ class Dispatch:
         self._attempts.discard_older(0.0, type(error).__name__)
         self.run_without_loop()
 
-    def report_all(self) -> None:
-        """Record and log the counts of other threads, and log all counts of repeated lines."""
+    def report(self, *, all_counts: bool) -> None:
+        """Record and log the counts of other threads, and log *all_counts* of repeated lines."""
         self.drops.report(self._telemetry, self.log)
-        self.log.log_counts(all_of_them=True)
+        if all_counts:
+            self.log.log_counts(all_of_them=True)
 
     def run_once(self) -> None:
         """Do everything that can be done now. Called after each wake-up and each attempt, and by the timer."""

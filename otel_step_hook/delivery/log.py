@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import traceback
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -20,14 +21,35 @@ _ID_LENGTH = 120  # characters of a step id in a line; ids are as long as users 
 def log_safely(level: int, message: str, *args: object) -> None:
     """Log a line, and ignore exceptions of the application's handlers and filters, except KeyboardInterrupt.
 
-    SystemExit is ignored too: some handlers exit, which on the worker thread would end only the deliveries.
+    SystemExit is ignored too: some handlers exit, which on the worker thread would end only the deliveries. While the
+    interpreter finalizes, a line that could block for ever is not logged.
     """
     try:
-        log.log(level, message, *args, stacklevel=2)
+        if not sys.is_finalizing() or _locks_are_free():
+            log.log(level, message, *args, stacklevel=2)
     except KeyboardInterrupt:
         raise
     except BaseException:  # noqa: BLE001, S110 -- see above
         pass
+
+
+def _locks_are_free() -> bool:
+    """Whether this thread can take the locks that a line needs.
+
+    A daemon thread that Python has stopped in the middle of a line of its own holds them for ever. No other thread
+    runs while the interpreter finalizes, so what is free stays free.
+    """
+    logger, handlers = log, [logging.lastResort, *log.handlers]
+    while logger.propagate and logger.parent is not None:
+        logger = logger.parent
+        handlers += logger.handlers
+    # The first is the lock of the module; it is private.
+    for lock in (vars(logging).get("_lock"), *(handler.lock for handler in handlers if handler is not None)):
+        if lock is not None:
+            if not lock.acquire(blocking=False):
+                return False
+            lock.release()
+    return True
 
 
 def printable(step_id: str) -> str:

@@ -39,7 +39,7 @@ class Runner:
         self.dispatch = dispatch
         self.is_draining = False  # a shutdown waits for the loop to end and log all counts
         # State of the `Worker` that belongs to this process.
-        self.late_at = -math.inf  # monotonic time when a step that was submitted after the shutdown last woke the loop
+        self.late_at = -math.inf  # monotonic time when the counts of steps that ended after the shutdown were last due
         self.is_overdue = False  # it has been logged that the shutdown took longer than its limit
         self._before_start = before_start
         self._context = uninstrumented()  # for everything that the loops run
@@ -101,6 +101,22 @@ class Runner:
         self._stopped.append(stopped)
         if not self.wait(stopped, lambda: not self.is_busy(), deadline) and monotonic() < deadline:
             self._run()  # no thread can be started: use this one
+
+    def report_here(self, *, all_counts: bool) -> bool:
+        """Record new counts on the calling thread, and log new lines, or *all_counts* of repeated lines, too.
+
+        False when another thread runs the loops, which does all of that.
+        """
+        is_free = self._running.acquire(blocking=False)
+        # When the interpreter finalizes, no other thread runs, even if one that has been stopped holds the lock.
+        if not is_free and not sys.is_finalizing():
+            return False
+        try:
+            self.dispatch.report(all_counts=all_counts)
+        finally:
+            if is_free:
+                self._running.release()
+        return True
 
     def _belongs_to_parent(self) -> bool:
         """Whether this process is a forked child of the one that made the object. The fork may come during any call."""
@@ -173,7 +189,7 @@ class Runner:
         if self.is_draining or dispatch.is_abandoned:
             # First: a shutdown that begins after this line sets it again.
             self.is_draining = False
-            dispatch.report_all()
+            dispatch.report(all_counts=True)
         return True
 
     async def _run_dispatch(self, loop: EventLoop) -> None:

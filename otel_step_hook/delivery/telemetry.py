@@ -5,6 +5,7 @@ Spans follow the stable HTTP semantic conventions; all other names begin with ``
 
 import hashlib
 import logging
+import sys
 import time
 from collections import OrderedDict
 from types import TracebackType
@@ -164,7 +165,13 @@ class Telemetry:
             span.end(max(time.time_ns(), end_time))
 
     def dropped(self, reason: str, count: int) -> None:
-        """Count *count* steps that were lost before they were stored."""
+        """Count *count* steps that were lost before they were stored.
+
+        Not while the interpreter finalizes: no reader collects then, and a reader's thread that Python has stopped may
+        hold the lock of the instrument for ever.
+        """
+        if sys.is_finalizing():
+            return
         with self._recording:
             self.instruments.dropped.add(count, {**self._labels, "reason": reason})
 

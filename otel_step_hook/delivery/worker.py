@@ -1,6 +1,7 @@
 """The worker: takes events for one endpoint in each process, and owns the steps at a fork and at exit."""
 
 import atexit
+import contextlib
 import functools
 import logging
 import os
@@ -20,7 +21,7 @@ from otel_step_hook.delivery.runner import Runner
 from otel_step_hook.delivery.store import Store, Stored
 from otel_step_hook.steps.event import StepEvent
 
-_LATE_REPORT_INTERVAL = 1.0  # seconds; after a shutdown a thread is started at most this often, to report late steps
+_LATE_REPORT_INTERVAL = 1.0  # seconds; after a shutdown late steps are reported at most this often
 _MAX_FLUSHES = 100  # flushes that may wait at a time; further ones return at once
 
 
@@ -29,7 +30,7 @@ class Worker:
 
     The thread starts when there is work, and ends after 30 seconds without work. `submit`, `drop`, `add_fault` and
     `abandon` may be called from any thread, from a signal handler and by the garbage collector at any moment: they take
-    no lock that the calling thread could hold.
+    no lock that the calling thread could hold. Only after `shut_down_at_exit` a drop is logged by the calling thread.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Worker:
         Instruments.of_this_process()
         self.endpoint = endpoint
         self.is_closed = False  # whether submitted events are dropped; forked children inherit it
+        self.is_at_exit = False  # whether the process ends, and waits for the worker thread no more
+        self._late_interval = _LATE_REPORT_INTERVAL
         self.shutdown_timeout = shutdown_timeout
 
         def make() -> Runner:
@@ -104,11 +107,25 @@ class Worker:
 
     def _wake_to_report(self, runner: Runner) -> None:
         now = monotonic()
-        if not self.is_closed:
-            runner.wake()
-        elif now - runner.late_at >= _LATE_REPORT_INTERVAL:
+        is_due = not self.is_closed or now - runner.late_at >= self._late_interval
+        if is_due:
             runner.late_at = now
+        # At exit on this thread: from Python 3.12 on no other starts, and before that it dies before it logs. Logging
+        # takes the locks of handlers. They are reentrant; other threads release theirs, or are gone, which
+        # `log_safely` notices. Nothing of ours blocks: a drop that comes while another one is reported is only counted.
+        if self.is_at_exit and runner.report_here(all_counts=is_due):
+            return
+        if is_due:
             runner.wake()
+
+    def report_rest(self) -> None:
+        """Report all counts on the calling thread, and later ones at once: the interpreter deletes the hook.
+
+        To be called while the interpreter finalizes. Does not raise.
+        """
+        with contextlib.suppress(Exception):  # what a function needs may have been deleted before it
+            self._late_interval = 0.0
+            self._runner().report_here(all_counts=True)
 
     def abandon(self) -> None:
         """Let the thread end once everything is delivered or discarded. An exit before that waits for it.
@@ -203,6 +220,19 @@ def shut_down_all(workers: Iterable[Worker], timeout: float) -> None:
         worker.end_shutdown(timeout)
 
 
+def shut_down_at_exit(workers: Iterable[Worker], timeout: float) -> None:
+    """Shut down all *workers* as `shut_down_all` does, when the process ends.
+
+    Steps that end later are reported by the thread that ends them: Python starts no other, or does not wait for it.
+    """
+    ended = list(workers)
+    try:
+        shut_down_all(ended, timeout)
+    finally:  # a signal handler may raise
+        for worker in ended:
+            worker.is_at_exit = True
+
+
 def existing_workers() -> list[Worker]:
     """Return all workers that are not garbage-collected. From any thread, signal handler or finaliser."""
     # `valuerefs` copies in one step, whatever other threads do meanwhile.
@@ -223,7 +253,7 @@ def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:
 def _drain() -> None:
     """Shut down all workers of this process, which ends without `atexit`."""
     workers = existing_workers()
-    shut_down_all(workers, longest_timeout(workers))
+    shut_down_at_exit(workers, longest_timeout(workers))
 
 
 def _shut_down_abandoned() -> None:
