@@ -244,12 +244,6 @@ def longest_timeout(workers: Iterable[Worker]) -> float:
     return max((worker.shutdown_timeout for worker in workers), default=0.0)
 
 
-def _shut_down(worker: "weakref.ref[Worker]", timeout: float) -> None:
-    alive = worker()
-    if alive is not None:
-        alive.shutdown(timeout)
-
-
 def _drain() -> None:
     """Shut down all workers of this process, which ends without `atexit`."""
     workers = existing_workers()
