@@ -22,8 +22,8 @@ _PAUSE_AFTER_FAULT = 1.0  # seconds; a loop that cannot run must not spin
 _POLL_INTERVAL = 0.5  # seconds after which a waiting thread checks that there is a worker thread to wait for
 _RESTART_AFTER = 0.02  # seconds after which a thread that was started and does not run is started again
 _UWSGI_MASTER = (
-    "a step ended in uWSGI's master process, where no thread may run before it forks its workers: it is not delivered; "
-    "load the application in each worker, with lazy-apps"
+    "a step ended in uWSGI's master process, where no thread may run before it forks its workers: "
+    "it is delivered only if this process becomes a worker; load the application in each worker, with lazy-apps"
 )
 
 
@@ -213,4 +213,5 @@ def _is_uwsgi_master() -> bool:
     moment does not exist in the workers, and they can hang for ever when they release the lock.
     """
     uwsgi = sys.modules.get("uwsgi")
-    return uwsgi is not None and uwsgi.worker_id() == 0
+    # Mules and spoolers have the worker id 0, too, but are forks of the master. Without a master its id is 0.
+    return uwsgi is not None and uwsgi.worker_id() == 0 and uwsgi.masterpid() in {0, os.getpid()}
