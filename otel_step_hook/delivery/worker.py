@@ -108,7 +108,7 @@ class Worker:
     def _wake_to_report(self, runner: Runner) -> None:
         now = monotonic()
         is_due = not self.is_closed or now - runner.late_at >= self._late_interval
-        if is_due:
+        if is_due and self.is_closed:
             runner.late_at = now
         # At exit on this thread: from Python 3.12 on no other starts, and before that it dies before it logs. Logging
         # takes the locks of handlers. They are reentrant; other threads release theirs, or are gone, which

@@ -114,6 +114,18 @@ def test_steps_after_a_shutdown_are_dropped(rigged: NewRig, starts: Starts, capl
     assert len(script.posts) == 1
 
 
+def test_a_late_step_shortly_after_a_drop_before_the_shutdown(
+    rigged: NewRig, starts: Starts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first late step is logged at once, whatever was reported before the shutdown."""
+    rig = rigged(Script())
+    rig.worker.drop("unreadable")
+    rig.worker.shutdown(WAIT)
+    wait_until(lambda: starts.ended == starts.begun and not threads())
+    rig.submit()
+    wait_until(lambda: f"ERROR {LATE}" in log_lines(caplog))
+
+
 def test_late_steps_are_logged_once_a_minute(
     rigged: NewRig, starts: Starts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
