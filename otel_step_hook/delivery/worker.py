@@ -1,7 +1,6 @@
 """The worker: takes events for one endpoint in each process, and owns the steps at a fork and at exit."""
 
 import atexit
-import contextlib
 import functools
 import logging
 import os
@@ -123,9 +122,12 @@ class Worker:
 
         To be called while the interpreter finalizes. Does not raise.
         """
-        with contextlib.suppress(Exception):  # what a function needs may have been deleted before it
+        # Not contextlib.suppress: what a function needs may have been deleted before it, contextlib included.
+        try:
             self._late_interval = 0.0
             self._runner().report_here(all_counts=True)
+        except Exception:  # noqa: BLE001, S110 -- see above; nor is there a log any more
+            pass
 
     def abandon(self) -> None:
         """Let the thread end once everything is delivered or discarded. An exit before that waits for it.

@@ -67,6 +67,12 @@ def test_late_steps_are_in_the_metrics(run: Run) -> None:
     assert dropped == {"endpoint=default, reason=shutdown": 3}
 
 
+def test_a_hook_that_is_deleted_last(run: Run) -> None:
+    """A hook that `sys` refers to is deleted after all modules that it needs, in silence."""
+    ended = run("sys._last = StepHookProcessor()")
+    assert (ended.code, ended.err) == (0, "")
+
+
 @pytest.mark.slow
 def test_a_lock_that_nobody_releases(receiver: StepReceiver) -> None:
     """The exit does not wait for a logging handler whose lock a daemon thread holds that Python has stopped."""
