@@ -68,18 +68,29 @@ def events(span: ReadableSpan) -> Sequence[Event]:
     return span.events if span._events else ()  # noqa: SLF001 -- see above
 
 
-def registered(span: ReadableSpan) -> tuple[SpanProcessor | None, Processors | None]:
+def registered(span: ReadableSpan) -> tuple[SpanProcessor | None, object]:
     """Return the processor that holds all processors of the provider of *span*, and those processors at present.
 
-    Either is None where there is none, the second also where the first is not the SDK's own. The SDK has no public
-    way to list them.
+    Either is None where there is none. The second may be of any type where the first is not the SDK's own: see
+    `movable`. The SDK has no public way to list them. Every span that starts pays for this.
     """
     holder = getattr(span, "_span_processor", None)
     return holder, getattr(holder, "_span_processors", None)
 
 
+def movable(holder: SpanProcessor) -> Processors | None:
+    """Return the processors that *holder* holds at present if `register_first` can move one of them, else None.
+
+    That is where *holder* keeps them as the SDK's own does: in a tuple, which it replaces under its lock.
+    """
+    known = getattr(holder, "_span_processors", None)
+    return known if isinstance(known, tuple) and hasattr(holder, "_lock") else None
+
+
 def register_first(processor: SpanProcessor, holder: SpanProcessor) -> bool:
     """Put *processor* before all others that *holder* holds. Without effect, and False, while a thread changes them.
+
+    Only for a *holder* whose processors are `movable`.
 
     The SDK shuts processors down in the order of their registration, as the specification wants it
     (open-telemetry/opentelemetry-specification#987). Only a distribution's configurator can choose that order

@@ -103,7 +103,7 @@ class StepHookProcessor(SpanProcessor):
             processors, registered = _sdk.registered(span)
             # Done again when processors have been registered since, perhaps this one a second time.
             if processors is not None and registered is not self._first_among:
-                self._register_first(span, processors, registered)
+                self._register_first(span, processors)
             self._reader.on_start(span, sys.exception())
         except Exception as error:  # noqa: BLE001 -- runs in the application's start_span(): nothing may escape
             self._workers[0].add_fault(error)
@@ -140,9 +140,10 @@ class StepHookProcessor(SpanProcessor):
         key = (worker.endpoint.name, worker.endpoint.url, worker.is_closed, event.context.span_id)
         return submitted.setdefault(key, token) is token
 
-    def _register_first(self, span: Span, processors: SpanProcessor, registered: _sdk.Processors | None) -> None:
+    def _register_first(self, span: Span, processors: SpanProcessor) -> None:
         """Make this the first processor of the provider of *span*, through which delivery spans are exported, too."""
         self._processors = processors
+        registered = _sdk.movable(processors)
         if registered is None or _is_first(self, registered) or _sdk.register_first(self, processors):
             self._first_among = _sdk.registered(span)[1]
 

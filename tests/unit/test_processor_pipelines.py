@@ -1,7 +1,9 @@
 """The processor among other processors, in one provider or several, under each kind of sampling."""
 
 import gc
-from collections.abc import Iterator
+import json
+import threading
+from collections.abc import Iterator, MutableSequence
 from typing import Any
 
 import pytest
@@ -166,6 +168,65 @@ def test_the_order_is_left_alone_while_its_lock_is_held(
     assert [*processors._span_processors] == [hook, batch]
     provider.shutdown()
     assert len(step_receiver.received) == 2
+
+
+class _Holder(SpanProcessor):
+    """Holds the processors of a provider in a list, and has no lock."""
+
+    _span_processors: MutableSequence[SpanProcessor] | tuple[SpanProcessor, ...]
+
+    def __init__(self) -> None:
+        self._span_processors = []
+
+    def add_span_processor(self, processor: SpanProcessor) -> None:
+        self._span_processors = [*self._span_processors, processor]
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        for processor in self._span_processors:
+            processor.on_start(span, parent_context)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        for processor in self._span_processors:
+            processor.on_end(span)
+
+
+class _LockedHolder(_Holder):
+    """Holds them in a list, and has a lock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+
+class _TupleHolder(_Holder):
+    """Holds them in a tuple, and has no lock."""
+
+    def add_span_processor(self, processor: SpanProcessor) -> None:
+        self._span_processors = (*self._span_processors, processor)
+
+
+@pytest.mark.parametrize("holder", [_Holder, _LockedHolder, _TupleHolder])
+def test_a_holder_that_is_not_the_sdks(
+    holder: type[_Holder],
+    hook: StepHookProcessor,
+    step_receiver: ScriptedReceiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its order is left alone; what is known of a span at its start counts, and delivery spans are exported."""
+    exporter, processors = InMemorySpanExporter(), holder()
+    provider = TracerProvider(active_span_processor=processors, shutdown_on_exit=False)  # type: ignore[arg-type]  # -- on purpose
+    order = SimpleSpanProcessor(exporter), hook
+    for processor in order:
+        provider.add_span_processor(processor)
+    try:
+        raise KeyboardInterrupt  # noqa: TRY301 -- it is to be in flight
+    except KeyboardInterrupt:
+        _end_step(provider)  # it is no cancellation: it was in flight before the step began
+    assert hook.force_flush()
+    assert tuple(processors._span_processors) == order
+    assert _names(exporter) == _ALL_SPANS
+    assert [json.loads(webhook.body)["data"]["outcome"] for webhook in step_receiver.received] == ["success"]
+    assert not [line for line in log_lines(caplog) if line.startswith("ERROR")]
 
 
 # Several providers
