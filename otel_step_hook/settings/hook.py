@@ -98,10 +98,12 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
                 "or make the webhook an endpoint"
             )
         for name in _NOT_SHARED:
-            if getattr(self, name):
+            shared = getattr(self, name)
+            # Once an endpoint has it, nobody expects that all have it.
+            if shared and all(getattr(one, name) != shared for one in self.endpoints):
                 raise ConfigurationError(
                     f"{self.shown_name(name)} is set beside STEP_COMPLETE_ENDPOINTS: what is a secret of one receiver "
-                    f"is sent to no other; give it to its endpoint, as {name}, and remove it here"
+                    f"is sent to no other; give it to its endpoint, as {name}, or remove it here"
                 )
         return self
 

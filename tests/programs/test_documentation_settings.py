@@ -12,6 +12,7 @@ from otel_step_hook.settings import endpoints_of, setting_rows
 _VARIABLES = [claim(page, "STEP_COMPLETE_KEY=the-secret") for page in ("README.md", "docs/start.md")]
 _SAMPLERS = [claim("docs/sampling.md", f"OTEL_TRACES_SAMPLER_ARG=0.1{more}\n") for more in ("", ",all")]
 _RECEIVERS = claim("docs/settings.md", "[[endpoint]]")
+_LETTA = claim("docs/letta.md", "[[endpoint]]")
 
 
 def _table() -> str:
@@ -69,3 +70,12 @@ def test_the_file_of_receivers_can_be_used(tmp_path: Path, monkeypatch: pytest.M
     assert (billing.name, billing.headers) == ("billing", (("authorization", "Bearer a key"),))
     assert [str(outcome) for outcome in billing.outcomes] == ["success"]
     assert (audit.name, audit.payload, audit.timeout, len(audit.signing_keys)) == ("audit", "full", 5, 1)
+
+
+def test_an_endpoint_may_take_the_key_of_lettas_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the page on Letta can be used while the server's own variable is set."""
+    path = tmp_path / "endpoints.toml"
+    path.write_text(_LETTA.text)
+    monkeypatch.setenv("STEP_COMPLETE_KEY", "a key")
+    (steps,) = endpoints_of(StepHookSettings(endpoints=path))
+    assert (steps.name, steps.headers) == ("steps", (("authorization", "Bearer a key"),))

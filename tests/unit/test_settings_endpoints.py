@@ -233,6 +233,17 @@ def test_an_endpoint_inherits_the_settings_that_it_does_not_set(path: Path) -> N
     assert own == Endpoint(name="own", url="http://b/", tls=TlsFiles("ca.pem", "own.pem", None))
 
 
+@pytest.mark.parametrize("name", ["key", "signing_secret", "headers"])
+def test_a_secret_of_all_may_be_that_of_one_endpoint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that is set for all is accepted beside endpoints that have it, and is sent to no other."""
+    value = {"key": "a key", "signing_secret": _SECRET, "headers": "x-a=1"}[name]
+    monkeypatch.setenv(f"STEP_COMPLETE_{name.upper()}", value)
+    owner = EndpointSettings(name="a", webhook="http://a/", **{name: value})
+    first, second = endpoints_of(StepHookSettings(endpoints=[owner, {"webhook": "http://b/", "name": "b"}]))
+    assert first.headers or first.signing_keys
+    assert second == Endpoint(name="b", url="http://b/")
+
+
 def test_endpoints_may_share_a_url() -> None:
     """Endpoints with one URL need different names, and may be equal in everything else."""
     url, user = "https://example.com/", base64.b64encode(b"a:b").decode()

@@ -249,10 +249,13 @@ def test_a_webhook_beside_endpoints_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_a_secret_beside_endpoints_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A secret that is set for all receivers is refused beside endpoints: no receiver may get that of another."""
     monkeypatch.setenv(f"STEP_COMPLETE_{name.upper()}", value)
-    assert refusal(endpoints=[EndpointSettings(webhook="http://a/")]) == (
+    sentence = (
         f"STEP_COMPLETE_{name.upper()} is set beside STEP_COMPLETE_ENDPOINTS: what is a secret of one receiver "
-        f"is sent to no other; give it to its endpoint, as {name}, and remove it here"
+        f"is sent to no other; give it to its endpoint, as {name}, or remove it here"
     )
+    assert refusal(endpoints=[EndpointSettings(webhook="http://a/")]) == sentence
+    other = {"key": "another", "signing_secret": f"{_SECRET} {_SECRET}", "headers": "x-a=1"}[name]
+    assert refusal(endpoints=[EndpointSettings(webhook="http://a/", **{name: other})]) == sentence
 
 
 # Endpoints in Python code
