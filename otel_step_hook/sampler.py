@@ -113,9 +113,15 @@ def from_argument(argument: str | float | None) -> StepSampler:
     return StepSampler(root, record_all=suffix.strip() == "all")
 
 
-def from_environment() -> StepSampler:
+def from_environment(**options: object) -> StepSampler:
     """Return the sampler ``step_hook`` for a file of the declarative configuration, where it has no options (``{}``).
 
-    Its argument is the value of ``OTEL_TRACES_SAMPLER_ARG``, as for `from_argument`.
+    Its argument is the value of ``OTEL_TRACES_SAMPLER_ARG``, as for `from_argument`. Raises `ConfigurationError` for
+    *options*, too: SDK 1.45 passes none to samplers, but all those of the file to other plugins.
     """
+    if options:
+        raise ConfigurationError(
+            f"the sampler step_hook has options in the configuration file ({', '.join(options)}); "
+            "expected none, as in step_hook: {}; put the ratio into OTEL_TRACES_SAMPLER_ARG"
+        )
     return from_argument(os.environ.get("OTEL_TRACES_SAMPLER_ARG"))

@@ -290,6 +290,15 @@ def test_the_declarative_configuration_uses_the_environment(monkeypatch: pytest.
     assert "TraceIdRatioBased{0.1}" in from_environment().get_description()
 
 
+def test_the_declarative_configuration_has_no_options() -> None:
+    """Options in the file are refused with the place where the ratio belongs."""
+    expected = (
+        r"step_hook has options in the configuration file \(ratio, all\); expected none, as in step_hook: \{\}; put"
+    )
+    with pytest.raises(ConfigurationError, match=expected):
+        from_environment(ratio=0.1, all=True)
+
+
 @pytest.mark.parametrize("argument", ["lots", "2", "-0.1", "nan", "0.1,some", "all"])
 def test_any_other_argument_is_refused_with_what_is_expected(argument: str) -> None:
     """OpenTelemetry logs the message, and continues with its default."""
