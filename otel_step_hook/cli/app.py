@@ -262,7 +262,7 @@ def _show(console: Console, arrivals: Iterator[Arrival]) -> int:
 
 
 def _print_listening(console: Console, url: str, settings: StepHookSettings) -> None:
-    _print(console, "Listening. In the terminal where your application starts, say:\n")
+    _print(console, "Listening. In the terminal where your application starts, run:\n")
     _print(console, f"  export STEP_COMPLETE_WEBHOOK={url}\n", "bold")
     checked = [
         name
