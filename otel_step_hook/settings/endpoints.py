@@ -13,7 +13,7 @@ _CLIENT_TLS = ("client_certificate", "client_key")  # shared together: a key bel
 
 
 def endpoints_of(settings: StepHookSettings) -> tuple[Endpoint, ...]:
-    """Returns an `Endpoint` for each receiver of *settings*, each with a different name; empty without a webhook.
+    """Return an `Endpoint` for each receiver of *settings*, each with a different name; empty without a webhook.
 
     A single URL in ``STEP_COMPLETE_WEBHOOK`` is named "default". Each of several is named by host and a short hash.
     """

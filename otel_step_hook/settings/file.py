@@ -15,7 +15,7 @@ ENDPOINTS = "the path of a TOML file with an [[endpoint]] for each receiver"
 
 
 def read_endpoints(value: object) -> object:
-    """Returns the `EndpointSettings` in *value*: the path of a file, or a sequence of them or of mappings.
+    """Return the `EndpointSettings` in *value*: the path of a file, or a sequence of them or of mappings.
 
     None and a blank path give an empty tuple.
     """
@@ -29,7 +29,7 @@ def read_endpoints(value: object) -> object:
 
 
 def _checked(path: str) -> str:
-    """Returns *path*. Raises ValueError for a URL or the text of a file, without showing it: secrets may be in it."""
+    """Return *path*. Raises ValueError for a URL or the text of a file, without showing it: secrets may be in it."""
     if _NO_PATH.search(path):
         raise ValueError("holds a URL or the text of a file")
     if len(path) > _LONGEST_PATH:

@@ -125,7 +125,7 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
 
 
 def unknown_variables() -> list[str]:
-    """Returns a sentence for each environment variable that starts with ``STEP_COMPLETE_`` and is no setting."""
+    """Return a sentence for each environment variable that starts with ``STEP_COMPLETE_`` and is no setting."""
     known = [PREFIX + name.upper() for name in StepHookSettings.model_fields]
     return [
         f"{name} is not a setting of otel-step-hook{did_you_mean(name, known)}"
@@ -136,7 +136,7 @@ def unknown_variables() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One row of the tables of settings: of README's, and of that of ``otel-step-hook check``."""
+    """One row of the tables of settings: the one in docs/settings.md, and the one of ``otel-step-hook check``."""
 
     name: str
     variable: str
@@ -146,7 +146,7 @@ class SettingRow:
 
 
 def setting_rows() -> list[SettingRow]:
-    """Returns a row for each setting, in the order of the class."""
+    """Return a row for each setting, in the order of the class."""
     return [
         SettingRow(name, PREFIX + name.upper(), _shown(field.default), field.description or "", not field.repr)
         for name, field in StepHookSettings.model_fields.items()
@@ -166,7 +166,7 @@ def _shown(value: object) -> str:
 
 
 def effective_settings(settings: StepHookSettings) -> dict[str, tuple[str, str]]:
-    """Returns by name each setting's value, ``***`` for a secret, and its source: environment, argument or default."""
+    """Return by name each setting's value, ``***`` for a secret, and its source: environment, argument or default."""
     result = {}
     for row in setting_rows():
         value = _shown(getattr(settings, row.name))

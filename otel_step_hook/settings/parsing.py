@@ -132,14 +132,14 @@ def read_key(value: object) -> str | None:
 
 
 def read_signing_secret(value: object) -> object:
-    """Returns *value*. Raises ConfigurationError if it holds a ``whsec_…`` secret that cannot be used."""
+    """Return *value*. Raises ConfigurationError if it holds a ``whsec_…`` secret that cannot be used."""
     if value is not None:
         parse_secrets(read_text(value))
     return value
 
 
 def read_path(value: object) -> object:
-    """Returns a path object as text, and any other *value* unchanged. Raises ValueError for a NUL."""
+    """Return a path object as text, and any other *value* unchanged. Raises ValueError for a NUL."""
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(path, str) and "\0" in path:
         raise ValueError("holds a NUL")
@@ -147,21 +147,21 @@ def read_path(value: object) -> object:
 
 
 def check_file(path: str | None) -> str | None:
-    """Returns *path*. Raises ValueError for the text of a PEM file, which may be a private key and is not shown."""
+    """Return *path*. Raises ValueError for the text of a PEM file, which may be a private key and is not shown."""
     if path is not None and ("-----BEGIN" in path or "\n" in path or "\r" in path):
         raise ValueError("holds a line break or the text of a PEM file")
     return path
 
 
 def read_number(value: object) -> object:
-    """Returns *value*. Raises ValueError for a bool, which Python counts as 0 or 1."""
+    """Return *value*. Raises ValueError for a bool, which Python counts as 0 or 1."""
     if isinstance(value, bool):
         raise ValueError(f"is {value}")  # noqa: TRY004 -- pydantic turns a ValueError into its own error
     return value
 
 
 def read_list(value: object) -> object:
-    """Splits a text into names in lower case; returns any other *value* unchanged. Raises ValueError if it is empty."""
+    """Split a text into names in lower case; return any other *value* unchanged. Raises ValueError if it is empty."""
     if isinstance(value, str):
         value = tuple(name for name in re.split(r"[,\s]+", value.lower()) if name)
     if isinstance(value, Sized) and not value:
@@ -170,7 +170,7 @@ def read_list(value: object) -> object:
 
 
 def check_profiles(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns *names* in lower case. Raises ValueError for a name without a profile."""
+    """Return *names* in lower case. Raises ValueError for a name without a profile."""
     known, names = profile_names(), tuple(name.lower() for name in names)
     for name in names:
         if name not in known:
@@ -197,7 +197,7 @@ def _pair(item: str) -> tuple[str, str]:
 
 
 def check_headers(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Returns *pairs* with names in lower case.
+    """Return *pairs* with names in lower case.
 
     Raises ValueError for one that HTTP cannot carry, or whose name every webhook sets itself.
     """

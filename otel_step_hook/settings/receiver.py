@@ -48,7 +48,7 @@ _VARIABLES = {"key_env": "key", "signing_secret_env": "signing_secret"}  # setti
 
 
 def setting(default: object, meaning: str, expected: str, *, secret: bool = False) -> Any:
-    """A field with its default, its meaning in README's table, and what messages say is expected of its value."""
+    """A field with its default, the meaning for tables of settings, and what messages say is expected of a value."""
     return Field(default, description=meaning, json_schema_extra={"expected": expected}, repr=not secret)
 
 

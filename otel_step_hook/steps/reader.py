@@ -135,10 +135,8 @@ class StepReader:
         ):
             if dropped:
                 self.truncated += 1
-            started.ended, started.attributes = (
-                REPORTED,
-                NO_ATTRIBUTES,
-            )  # spans below it may outlive it, and refer to it
+            # Spans below it may outlive it, and refer to it.
+            started.ended, started.attributes = REPORTED, NO_ATTRIBUTES
             return ()
         events = self._ended(span, started, profiles, exception())
         started.release(profiles.required)
