@@ -92,10 +92,15 @@ class Attempts:
             if not task.cancelling():
                 task.cancel()
 
-    def discard_older(self, age: float, reason: str | None) -> None:
-        """Discard deliveries whose step ended at least *age* seconds ago: by *reason*, or by their last failure."""
-        for delivery in self._store.claim_older(age):
+    def discard_older(self, age: float, reason: str | None) -> bool:
+        """Discard deliveries whose step ended at least *age* seconds ago: by *reason*, or by their last failure.
+
+        Returns whether there were any; then there may be more.
+        """
+        older = self._store.claim_older(age)
+        for delivery in older:
             self._finish(delivery, Finish("discarded", reason or delivery.error_type))
+        return bool(older)
 
     def wait(self, now: float) -> float:
         """Seconds until the next attempt may begin, as far as the concurrency and the circuit show it."""
@@ -124,7 +129,7 @@ class Attempts:
 
     def _attempt_ended(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         if task.cancelled():  # perhaps before its first line
-            self._apply(delivery, Finish("discarded", "shutdown"))
+            self._apply(delivery, RetryIn(0.0) if self._store.is_durable else Finish("discarded", "shutdown"))
         elif (error := task.exception()) is not None:  # a BaseException: `_attempt` handles every `Exception`
             self._apply(delivery, self._fault_of_attempt(error))
         self._on_end()
@@ -139,7 +144,8 @@ class Attempts:
         if result.error_type is not None:
             delivery.error_type = result.error_type
             self._log.failed(delivery, result, timeout)
-        elapsed, left = now - delivery.submitted_at, self.stop_at - now
+        elapsed = now - delivery.submitted_at
+        left = math.inf if self._store.is_durable else self.stop_at - now
         return decide(delivery, result, self._policy, elapsed=elapsed, left=left)
 
     def _record(self, result: AttemptResult, timeout: float, now: float) -> None:
@@ -172,5 +178,6 @@ class Attempts:
         else:
             self._log.discarded(delivery, finish.error_type)
         self._telemetry.end_delivery(delivery, finish)
+        delivery.error_type = finish.error_type or delivery.error_type
         # After its spans have ended: a flush that returns promises that they can be exported.
         self._store.finish(delivery, finish.result)

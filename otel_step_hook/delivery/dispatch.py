@@ -25,7 +25,8 @@ from otel_step_hook.delivery.telemetry import Telemetry
 _STOP_MARGIN = 0.1  # share of the shutdown's time that is kept to record discarded deliveries
 _LOG_INTERVAL = 1.0  # seconds; while counts wait to be logged, an idle loop does not end, and looks this often
 _RELEASE_AFTER = 1.0  # seconds without work after which the pipelines of earlier steps are released
-IDLE = 30.0  # seconds without work after which the loop ends
+IDLE = 30.0  # seconds without work after which the loop ends; with a durable store, it looks for work this often
+_MOVE_TIME = 1.0  # seconds that a process which exits waits for an attempt to end, if what waits survives it
 
 MakeSender = Callable[[Telemetry], Sender]
 
@@ -52,8 +53,10 @@ class Dispatch:
         self._telemetry = Telemetry(endpoint, self.log)
         log = DeliveryLog(endpoint, self.log)
         self._attempts = Attempts(
-            endpoint, store, policy, self._telemetry, log, concurrency=concurrency, on_end=self.run_once
+            endpoint, store, policy, self._telemetry, log, concurrency=concurrency, on_end=self._run_soon
         )
+        self._runs_soon = False
+        self._stopping_since = self._last_moment = math.inf  # monotonic seconds
         self._timer: asyncio.TimerHandle | None = None
         self._fault: BaseException | None = None  # of one of our callbacks, after which the loop ends
         self._observed: ObservedEndpoint | None = ObservedEndpoint(endpoint.name, self._state)
@@ -63,15 +66,17 @@ class Dispatch:
         self._observed = None
 
     def _state(self) -> EndpointState:
-        waiting = len(self._store)
+        counts = self._store.counts()
         # Without deliveries there are no attempts, and the state of the endpoint is unknown.
-        return EndpointState(waiting, self._store.oldest_age(), self._attempts.is_circuit_open and waiting > 0)
+        is_open = self._attempts.is_circuit_open and counts.waiting > 0
+        return EndpointState(counts, self._store.oldest_age(), is_open)
 
     async def run(self) -> None:
         """Deliver until there is nothing left to do. Raises the exception of a callback that failed."""
         loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._timer = self._fault = None
+        self._runs_soon = False
         self._attempts.open(self._make_sender(self._telemetry))
         self.log.use_timer(loop.call_later)
         try:
@@ -82,6 +87,8 @@ class Dispatch:
         finally:
             self.log.use_timer(None)
             await self._attempts.close()
+            if self._is_stopping():
+                self._store.close()
 
     def on_fault(self, circumstances: dict[str, Any]) -> None:
         """Log a fault, as asyncio's exception handler. A failed callback ends the loop: the state is unknown."""
@@ -97,14 +104,16 @@ class Dispatch:
     def run_without_loop(self) -> None:
         """Do the work that needs no loop, while none can run: discard expired deliveries, and report all new counts."""
         self.drops.report(self._telemetry, self.log)
-        self._attempts.discard_older(self._give_up_after, None)
+        while self._attempts.discard_older(self._give_up_after, None):
+            pass
         self.flushes.set_flushed(self._store.is_flushed)
         self.log.log_counts()  # without a loop there is no timer
 
     def discard_all(self, error: BaseException) -> None:
         """Discard all deliveries: *error* shows that no event loop can be made, since sockets are forbidden."""
         self.log.log(logging.ERROR, "no loop", f"no event loop can be made: {where(error)}; steps are discarded")
-        self._attempts.discard_older(0.0, type(error).__name__)
+        while self._attempts.discard_older(0.0, type(error).__name__):
+            pass
         self.run_without_loop()
 
     def report(self, *, all_counts: bool) -> None:
@@ -113,14 +122,32 @@ class Dispatch:
         if all_counts:
             self.log.log_counts(all_of_them=True)
 
+    def _run_soon(self) -> None:
+        """Run once after all attempts that end now: a durable store then writes their results together."""
+        if not self._runs_soon:
+            self._runs_soon = True
+            asyncio.get_running_loop().call_soon(self.run_once)
+
+    def _is_stopping(self) -> bool:
+        return self.stop_at < math.inf or self.is_abandoned
+
+    def _is_left_to_others(self) -> bool:
+        """Whether no attempt begins any more: what waits is left to other processes, or to the next one."""
+        return self._store.is_durable and self._is_stopping()
+
+    def goes_on(self) -> bool:
+        """Whether there may be work although no event was put: an earlier process has left it. From any thread."""
+        return self._store.is_durable and not self._is_stopping()
+
     def run_once(self) -> None:
         """Do everything that can be done now. Called after each wake-up and each attempt, and by the timer."""
         if self._ended.done():
             return
+        self._runs_soon = False
         now, attempts = monotonic(), self._attempts
         self.drops.report(self._telemetry, self.log)
         self._discard_expired(now)
-        if now < attempts.stop_at and not attempts.is_disabled:
+        if now < attempts.stop_at and not attempts.is_disabled and not self._is_left_to_others():
             attempts.begin(now)
         self.flushes.set_flushed(self._store.is_flushed)
         self._end_or_sleep(now)
@@ -131,27 +158,43 @@ class Dispatch:
         Discards all of them when the endpoint is disabled, or when too little time is left for another attempt.
         """
         attempts = self._attempts
-        if self.stop_at < math.inf and attempts.stop_at == math.inf:
-            attempts.stop_at = self.stop_at - (self.stop_at - now) * _STOP_MARGIN
+        self._set_stop(now)
         if attempts.is_disabled:
-            attempts.discard_older(0.0, "endpoint_disabled")
-        elif now >= attempts.stop_at or (self.stop_at < math.inf and attempts.is_too_late(now)):
-            attempts.discard_older(0.0, "shutdown")
+            age, reason = 0.0, "endpoint_disabled"
+        elif not self._store.is_durable and (
+            now >= attempts.stop_at or (self.stop_at < math.inf and attempts.is_too_late(now))
+        ):
+            age, reason = 0.0, "shutdown"
         else:
-            attempts.discard_older(self._give_up_after, None)
+            age, reason = self._give_up_after, ""
+        if attempts.discard_older(age, reason or None):
+            self._run_soon()
         if now >= attempts.stop_at:
             attempts.cancel()
 
+    def _set_stop(self, now: float) -> None:
+        """Find out until when attempts may go on."""
+        attempts = self._attempts
+        if self.stop_at == math.inf:
+            return
+        if attempts.stop_at == math.inf:
+            self._stopping_since = now
+            attempts.stop_at = self._last_moment = self.stop_at - (self.stop_at - now) * _STOP_MARGIN
+        if self._store.is_durable:
+            attempts.stop_at = min(self._last_moment, max(self._stopping_since, attempts.idle_since) + _MOVE_TIME)
+
     def _end_or_sleep(self, now: float) -> None:
         """End the loop when there is nothing to do, else run again when there may be."""
-        due, attempts = self._store.next_due(), self._attempts
+        attempts, due = self._attempts, None if self._is_left_to_others() else self._store.next_due()
         if due is None and not attempts.are_in_flight:
             sleep = self._idle_time_left(now - attempts.idle_since)
-            if sleep <= 0 or self.is_abandoned or self.stop_at < math.inf:
+            if sleep <= 0 or self._is_stopping():
                 self._ended.set_result(None)
                 return
         else:
             sleep = math.inf if due is None else max(due, attempts.wait(now))
+        if self._store.is_durable:
+            sleep = min(sleep, IDLE)  # other processes may have left work
         if now < attempts.stop_at:  # after it, the end of each attempt runs it again
             self._schedule(min(now + sleep, attempts.stop_at))
 
@@ -160,7 +203,8 @@ class Dispatch:
         if idle < (kept := min(_RELEASE_AFTER, IDLE)):
             return kept - idle
         self._telemetry.forget_pipelines()
-        return max(IDLE - idle, _LOG_INTERVAL if self.log.has_counts() else 0.0)
+        left = max(IDLE - idle, _LOG_INTERVAL if self.log.has_counts() else 0.0)
+        return IDLE if left <= 0 and self._store.is_durable else left
 
     def _schedule(self, when: float) -> None:
         if self._timer is not None:

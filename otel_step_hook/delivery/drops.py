@@ -8,6 +8,8 @@ from otel_step_hook.delivery.telemetry import Telemetry
 
 _DROPPED = {
     "queue_full": "STEP_COMPLETE_MAX_QUEUE_SIZE events are waiting; the newest are dropped",
+    "outbox_full": "STEP_COMPLETE_OUTBOX_MAX_ROWS deliveries are waiting, or journal and memory queue are full; the "
+    "newest are dropped",
     "shutdown": "the step ended after shutdown()",
     "unreadable": "the span could not be read",
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from itertools import repeat
 
 from otel_step_hook.delivery.clock import monotonic
-from otel_step_hook.delivery.model import Delivery, Pipeline, Result
+from otel_step_hook.delivery.model import Counts, Delivery, Pipeline, Result
 from otel_step_hook.delivery.request import webhook_id
 from otel_step_hook.delivery.store import Stored
 from otel_step_hook.steps.event import StepEvent
@@ -26,6 +26,8 @@ class MemoryStore:
     interrupts a thread that holds them (getsentry/sentry-python#803 is such a case).
     """
 
+    is_durable = False
+
     def __init__(self, max_size: int, *, monotonic: Callable[[], float] = monotonic) -> None:
         self._monotonic = monotonic
         self._free_slots: deque[None] = deque(repeat(None, max_size))  # one for each event that there is room for
@@ -39,6 +41,12 @@ class MemoryStore:
         self._never_tried: deque[Delivery] = deque()  # oldest first
         self._retries: list[tuple[float, int, Delivery]] = []  # a heap, by due time
         self._takes_newest = False
+
+    def open(self) -> None:
+        """Do nothing: there is nothing to make ready."""
+
+    def use(self, pipeline: Pipeline) -> None:
+        """Do nothing: no delivery is of an earlier process."""
 
     def put(self, event: StepEvent, pipeline: Pipeline) -> Stored:
         """Take *event*, or return FULL when the store has no room for it."""
@@ -136,6 +144,10 @@ class MemoryStore:
         except (IndexError, StopIteration, RuntimeError):  # there is none, or the worker thread changes them now
             return 0.0
         return max(0.0, self._monotonic() - ended_at)
+
+    def counts(self) -> Counts:
+        """Return how many deliveries are not finished; all of them are in memory alone."""
+        return Counts(len(self), len(self))
 
     def __len__(self) -> int:
         return len(self._incoming) + len(self._unfinished)  # `_take_incoming` rather counts one twice than not at all

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from otel_step_hook.delivery.model import Counts
 from otel_step_hook.steps.event import SCOPE
 from otel_step_hook.version import __version__
 
@@ -32,6 +33,12 @@ class Instruments(NamedTuple):
         meter.create_observable_up_down_counter(
             "step_hook.queue.size", [_queue_sizes], "{event}", "Events that are neither delivered nor discarded"
         )
+        meter.create_observable_up_down_counter(
+            "step_hook.queue.in_memory", [_in_memory], "{event}", "Those of them that are lost if the process is killed"
+        )
+        meter.create_observable_gauge(
+            "step_hook.outbox.discarded", [_discarded], "{delivery}", "Discarded deliveries that the outbox keeps"
+        )
         meter.create_observable_gauge(
             "step_hook.queue.oldest", [_oldest_ages], "s", "Age of the oldest event in the queue"
         )
@@ -54,7 +61,7 @@ class Instruments(NamedTuple):
 class EndpointState(NamedTuple):
     """What the observable instruments report of one endpoint."""
 
-    queue_size: int
+    counts: Counts
     oldest_age: float  # seconds
     is_circuit_open: bool
 
@@ -85,7 +92,15 @@ def _observed(value: Callable[[EndpointState], float], combine: Callable[[float,
 
 
 def _queue_sizes(_: CallbackOptions) -> Iterable[Observation]:
-    return _observed(lambda one: one.queue_size, operator.add)
+    return _observed(lambda one: one.counts.waiting, operator.add)
+
+
+def _in_memory(_: CallbackOptions) -> Iterable[Observation]:
+    return _observed(lambda one: one.counts.in_memory, operator.add)
+
+
+def _discarded(_: CallbackOptions) -> Iterable[Observation]:
+    return _observed(lambda one: one.counts.discarded, max)
 
 
 def _oldest_ages(_: CallbackOptions) -> Iterable[Observation]:

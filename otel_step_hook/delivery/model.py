@@ -53,6 +53,14 @@ class Pipeline(NamedTuple):
     resource: Resource
 
 
+class Counts(NamedTuple):
+    """How many events are not finished, how many of those are lost with the process, and how many are discarded."""
+
+    waiting: int
+    in_memory: int
+    discarded: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Delivery:
     """The delivery of one event to one endpoint, over all attempts. For the worker thread only.

@@ -70,7 +70,8 @@ class Runner:
         """Whether there is work for a loop."""
         dispatch = self.dispatch
         has_counts = self.is_draining and dispatch.log.has_counts()
-        return bool(len(self.store) or dispatch.flushes or dispatch.drops.has_new() or has_counts)
+        has_new = len(self.store) or dispatch.flushes or dispatch.drops.has_new()
+        return bool(has_new or has_counts or dispatch.goes_on())
 
     def wake(self) -> bool:
         """Wake the loop, or start the thread when none runs. False when no thread can be started."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import Protocol
 
-from otel_step_hook.delivery.model import Delivery, Pipeline, Result
+from otel_step_hook.delivery.model import Counts, Delivery, Pipeline, Result
 from otel_step_hook.steps.event import StepEvent
 
 
@@ -20,9 +20,20 @@ class Store(Protocol):
     """Keeps the deliveries of one endpoint: their order, due times and attempts, by clocks of its own.
 
     `put`, `mark` and `len()` may be called from any thread, from a signal handler and by the garbage collector at any
-    moment: they take no lock that the calling thread could hold. `oldest_age` may be called from any thread, the other
-    methods from the worker thread. A claimed delivery is leased to the caller until `retry`, `unclaim` or `finish`.
+    moment: they take no lock that the calling thread could hold. `oldest_age` and `counts` may be called from any
+    thread, the other methods from the worker thread. A claimed delivery is leased to the caller until `retry`,
+    `unclaim` or `finish`.
     """
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether what waits survives the process: then it need not be finished before the process ends."""
+
+    def open(self) -> None:
+        """Make ready what `put` needs. May be called on any thread. Does not raise."""
+
+    def use(self, pipeline: Pipeline) -> None:
+        """Let the spans of deliveries of earlier processes go to *pipeline*."""
 
     def put(self, event: StepEvent, pipeline: Pipeline) -> Stored:
         """Take *event*, whose step has just ended, unless there is no room."""
@@ -40,7 +51,7 @@ class Store(Protocol):
         """
 
     def claim_older(self, age: float) -> list[Delivery]:
-        """Lease all deliveries, due or not, whose steps ended at least *age* seconds ago."""
+        """Lease deliveries, due or not, whose steps ended at least *age* seconds ago: all, or some of many."""
 
     def next_due(self) -> float | None:
         """Return the seconds until the first delivery is due: 0 when one is due, None when no delivery waits."""
@@ -52,13 +63,16 @@ class Store(Protocol):
         """Make *deliveries* due again at once, with their attempts: the loop has ended, or the process exits."""
 
     def finish(self, delivery: Delivery, result: Result) -> None:
-        """Forget *delivery*, which has ended with *result*."""
+        """Forget *delivery*, which has ended with *result*, or keep it as discarded, with its `error_type`."""
 
     def oldest_age(self) -> float:
         """Return the age in seconds of the oldest event that is not finished; 0 when there is none."""
 
+    def counts(self) -> Counts:
+        """Return how many deliveries are not finished, how many of them are in memory alone, and how many are kept."""
+
     def __len__(self) -> int:
-        """Return how many events were put and are not finished."""
+        """Return how many events the worker thread has to finish, or to make durable."""
 
     def close(self) -> None:
-        """Release all resources. No method is called after this."""
+        """Make durable what waits, and release all resources, which a later call would take again."""

@@ -59,6 +59,8 @@ class Worker:
         self._make = make
         # By process id: by default uWSGI forks without Python's hooks (unbit/uwsgi#1995); the next call notices it.
         self._runners = {os.getpid(): self._make()}
+        self._is_durable = self._runner().store.is_durable
+        self.starts_early = self._is_durable  # whether `start` is to be called in this process
         _workers[id(self)] = self
 
     def _runner(self) -> Runner:
@@ -81,6 +83,19 @@ class Worker:
     def after_fork(self) -> None:
         """In a forked child, replace all runners: a child may get the process id of an earlier ancestor."""
         self._runners = {os.getpid(): self._successor_of(tuple(self._runners.values()))}
+        self.starts_early = self._is_durable
+
+    def start(self, pipeline: Pipeline) -> None:
+        """Start the thread before the first step ends: an earlier process may have left deliveries in the store.
+
+        To be called when a span starts while `starts_early`; *pipeline* is where the spans of those deliveries go.
+        """
+        self.starts_early = False
+        runner = self._runner()
+        if not self.is_closed:
+            runner.store.open()
+            runner.store.use(pipeline)
+            runner.wake()
 
     def submit(self, event: StepEvent, pipeline: Pipeline) -> None:
         """Take *event* for delivery. If the worker is shut down or full, the event is dropped, counted and logged."""
@@ -88,7 +103,7 @@ class Worker:
         if self.is_closed:
             self.drop("shutdown")
         elif runner.store.put(event, pipeline) is Stored.FULL:
-            self.drop("queue_full")
+            self.drop("outbox_full" if self._is_durable else "queue_full")
         else:
             runner.wake()
 
@@ -199,7 +214,7 @@ class Worker:
         if not runner.is_busy() or runner.is_own_thread():
             return
         runner.wait_for_end(runner.dispatch.stop_at)
-        left = len(runner.store)
+        left = runner.store.counts().in_memory
         if left and runner.is_busy() and not runner.is_overdue:
             runner.is_overdue = True
             text = "shutdown took its %g s; %d steps for endpoint %s are neither delivered nor discarded"
