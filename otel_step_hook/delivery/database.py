@@ -1,0 +1,227 @@
+"""The database of an outbox: owns sqlite3, the schema, and what a fork must know of them.
+
+For the worker thread and the command line: each statement gives the interpreter's lock away, and waits for it again.
+"""
+
+import contextlib
+import ctypes
+import os
+import sqlite3
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from otel_step_hook.delivery import native
+from otel_step_hook.delivery.clock import monotonic
+
+VERSION = 1  # of the schema, in the file's `user_version`
+_APPLICATION_ID = 0x0E57E900  # in the file's header: shows that the file is an outbox
+_BUSY_TIME = 1.0  # seconds to wait while another process writes
+_FORK_TIME = 0.05  # seconds that a fork waits for a statement to end
+_FINAL_ERRORS = ("file is not a database", "malformed", "unsupported file format")  # parts of SQLite's messages
+
+_SCHEMA = """
+CREATE TABLE resource (
+    hash TEXT PRIMARY KEY,
+    content TEXT NOT NULL  -- JSON: attributes and schema_url
+) WITHOUT ROWID;
+CREATE TABLE delivery (
+    id INTEGER PRIMARY KEY,
+    webhook_id TEXT NOT NULL,
+    endpoint TEXT NOT NULL,  -- its name
+    event TEXT NOT NULL,  -- JSON: the step, with its span context
+    resource TEXT NOT NULL,  -- hash
+    pipeline TEXT,  -- id of a pipeline in the process that has put the event
+    submitted_at REAL NOT NULL,  -- all times in unix seconds
+    due_at REAL NOT NULL,  -- of a leased row: when the lease ends
+    is_new INTEGER NOT NULL,  -- 1: was never claimed
+    attempts INTEGER NOT NULL,
+    error_type TEXT NOT NULL,  -- of the last attempt
+    body TEXT NOT NULL,  -- the same for every attempt; empty before the first
+    owner TEXT,  -- the process that has leased it
+    lease INTEGER,  -- number of the lease in that process: an older one changes nothing
+    discarded_at REAL,  -- NULL: waits
+    UNIQUE (webhook_id, endpoint)
+);
+CREATE INDEX delivery_due ON delivery (endpoint, due_at) WHERE discarded_at IS NULL;
+CREATE INDEX delivery_new ON delivery (endpoint, id) WHERE discarded_at IS NULL AND is_new;
+CREATE INDEX delivery_submitted ON delivery (endpoint, submitted_at) WHERE discarded_at IS NULL;
+CREATE INDEX delivery_discarded ON delivery (discarded_at) WHERE discarded_at IS NOT NULL;
+CREATE TABLE row_count (  -- kept by triggers: counting a million rows takes long
+    endpoint TEXT NOT NULL,
+    is_discarded INTEGER NOT NULL,
+    rows INTEGER NOT NULL,
+    PRIMARY KEY (endpoint, is_discarded)
+) WITHOUT ROWID;
+CREATE TRIGGER delivery_inserted AFTER INSERT ON delivery BEGIN
+    INSERT INTO row_count VALUES (new.endpoint, new.discarded_at IS NOT NULL, 1)
+    ON CONFLICT DO UPDATE SET rows = rows + 1;
+END;
+CREATE TRIGGER delivery_deleted AFTER DELETE ON delivery BEGIN
+    UPDATE row_count SET rows = rows - 1
+    WHERE endpoint = old.endpoint AND is_discarded = (old.discarded_at IS NOT NULL);
+END;
+CREATE TRIGGER delivery_changed AFTER UPDATE OF discarded_at ON delivery
+WHEN (old.discarded_at IS NULL) <> (new.discarded_at IS NULL) BEGIN
+    UPDATE row_count SET rows = rows - 1
+    WHERE endpoint = old.endpoint AND is_discarded = (old.discarded_at IS NOT NULL);
+    INSERT INTO row_count VALUES (new.endpoint, new.discarded_at IS NOT NULL, 1)
+    ON CONFLICT DO UPDATE SET rows = rows + 1;
+END;
+"""
+_MIGRATIONS: tuple[str, ...] = ()  # the n-th changes version n to n + 1
+
+
+class OutboxError(Exception):
+    """The file cannot be used as an outbox, now or ever (*is_final*); its text says why, and what to do."""
+
+    def __init__(self, text: str, *, is_final: bool) -> None:
+        super().__init__(text)
+        self.is_final = is_final
+
+
+class Database:
+    """The open database at *path*, which is made if it is missing. Raises `OutboxError` from every method.
+
+    For one thread at a time. A forked child neither uses nor closes that of its parent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._inside = native.allocate_lock()  # held while a statement runs
+        with self._errors():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would make it for everybody
+            # Its threads follow each other; `isolation_level`: transactions begin and end as they are written here.
+            self._connection = sqlite3.connect(path, timeout=_BUSY_TIME, isolation_level=None, check_same_thread=False)
+            self._identity = path.stat()
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+        _open_databases.add(self)
+
+    def _prepare(self) -> None:
+        found = self.execute("PRAGMA user_version")[0][0]
+        if found > VERSION:
+            raise OutboxError(
+                f"was written by a newer version of otel-step-hook (its schema is {found}, known are those up to "
+                f"{VERSION}): update otel-step-hook, or choose another file",
+                is_final=True,
+            )
+        application = self.execute("PRAGMA application_id")[0][0]
+        if application != _APPLICATION_ID and (found or self.execute("SELECT 1 FROM sqlite_schema LIMIT 1")):
+            raise OutboxError("is a database of another program: choose another file", is_final=True)
+        if self.execute("PRAGMA journal_mode=WAL")[0][0] != "wal":
+            raise OutboxError("is on a file system without shared memory: choose one on a local disk", is_final=True)
+        self.execute("PRAGMA synchronous=FULL")
+        if found < VERSION:
+            self._migrate()
+
+    def _migrate(self) -> None:
+        with self.transaction():
+            found = self.execute("PRAGMA user_version")[0][0]  # again: another process may have done it
+            steps = (_SCHEMA, *_MIGRATIONS)[found:]
+            for statement in _statements("".join(steps)):
+                self.execute(statement)
+            self.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            self.execute(f"PRAGMA user_version={VERSION}")
+
+    def execute(self, statement: str, values: Sequence[object] | dict[str, object] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement, and return its rows."""
+        with self._errors(), self._inside:
+            # All rows in one call each: a statement that is half done holds its locks.
+            return self._connection.execute(statement, values).fetchall()
+
+    def change(self, statement: str, values: Sequence[object] | dict[str, object] = ()) -> int:
+        """Run one statement, and return how many rows it has changed."""
+        with self._errors(), self._inside:
+            return self._connection.execute(statement, values).rowcount
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run the body in one transaction, which is rolled back if it raises."""
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(OutboxError):  # a full disk has rolled it back already
+                self.execute("ROLLBACK")
+            raise
+
+    def is_removed(self) -> bool:
+        """Whether somebody has removed or replaced the file: what is written to it would be lost with the process."""
+        try:
+            return not os.path.samestat(self._identity, self.path.stat())
+        except OSError:
+            return True
+
+    def copy_back(self) -> None:
+        """Write all rows to a new file at the same path, after it was removed."""
+        self.execute("VACUUM INTO ?", (str(self.path),))
+
+    def checkpoint(self) -> None:
+        """Move what is in the write-ahead log into the file, and cut the log to nothing."""
+        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Close the connection. Does not raise."""
+        _open_databases.discard(self)
+        with contextlib.suppress(sqlite3.Error), self._inside:
+            self._connection.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutboxError(f"cannot be opened: {error.strerror}", is_final=False) from error
+        except sqlite3.Error as error:
+            is_final = any(known in str(error) for known in _FINAL_ERRORS)
+            raise OutboxError(f"cannot be used: {error}", is_final=is_final) from error
+
+    def wait_for_statement(self, timeout: float) -> bool:
+        """Wait up to *timeout* seconds until no statement runs, and let none begin until `let_statements_run`."""
+        return native.acquire(self._inside, timeout)
+
+    def let_statements_run(self) -> None:
+        """Undo `wait_for_statement`."""
+        self._inside.release()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: keep the connection for ever, since closing it would change its parent's files."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+
+
+def _statements(script: str) -> Iterable[str]:
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _before_fork() -> None:
+    """Wait until no statement runs: a child inherits SQLite's mutexes as they are, and would hang at a locked one."""
+    deadline = monotonic() + _FORK_TIME
+    _stopped.extend(one for one in tuple(_open_databases) if one.wait_for_statement(max(0.0, deadline - monotonic())))
+
+
+def _after_fork_in_parent() -> None:
+    while _stopped:
+        _stopped.pop().let_statements_run()
+
+
+def _after_fork_in_child() -> None:
+    _stopped.clear()
+    for database in tuple(_open_databases):
+        database.leave_to_parent()
+    _open_databases.clear()
+
+
+_open_databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
+_stopped: list[Database] = []  # during a fork
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,272 @@
+"""The rows of an outbox: the statements by which deliveries of one endpoint are stored, leased and finished."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import SpanContext, TraceFlags, TraceState, format_span_id, format_trace_id
+
+from otel_step_hook.delivery.database import Database
+from otel_step_hook.steps.event import Outcome, StepEvent
+
+_JSON = json.JSONEncoder(separators=(",", ":"), default=str)
+
+# Rows are passed as one JSON text: with a value for each, every row would wait for the interpreter's lock.
+_INSERT_RESOURCES = """
+INSERT OR IGNORE INTO resource SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:rows)
+"""
+_INSERT = """
+INSERT INTO delivery (webhook_id, event, resource, pipeline, submitted_at, due_at, attempts, error_type, body,
+                      endpoint, is_new)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+       json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+       json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]'),
+       :endpoint, json_extract(value, '$[6]') = 0
+FROM json_each(:rows) WHERE true
+ON CONFLICT (webhook_id, endpoint) DO UPDATE  -- a discarded delivery is revived
+SET discarded_at = NULL, owner = NULL, is_new = 1, attempts = 0, submitted_at = excluded.submitted_at,
+    due_at = excluded.due_at
+WHERE discarded_at IS NOT NULL
+"""
+_DELETE = """
+DELETE FROM delivery WHERE id IN (SELECT json_extract(value, '$[0]') FROM json_each(:leases))
+AND owner = :owner AND lease IN (SELECT json_extract(value, '$[1]') FROM json_each(:leases))
+"""
+_RETRY = """
+UPDATE delivery
+SET owner = NULL, due_at = new.due_at, attempts = new.attempts, error_type = new.error_type, body = new.body
+FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS lease,
+             json_extract(value, '$[2]') AS due_at, json_extract(value, '$[3]') AS attempts,
+             json_extract(value, '$[4]') AS error_type, json_extract(value, '$[5]') AS body
+      FROM json_each(:rows)) AS new
+WHERE delivery.id = new.id AND delivery.owner = :owner AND delivery.lease = new.lease
+"""
+_DISCARD = """
+UPDATE delivery SET owner = NULL, discarded_at = :now, attempts = new.attempts, error_type = new.error_type
+FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS lease,
+             json_extract(value, '$[2]') AS attempts, json_extract(value, '$[3]') AS error_type
+      FROM json_each(:rows)) AS new
+WHERE delivery.id = new.id AND delivery.owner = :owner AND delivery.lease = new.lease
+"""
+_LEASE = "UPDATE delivery SET owner = :owner, lease = :lease, due_at = :until, is_new = 0 WHERE id IN "
+_OLDEST_DUE = """
+(SELECT id FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL AND due_at <= :now
+ AND owner IS NOT :owner ORDER BY due_at, id LIMIT :limit)
+"""
+_NEWEST = """
+(SELECT id FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL AND is_new ORDER BY id DESC LIMIT :limit)
+"""
+_OLDER = """
+(SELECT id FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL AND submitted_at <= :before
+ AND owner IS NOT :owner AND (owner IS NULL OR due_at <= :now) ORDER BY submitted_at LIMIT :limit)
+"""
+_LEASED = """
+SELECT id, lease, webhook_id, event, pipeline, submitted_at, attempts, error_type, body, resource,
+       (SELECT content FROM resource WHERE hash = delivery.resource)
+FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL AND due_at = :until AND owner = :owner
+ORDER BY submitted_at, id
+"""
+_NEXT_DUE = """
+SELECT due_at FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL AND owner IS NOT :owner
+ORDER BY due_at LIMIT 1
+"""
+_STATE = """
+SELECT (SELECT min(submitted_at) FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL),
+       (SELECT rows FROM row_count WHERE endpoint = :endpoint AND is_discarded = 0),
+       (SELECT rows FROM row_count WHERE endpoint = :endpoint AND is_discarded = 1),
+       (SELECT sum(rows) FROM row_count WHERE is_discarded = 0)
+"""
+_RELEASE = "UPDATE delivery SET owner = NULL, due_at = :now WHERE owner = :owner AND discarded_at IS NULL"
+_FAR_DUE = """
+UPDATE delivery SET due_at = :now WHERE endpoint = :endpoint AND discarded_at IS NULL AND due_at > :latest
+"""
+_PURGE = """
+DELETE FROM delivery WHERE id IN
+(SELECT id FROM delivery WHERE discarded_at IS NOT NULL AND discarded_at < :before ORDER BY discarded_at LIMIT :limit)
+"""
+
+
+class NewRow(NamedTuple):
+    """A delivery that is to be stored. *event* is JSON, *resource* a hash; times are in unix seconds."""
+
+    webhook_id: str
+    event: str
+    resource: str
+    pipeline: str | None
+    submitted_at: float
+    due_at: float
+    attempts: int
+    error_type: str
+    body: str
+
+
+class Row(NamedTuple):
+    """A delivery that is leased. *resource* is its JSON, or None where it is missing."""
+
+    id: int
+    lease: int
+    webhook_id: str
+    event: str
+    pipeline: str | None
+    submitted_at: float
+    attempts: int
+    error_type: str
+    body: str
+    resource_hash: str
+    resource: str | None
+
+
+class State(NamedTuple):
+    """What is known of the rows of an endpoint, and of all of them; times are in unix seconds."""
+
+    next_due: float | None  # of those that this process has not leased
+    oldest: float | None
+    waiting: int
+    discarded: int
+    all_waiting: int
+
+
+@dataclass(slots=True)
+class Changes:
+    """What the next transaction writes. The first two items of a row that is leased are its id and its lease."""
+
+    new: list[NewRow] = field(default_factory=list)
+    resources: dict[str, str] = field(default_factory=dict)  # JSON by hash
+    delivered: list[tuple[int, int]] = field(default_factory=list)
+    retried: list[tuple[int, int, float, int, str, str]] = field(default_factory=list)  # due_at, attempts, error, body
+    discarded: list[tuple[int, int, int, str]] = field(default_factory=list)  # attempts, error_type
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.delivered or self.retried or self.discarded)
+
+
+class EndpointRows:
+    """The rows of *endpoint*, for the process *owner*. Leases last *lease_time* seconds.
+
+    For the thread of *database*. Raises `OutboxError`; then nothing has changed.
+    """
+
+    def __init__(self, database: Database, endpoint: str, owner: str, lease_time: float) -> None:
+        self.database = database
+        self._endpoint = endpoint
+        self._owner = owner
+        self._lease_time = lease_time
+        self._lease = 0
+        self._until = 0.0
+
+    def write(self, changes: Changes, now: float) -> None:
+        """Write *changes*. To be called in a transaction."""
+        change = self.database.change
+        if changes.delivered:
+            change(_DELETE, {"leases": _JSON.encode(changes.delivered), "owner": self._owner})
+        if changes.retried:
+            change(_RETRY, {"rows": _JSON.encode(changes.retried), "owner": self._owner})
+        if changes.discarded:
+            change(_DISCARD, {"rows": _JSON.encode(changes.discarded), "owner": self._owner, "now": now})
+        if changes.new:
+            change(_INSERT_RESOURCES, {"rows": _JSON.encode(list(changes.resources.items()))})
+            change(_INSERT, {"rows": _JSON.encode(changes.new), "endpoint": self._endpoint})
+
+    def lease(self, oldest: int, newest: int, now: float) -> list[Row]:
+        """Lease up to *oldest* rows that are due the longest, and up to *newest* of the newest that are new.
+
+        Where there are fewer new ones, more of those that are due take their place. To be called in a transaction.
+        """
+        values = self._next_lease(now)
+        limit = oldest + newest
+        limit -= self.database.change(_LEASE + _OLDEST_DUE, values | {"limit": oldest})
+        limit -= self.database.change(_LEASE + _NEWEST, values | {"limit": newest}) if newest else 0
+        if newest and limit:
+            self.database.change(_LEASE + _OLDEST_DUE, values | {"limit": limit})
+        return self._leased(values)
+
+    def lease_older(self, before: float, limit: int, now: float) -> list[Row]:
+        """Lease up to *limit* rows, due or not, that were submitted *before* (unix seconds)."""
+        values = self._next_lease(now)
+        self.database.change(_LEASE + _OLDER, values | {"before": before, "limit": limit})
+        return self._leased(values)
+
+    def _next_lease(self, now: float) -> dict[str, object]:
+        self._lease += 1
+        self._until = max(self._until + 1e-3, now + self._lease_time)  # no two leases end at the same moment
+        return {
+            "owner": self._owner, "lease": self._lease, "until": self._until, "endpoint": self._endpoint, "now": now,
+        }  # fmt: skip
+
+    def _leased(self, values: dict[str, object]) -> list[Row]:
+        return [Row(*found) for found in self.database.execute(_LEASED, values)]
+
+    def next_due(self) -> float | None:
+        """Return when the first row is due that this process has not leased."""
+        found = self.database.execute(_NEXT_DUE, {"endpoint": self._endpoint, "owner": self._owner})
+        return found[0][0] if found else None
+
+    def state(self) -> State:
+        """Return what is known of the rows."""
+        ((oldest, waiting, discarded, all_waiting),) = self.database.execute(_STATE, {"endpoint": self._endpoint})
+        return State(self.next_due(), oldest, waiting or 0, discarded or 0, all_waiting or 0)
+
+    def others(self, endpoints: frozenset[str]) -> list[tuple[str, int]]:
+        """Return name and number of waiting rows of each endpoint that is none of *endpoints*."""
+        found = self.database.execute("SELECT endpoint, rows FROM row_count WHERE is_discarded = 0 AND rows > 0")
+        return [(name, rows) for name, rows in found if name not in endpoints]
+
+    def release(self, owner: str, now: float) -> None:
+        """Make all rows due that *owner*, which has ended, had leased."""
+        self.database.change(_RELEASE, {"owner": owner, "now": now})
+
+    def tidy(self, *, now: float, latest_due: float, discarded_before: float, limit: int) -> None:
+        """Make rows due whose due time is after *latest_due*, and delete those *discarded_before*, at most *limit*."""
+        with self.database.transaction():
+            self.database.change(_FAR_DUE, {"endpoint": self._endpoint, "now": now, "latest": latest_due})
+            self.database.change(_PURGE, {"before": discarded_before, "limit": limit})
+
+
+def event_json(event: StepEvent) -> str:
+    """Return *event* as JSON, in ASCII."""
+    context = event.context
+    return _JSON.encode(
+        {
+            "step_id": event.step_id,
+            "outcome": str(event.outcome),
+            "name": str(event.name),
+            "trace_id": format_trace_id(context.trace_id),
+            "span_id": format_span_id(context.span_id),
+            "trace_flags": int(context.trace_flags),
+            "trace_state": context.trace_state.to_header() if context.trace_state else "",
+            "start_time": event.start_time,
+            "end_time": event.end_time,
+            "details": dict(event.details),
+        }
+    )
+
+
+def event_from_json(text: str) -> StepEvent:
+    """Return the event that `event_json` has made *text* of."""
+    known = json.loads(text)
+    trace_state = TraceState.from_header([known["trace_state"]]) if known["trace_state"] else TraceState()
+    context = SpanContext(
+        int(known["trace_id"], 16),
+        int(known["span_id"], 16),
+        is_remote=False,
+        trace_flags=TraceFlags(known["trace_flags"]),
+        trace_state=trace_state,
+    )
+    outcome = Outcome(known["outcome"])
+    return StepEvent(
+        known["step_id"], outcome, known["name"], context, known["start_time"], known["end_time"], known["details"]
+    )
+
+
+def resource_json(resource: Resource) -> tuple[str, str]:
+    """Return the hash of *resource*, and its JSON."""
+    content = _JSON.encode({"attributes": dict(resource.attributes), "schema_url": resource.schema_url})
+    return hashlib.sha256(content.encode()).hexdigest()[:32], content
+
+
+def resource_from_json(text: str) -> Resource:
+    """Return the resource that `resource_json` has made *text* of."""
+    known = json.loads(text)
+    return Resource(known["attributes"], known["schema_url"])
