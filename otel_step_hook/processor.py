@@ -10,6 +10,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context
@@ -26,10 +27,12 @@ from otel_step_hook.steps.profile import Profile
 from otel_step_hook.steps.reader import StepReader
 
 if TYPE_CHECKING:
+    from otel_step_hook.delivery.store import Store
     from otel_step_hook.delivery.worker import Worker
 
 _log = logging.getLogger("otel_step_hook")
 _SUBMITTED = "_otel_step_hook_submitted"  # attribute of an ended span: the endpoints that its steps were submitted to
+_LEASE_MARGIN = 10.0  # seconds that a lease lasts beyond twice the timeout of an attempt
 _FLUSH_MILLIS = 30_000  # milliseconds, the default of OpenTelemetry's SDK
 
 
@@ -48,6 +51,7 @@ class StepHookProcessor(SpanProcessor):
     """
 
     _workers: "tuple[Worker, ...]" = ()
+    _durable: "tuple[Worker, ...]" = ()
 
     def __init__(
         self,
@@ -69,7 +73,8 @@ class StepHookProcessor(SpanProcessor):
             _log.debug("STEP_COMPLETE_WEBHOOK is not set: no webhook is sent")
             return
         chosen = (*own, *selected_profiles(self._settings.profiles))
-        workers = tuple(_worker(endpoint, self._settings) for endpoint in endpoints)
+        make_store = _store_maker(endpoints, self._settings)
+        workers = tuple(_worker(endpoint, self._settings, make_store(endpoint)) for endpoint in endpoints)
         self._reader = StepReader(
             chosen, is_step, on_fault=workers[0].add_fault, on_loss=functools.partial(_drop, workers)
         )
@@ -78,6 +83,7 @@ class StepHookProcessor(SpanProcessor):
         # Here, not at the first span: exit functions that are registered later run earlier, and may still end steps.
         atexit.register(self._exit_hook)
         self._workers = workers
+        self._durable = workers if self._settings.outbox else ()
         if self._settings.drain_on_sigterm:
             from otel_step_hook.delivery.sigterm import drain_on_sigterm  # noqa: PLC0415 -- see `_worker`
 
@@ -105,6 +111,9 @@ class StepHookProcessor(SpanProcessor):
             if processors is not None and registered is not self._first_among:
                 self._register_first(span, processors)
             self._reader.on_start(span, sys.exception())
+            for worker in self._durable:
+                if worker.starts_early:
+                    worker.start(Pipeline(self._processors, span.resource))
         except Exception as error:  # noqa: BLE001 -- runs in the application's start_span(): nothing may escape
             self._workers[0].add_fault(error)
 
@@ -183,7 +192,34 @@ def _settings(webhook: str | StepHookSettings | None, settings: dict[str, Any]) 
     return webhook
 
 
-def _worker(endpoint: Endpoint, settings: StepHookSettings) -> "Worker":
+def _store_maker(
+    endpoints: Iterable[Endpoint], settings: StepHookSettings
+) -> "Callable[[Endpoint], Callable[[int], Store]]":
+    """Return what makes, for an endpoint, what makes its store in each process."""
+    if (path := settings.outbox) is None:
+        from otel_step_hook.delivery.memory import MemoryStore  # noqa: PLC0415 -- see `_worker`
+
+        return lambda _: MemoryStore
+    from otel_step_hook.delivery.outbox import OutboxOptions, OutboxStore  # noqa: PLC0415 -- see `_worker`
+
+    names = frozenset(endpoint.name for endpoint in endpoints)
+
+    def maker(endpoint: Endpoint) -> "Callable[[int], Store]":
+        options = OutboxOptions(
+            Path(path).absolute(),
+            endpoint.name,
+            names,
+            lease_time=2 * endpoint.timeout + _LEASE_MARGIN,
+            longest_wait=settings.max_backoff,
+            keep=settings.outbox_keep,
+            max_rows=settings.outbox_max_rows,
+        )
+        return functools.partial(OutboxStore, options)
+
+    return maker
+
+
+def _worker(endpoint: Endpoint, settings: StepHookSettings, make_store: "Callable[[int], Store]") -> "Worker":
     # Not at the top: a process without a webhook must not pay for the HTTP client. Not in the worker's thread: an
     # unusable setting is reported at start-up, and no fork or exit finds a module half imported.
     from otel_step_hook.delivery.sender import HttpSender  # noqa: PLC0415 -- see above
@@ -203,6 +239,7 @@ def _worker(endpoint: Endpoint, settings: StepHookSettings) -> "Worker":
         max_queue_size=settings.max_queue_size,
         concurrency=settings.concurrency,
         shutdown_timeout=settings.shutdown_timeout,
+        make_store=make_store,
     )
 
 

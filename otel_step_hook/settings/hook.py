@@ -12,17 +12,20 @@ from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings.file import ENDPOINTS, read_endpoints
 from otel_step_hook.settings.parsing import (
     PREFIX,
+    check_file,
     check_profiles,
     did_you_mean,
     name_from_url,
     read_list,
     read_number,
+    read_path,
     read_urls,
 )
 from otel_step_hook.settings.receiver import SECONDS, URL, EndpointSettings, ReceiverSettings, Seconds, setting
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import PROFILES
 
+_DURABLE_GIVE_UP = 86_400.0  # seconds; with an outbox, deliveries outlive an outage of a day
 _NOT_SHARED = ("key", "signing_secret", "headers")  # secrets of one receiver, sent to no other
 
 
@@ -55,7 +58,9 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
         "Which frameworks' step rules apply: `auto` for all of them, or their names.",
         f"auto, or some of {', '.join(sorted({profile.name for profile in PROFILES}))}, separated by commas",
     )
-    give_up_after: Seconds = setting(30.0, "Seconds from the step's end until a delivery is discarded.", SECONDS)
+    give_up_after: Seconds = setting(
+        30.0, "Seconds from the step's end until a delivery is discarded; 86400 with an outbox.", SECONDS
+    )
     initial_backoff: Seconds = setting(1.0, "Seconds to wait after the first failed attempt, with jitter.", SECONDS)
     max_backoff: Seconds = setting(3600.0, "The longest wait between two attempts, in seconds.", SECONDS)
     backoff_multiplier: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False), BeforeValidator(read_number)] = (
@@ -70,6 +75,20 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
         "a whole number from 1 to 10000000, such as 2048",
     )
     shutdown_timeout: Seconds = setting(10.0, "Seconds `shutdown()` and process exit may spend on draining.", SECONDS)
+    outbox: Annotated[str | None, AfterValidator(check_file), BeforeValidator(read_path)] = setting(
+        None,
+        "Path of a SQLite file on a local disk: what waits is kept there [until it is delivered](outbox.md), also when "
+        "the process is killed. The directory must exist.",
+        "the path of a file",
+    )
+    outbox_keep: Seconds = setting(
+        604_800.0, "Seconds that discarded deliveries stay in the outbox, for `otel-step-hook outbox`.", SECONDS
+    )
+    outbox_max_rows: Annotated[int, Field(ge=1, le=1_000_000_000), BeforeValidator(read_number)] = setting(
+        10_000_000,
+        "Deliveries that may wait in the outbox; beyond it the newest is dropped and counted.",
+        "a whole number from 1 to 1000000000, such as 10000000",
+    )
     drain_on_sigterm: bool = setting(
         default=False,
         meaning="Whether a `SIGTERM` that would end the process at once "
@@ -87,6 +106,12 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
     def shown_name(cls, name: str) -> str:
         """The environment variable of the setting *name*."""
         return PREFIX + name.upper()
+
+    @model_validator(mode="after")
+    def _set_defaults_of_outbox(self) -> Self:
+        if self.outbox is not None and "give_up_after" not in self.model_fields_set:
+            self.__dict__["give_up_after"] = _DURABLE_GIVE_UP  # a default: not set, as far as anybody can see
+        return self
 
     @model_validator(mode="after")
     def _agree_with_endpoints(self) -> Self:

@@ -41,6 +41,9 @@ _GIVEN: dict[str, tuple[str, object, object]] = {
     "concurrency": ("1000", 1000, 1000),
     "max_queue_size": ("1", 1, 1),
     "shutdown_timeout": ("315360000", 315360000, 315360000.0),
+    "outbox": ("steps.db", Path("steps.db"), "steps.db"),
+    "outbox_keep": ("60", 60, 60.0),
+    "outbox_max_rows": ("1", 1, 1),
     "drain_on_sigterm": ("yes", True, True),
 }
 _NEEDS = {"client_key": {"client_certificate": "client.pem"}}  # settings that need another
@@ -255,10 +258,20 @@ def test_every_setting_has_a_row() -> None:
         "concurrency": "8",
         "max_queue_size": "2048",
         "shutdown_timeout": "10",
+        "outbox_keep": "604800",
+        "outbox_max_rows": "10000000",
         "drain_on_sigterm": "false",
     }
     hidden = {name for name, row in rows.items() if row.is_secret}
     assert hidden == {"webhook", "key", "signing_secret", "headers", "proxy"}
+
+
+def test_an_outbox_gives_up_after_a_day() -> None:
+    """With an outbox the default of give_up_after is a day, and is shown as a default; a value that is set stays."""
+    assert StepHookSettings().give_up_after == 30.0
+    durable = StepHookSettings(outbox="steps.db")
+    assert effective_settings(durable)["give_up_after"] == ("86400", "default")
+    assert StepHookSettings(outbox="steps.db", give_up_after=5).give_up_after == 5.0
 
 
 def test_settings_in_force_are_shown_with_their_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def test_invalid_seconds_are_refused() -> None:
     """Seconds must be a finite number above 0, without a unit."""
     assert_refused(
         (name, number, f"STEP_COMPLETE_{name.upper()} is {number!r}{_SECONDS}")
-        for name in ("timeout", "give_up_after", "initial_backoff", "max_backoff", "shutdown_timeout")
+        for name in ("timeout", "give_up_after", "initial_backoff", "max_backoff", "shutdown_timeout", "outbox_keep")
         for number in ("-1", "0", "nan", "inf", "-inf", "soon", "15s", "1e9", "0x10", True)
     )
 
@@ -123,6 +123,7 @@ def test_other_numbers_are_refused_with_their_range() -> None:
         "backoff_multiplier": ("a number from 1 to 1000, such as 2", ["0.5", "nan", True]),
         "concurrency": ("a whole number from 1 to 1000, such as 8", ["0", "2.5", "many", True]),
         "max_queue_size": ("a whole number from 1 to 10000000, such as 2048", ["-5", "inf", True]),
+        "outbox_max_rows": ("a whole number from 1 to 1000000000, such as 10000000", ["0", "1e4", True]),
     }
     assert_refused(
         (name, number, f"STEP_COMPLETE_{name.upper()} is {number!r}; expected {expected}")
