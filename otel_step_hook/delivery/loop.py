@@ -18,6 +18,7 @@ from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
 
 _WAKE_AGAIN = 0.02  # seconds after which a wake-up that the loop has not answered is repeated
+_MAX_WAKE_UPS = 4096  # read at once
 _CLEAR_TIME = 0.5  # seconds that cancelled tasks get to end
 
 
@@ -30,6 +31,45 @@ class _LookUp(NamedTuple):
     type: int
     proto: int
     flags: int
+
+
+class WakeUp:
+    """Wakes the event loops of one runner, one after the other, without giving the interpreter's lock away.
+
+    `call_soon_threadsafe` writes to a socket, and waits for that lock afterwards: 5 ms and more for each step where
+    other threads compute. Raises OSError when no descriptor is free.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._sent_at = -math.inf  # monotonic time of a wake-up that the loop has not answered yet
+
+    def __del__(self) -> None:
+        # Not earlier: a thread that wakes a loop which has just ended must not write to another file.
+        if hasattr(self, "_writer"):
+            os.close(self._reader)
+            os.close(self._writer)
+
+    def send(self) -> None:
+        """Wake the loop, once for several calls. From any thread, signal handler or finaliser."""
+        now = monotonic()
+        # KeyboardInterrupt may come between the next two statements, so a wake-up is trusted for a short time only.
+        if now - self._sent_at > _WAKE_AGAIN:
+            self._sent_at = now
+            native.write_byte(self._writer)
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Let the running event loop call *callback* at each wake-up."""
+        asyncio.get_running_loop().add_reader(self._reader, self._on_wake, callback)
+
+    def _on_wake(self, callback: Callable[[], None]) -> None:
+        # First: an event that is submitted after this line wakes the loop again.
+        self._sent_at = -math.inf
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, _MAX_WAKE_UPS)
+        callback()
 
 
 class EventLoop(asyncio.SelectorEventLoop):
@@ -46,7 +86,6 @@ class EventLoop(asyncio.SelectorEventLoop):
         # asyncio calls below, would leave a descriptor open each time. OSError (no descriptor is free) is raised there.
         with contextlib.suppress(OSError):
             socket.socket().close()
-        self._woken_at = -math.inf  # monotonic time of a wake-up that the loop has not answered yet
         # The look-ups under way, each on its own thread. There is one name to look up: the endpoint's or its proxy's.
         self._look_ups: dict[_LookUp, asyncio.Future[list[Any]]] = {}
         super().__init__()
@@ -61,20 +100,6 @@ class EventLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return monotonic seconds, by a clock that no test tool stops."""
         return monotonic()
-
-    def wake(self, callback: Callable[[], None], context: contextvars.Context) -> None:
-        """Let the loop call *callback* soon, once for several calls. From any thread, signal handler or finaliser."""
-        now = self.time()
-        # KeyboardInterrupt may come between the next two statements, so a wake-up is trusted for a short time only.
-        if now - self._woken_at > _WAKE_AGAIN:
-            self._woken_at = now
-            with contextlib.suppress(RuntimeError):  # closed
-                self.call_soon_threadsafe(self._on_wake, callback, context=context)
-
-    def _on_wake(self, callback: Callable[[], None]) -> None:
-        # First: an event that is submitted after this line wakes the loop again.
-        self._woken_at = -math.inf
-        callback()
 
     async def getaddrinfo(
         self,

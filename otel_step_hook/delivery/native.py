@@ -6,6 +6,8 @@ before or after it imports this module, so the originals are looked up at each u
 """
 
 import _thread
+import contextlib
+import os
 import socket
 import sys
 import time
@@ -37,6 +39,30 @@ def get_ident() -> int:
     """Return the identifier of the calling thread, which all of its greenlets share."""
     ident: int = _original(_thread, "get_ident")()
     return ident
+
+
+def _writer() -> Callable[[int, bytes, int], int]:
+    """Return C's `write` as a function that keeps the interpreter's lock, where it can be called."""
+    try:
+        import ctypes  # noqa: PLC0415 -- some builds of Python have none
+
+        write: Callable[[int, bytes, int], int] = ctypes.PyDLL(None).write
+    except (ImportError, OSError, TypeError, AttributeError):
+        return lambda file, content, _: os.write(file, content)
+    return write
+
+
+_write = _writer()
+
+
+def write_byte(file: int) -> None:
+    """Write a byte to the non-blocking *file*, and ignore that there is no room for it.
+
+    Keeps the interpreter's lock. `os.write` gives it away, and waits for it again: for 5 ms or more where other threads
+    compute.
+    """
+    with contextlib.suppress(BlockingIOError):
+        _write(file, b"\0", 1)
 
 
 def getaddrinfo(*arguments: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.dispatch import Dispatch
 from otel_step_hook.delivery.latch import Latch
 from otel_step_hook.delivery.log import where
-from otel_step_hook.delivery.loop import EventLoop, run_in, uninstrumented
+from otel_step_hook.delivery.loop import EventLoop, WakeUp, run_in, uninstrumented
 from otel_step_hook.delivery.store import Store
 
 _PAUSE_AFTER_FAULT = 1.0  # seconds; a loop that cannot run must not spin
@@ -49,7 +49,7 @@ class Runner:
         # held, even by a `with` statement (python/cpython#148874).
         self._running = native.allocate_lock()
         self._ident = 0  # of the thread that holds `_running`
-        self._loop: EventLoop | None = None  # while it runs
+        self._wake_up: WakeUp | None = None  # while a loop runs
         self._starting_at = -math.inf  # monotonic time when a thread was started that does not run yet
         self._stopped: deque[Latch] = deque()  # to be set when the thread has ended
 
@@ -78,9 +78,9 @@ class Runner:
         if not self._running.locked():
             return self._start_thread()
         # The thread looks for work after this line: when it is woken, when its loop begins, or after it unlocks.
-        loop = self._loop
-        if loop is not None:
-            loop.wake(self.dispatch.run_once, self._context)
+        wake_up = self._wake_up
+        if wake_up is not None:
+            wake_up.send()
         return True
 
     def wait(self, latch: Latch, is_done: Callable[[], bool], deadline: float) -> bool:
@@ -164,7 +164,7 @@ class Runner:
                 self._ident = native.get_ident()
                 may_go_on = self._run_loop()
             finally:
-                self._ident, self._loop = 0, None
+                self._ident, self._wake_up = 0, None
                 self._running.release()
                 self._set_stopped()
             may_go_on = may_go_on and self.has_work()
@@ -181,7 +181,7 @@ class Runner:
         dispatch, loop = self.dispatch, None
         try:
             loop = EventLoop()
-            run_in(loop, self._context, functools.partial(self._run_dispatch, loop), dispatch.on_fault)
+            run_in(loop, self._context, functools.partial(self._run_dispatch, WakeUp()), dispatch.on_fault)
         # The top of the thread: it survives any error, and logs it. Exporters and log handlers raise SystemExit, too.
         except (Exception, SystemExit) as error:  # noqa: BLE001 -- see above
             if loop is not None or isinstance(error, OSError):
@@ -193,9 +193,10 @@ class Runner:
             dispatch.report(all_counts=True)
         return True
 
-    async def _run_dispatch(self, loop: EventLoop) -> None:
+    async def _run_dispatch(self, wake_up: WakeUp) -> None:
+        wake_up.call(self.dispatch.run_once)
         # Not earlier: now a wake-up may call `run_once`, which needs the attributes that `dispatch.run` sets first.
-        self._loop = loop
+        self._wake_up = wake_up
         await self.dispatch.run()
 
     def _pause(self, error: BaseException) -> bool:
