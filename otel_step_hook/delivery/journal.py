@@ -35,6 +35,7 @@ _MAGIC = b"otel-step-hook journal 1\n".ljust(64, b"\0")
 _FIRST_SLOT = len(_MAGIC) + _RESOURCE_SLOTS * _RESOURCE_SIZE
 _SIZE = _FIRST_SLOT + SLOTS * SLOT_SIZE
 _HEADER = struct.Struct("<IIQ")  # of a slot: length and CRC-32 of the content, and its number; all 0 when it is free
+_ROOM = SLOT_SIZE - _HEADER.size  # bytes of one event
 # Of `marshal`, which is four times as fast as `json`: every Python since 2.5 writes and reads it, for plain values.
 _FORMAT = 2
 
@@ -62,7 +63,8 @@ class Journal:
         self._mapping = mapping
         self._numbers = itertools.count(1)  # its next() is atomic
         self._free = deque(range(SLOTS - 1, -1, -1))  # from the right: slots that were used last are in the cache
-        self._written: deque[JournalRecord] = deque()
+        # Not records: making one would cost the application's thread as much as the copy.
+        self._written: deque[tuple[int, float, Pipeline, StepEvent]] = deque()
         self._resource_slots = deque(range(_RESOURCE_SLOTS))
         self._resources: dict[tuple[int, int], tuple[KnownPipeline, int]] = {}  # the slot of each resource; -1: none
 
@@ -89,7 +91,8 @@ class Journal:
         """Copy *event* into a free slot. False when none is free, or when it is too long for one."""
         known = self._resources.get((id(pipeline.processor), id(pipeline.resource)))
         number = known[1] if known is not None and known[0].is_of(pipeline) else self._resource_slot(pipeline)
-        context = event.context
+        trace_id, span_id, _, flags, trace_state, _ = event.context
+        details = event.details
         try:
             content = marshal.dumps(
                 (
@@ -98,23 +101,23 @@ class Journal:
                     event.step_id,
                     event.outcome._value_,
                     str(event.name),
-                    context.trace_id,
-                    context.span_id,
-                    int(context.trace_flags),
-                    context.trace_state.to_header() if context.trace_state else "",
+                    trace_id,
+                    span_id,
+                    int(flags),
+                    trace_state.to_header() if trace_state else "",
                     event.start_time,
                     event.end_time,
-                    dict(event.details) if event.details else None,
+                    dict(details) if details else None,
                 ),
                 _FORMAT,
             )
-            if number < 0 or len(content) > SLOT_SIZE - _HEADER.size:
+            if number < 0 or len(content) > _ROOM:
                 return False
             slot = self._free.pop()
         except (ValueError, IndexError):  # `details` of somebody's profile holds other objects; no slot is free
             return False
         _write(self._mapping, _FIRST_SLOT + slot * SLOT_SIZE, content, next(self._numbers))
-        self._written.append(JournalRecord(slot, put_at, pipeline, event))
+        self._written.append((slot, put_at, pipeline, event))
         return True
 
     def _resource_slot(self, pipeline: Pipeline) -> int:
@@ -145,13 +148,13 @@ class Journal:
     def oldest_age(self, now: float) -> float:
         """Return the age in seconds of the oldest record that was not taken; 0 when there is none. From any thread."""
         try:
-            return now - self._written[0].put_at
+            return now - self._written[0][1]
         except IndexError:
             return 0.0
 
     def take(self, limit: int) -> list[JournalRecord]:
         """Return the oldest records, at most *limit*, which keep their slots until `free`. Each is returned once."""
-        return [self._written.popleft() for _ in range(min(limit, len(self._written)))]
+        return [JournalRecord(*self._written.popleft()) for _ in range(min(limit, len(self._written)))]
 
     def put_back(self, records: list[JournalRecord]) -> None:
         """Let `take` return *records* again, first."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.database import Database, OutboxError
-from otel_step_hook.delivery.journal import Journal, JournalRecord, abandoned
+from otel_step_hook.delivery.journal import SLOTS, Journal, JournalRecord, abandoned
 from otel_step_hook.delivery.log import log_safely
 from otel_step_hook.delivery.memory import MemoryStore
 from otel_step_hook.delivery.model import Counts, Delivery, Pipeline, Result
@@ -84,6 +84,8 @@ class OutboxStore:
         self._pipelines = RowPipelines(self._owner)
         self._rows: EndpointRows | None = None
         self._state = State(None, None, 0, 0, 0)
+        self._unwritten = SLOTS + max_queue_size  # events that may wait outside of the database
+        self._may_be_full = self._unwritten >= options.max_rows
         self._changes = Changes()
         self._leased: dict[Delivery, tuple[int, int]] = {}
         self._slots: dict[str, list[int]] = {}  # of the journal, by webhook id: of deliveries that are made from it
@@ -114,9 +116,9 @@ class OutboxStore:
         if journal is None:
             self.open()
             journal = self._journal
-        if self._waiting_everywhere() >= self._options.max_rows:
+        if self._may_be_full and self._waiting_everywhere() >= self._options.max_rows:
             return Stored.FULL
-        if journal is not None and journal.write(event, pipeline, self._now()):
+        if journal is not None and journal.write(event, pipeline, self._monotonic() + self._clock_offset):
             return Stored.DURABLE
         return self._memory.put(event, pipeline)
 
@@ -239,6 +241,10 @@ class OutboxStore:
         ended = len(self._changes.delivered) + len(self._changes.discarded)
         return self._state.all_waiting + len(self) - ended
 
+    def _set_state(self, state: State) -> None:
+        self._state = state
+        self._may_be_full = state.all_waiting + self._unwritten >= self._options.max_rows
+
     def _has_changes(self) -> bool:
         return bool(self._changes or len(self))
 
@@ -263,7 +269,7 @@ class OutboxStore:
             return None
         finally:
             self._after_write(records, waiting, is_written=is_written)
-        self._state = state
+        self._set_state(state)
         self._on_success()
         return leased
 
@@ -358,7 +364,7 @@ class OutboxStore:
             for journal in abandoned(options.path.parent, _prefix(options)):
                 self._take_over(rows, journal)
             rows.tidy(now=now, latest_due=now + options.longest_wait, discarded_before=now - options.keep, limit=_BATCH)
-            self._state = rows.state()
+            self._set_state(rows.state())
         except OutboxError as error:
             self._on_error(error)
 

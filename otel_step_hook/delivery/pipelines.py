@@ -27,7 +27,8 @@ class KnownPipeline:
 
     def is_of(self, pipeline: Pipeline) -> bool:
         """Whether it is that of *pipeline*: after a garbage collection, another object may have the same id."""
-        return self.processor is pipeline.processor and self.resource is pipeline.resource
+        processor = None if self._processor is None else self._processor()
+        return processor is pipeline.processor and self.resource is pipeline.resource
 
 
 def pipeline_key(pipeline: Pipeline) -> tuple[int, int]:
