@@ -200,7 +200,8 @@ def _store_maker(
         from otel_step_hook.delivery.memory import MemoryStore  # noqa: PLC0415 -- see `_worker`
 
         return lambda _: MemoryStore
-    from otel_step_hook.delivery.outbox import OutboxOptions, OutboxStore  # noqa: PLC0415 -- see `_worker`
+    from otel_step_hook.delivery.outbox import OutboxStore  # noqa: PLC0415 -- see `_worker`
+    from otel_step_hook.delivery.outbox_file import OutboxOptions  # noqa: PLC0415 -- see `_worker`
 
     names = frozenset(endpoint.name for endpoint in endpoints)
 

@@ -17,6 +17,7 @@ from otel_step_hook.delivery.clock import monotonic
 
 VERSION = 1  # of the schema, in the file's `user_version`
 _APPLICATION_ID = 0x0E57E900  # in the file's header: shows that the file is an outbox
+_MAX_LOG = 4_194_304  # bytes that the write-ahead log keeps after a checkpoint, which comes after as many
 _BUSY_TIME = 1.0  # seconds to wait while another process writes
 _FORK_TIME = 0.05  # seconds that a fork waits for a statement to end
 _FINAL_ERRORS = ("file is not a database", "malformed", "unsupported file format")  # parts of SQLite's messages
@@ -47,7 +48,12 @@ CREATE TABLE delivery (
 CREATE INDEX delivery_due ON delivery (endpoint, due_at) WHERE discarded_at IS NULL;
 CREATE INDEX delivery_new ON delivery (endpoint, id) WHERE discarded_at IS NULL AND is_new;
 CREATE INDEX delivery_submitted ON delivery (endpoint, submitted_at) WHERE discarded_at IS NULL;
+CREATE INDEX delivery_resource ON delivery (resource);
 CREATE INDEX delivery_discarded ON delivery (discarded_at) WHERE discarded_at IS NOT NULL;
+CREATE TABLE clock (  -- unix seconds at monotonic time 0, for all processes of one boot: the wall clock may jump
+    boot TEXT PRIMARY KEY,
+    started_at REAL NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE row_count (  -- kept by triggers: counting a million rows takes long
     endpoint TEXT NOT NULL,
     is_discarded INTEGER NOT NULL,
@@ -116,6 +122,7 @@ class Database:
         if self.execute("PRAGMA journal_mode=WAL")[0][0] != "wal":
             raise OutboxError("is on a file system without shared memory: choose one on a local disk", is_final=True)
         self.execute("PRAGMA synchronous=FULL")
+        self.execute(f"PRAGMA journal_size_limit={_MAX_LOG}")
         if found < VERSION:
             self._migrate()
 
@@ -161,10 +168,6 @@ class Database:
     def copy_back(self) -> None:
         """Write all rows to a new file at the same path, after it was removed."""
         self.execute("VACUUM INTO ?", (str(self.path),))
-
-    def checkpoint(self) -> None:
-        """Move what is in the write-ahead log into the file, and cut the log to nothing."""
-        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Close the connection. Does not raise."""

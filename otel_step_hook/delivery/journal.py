@@ -41,7 +41,7 @@ _FORMAT = 2
 
 
 class JournalRecord(NamedTuple):
-    """An event as it was put, with its resource. *put_at* is in unix seconds, by the clock of the store."""
+    """An event as it was put. *put_at* is in unix seconds, by the clock of the store."""
 
     slot: int
     put_at: float

@@ -5,57 +5,30 @@ database cannot be used, deliveries are made from journal and memory.
 """
 
 import functools
-import hashlib
 import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
-from otel_step_hook.delivery.database import Database, OutboxError
-from otel_step_hook.delivery.journal import SLOTS, Journal, JournalRecord, abandoned
+from otel_step_hook.delivery.journal import SLOTS, Journal, JournalRecord
 from otel_step_hook.delivery.log import log_safely
 from otel_step_hook.delivery.memory import MemoryStore
 from otel_step_hook.delivery.model import Counts, Delivery, Pipeline, Result
+from otel_step_hook.delivery.outbox_file import BATCH, OutboxFile, OutboxOptions
 from otel_step_hook.delivery.pipelines import RowPipelines
 from otel_step_hook.delivery.request import webhook_id
-from otel_step_hook.delivery.rows import (
-    Changes,
-    EndpointRows,
-    NewRow,
-    Row,
-    State,
-    event_from_json,
-    event_json,
-)
+from otel_step_hook.delivery.rows import Changes, EndpointRows, Row
+from otel_step_hook.delivery.serialization import event_from_json
 from otel_step_hook.delivery.store import Stored
 from otel_step_hook.steps.event import StepEvent
 
-LOOK_INTERVAL = 30.0  # seconds between two looks at what processes that have ended left
-_BATCH = 1000  # rows that are written or leased in one transaction: some 20 ms
+_IN_MEMORY = (
+    "%d events waited in memory before they were written to the outbox %s: its journal was full, or they were too long "
+    "for it; a kill at that moment loses them (the metric step_hook.queue.in_memory counts them)"
+)
 _LATE_AFTER = 1.0  # seconds; the store is late when its oldest due row has waited longer
-_RETRY_INTERVAL = 2.0  # seconds until a database that could not be used is tried again
-_LOG_INTERVAL = 60.0  # seconds; that it cannot be used is logged at most this often
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxOptions:
-    """What an outbox needs to know. Times are in seconds.
-
-    *endpoints* are the names of all endpoints of the process, *lease_time* is how long a delivery belongs to the
-    process that attempts it, *longest_wait* the longest wait between two attempts, *keep* how long discarded rows stay.
-    """
-
-    path: Path
-    endpoint: str
-    endpoints: frozenset[str]
-    lease_time: float
-    longest_wait: float
-    keep: float
-    max_rows: int
 
 
 class OutboxStore:
@@ -75,29 +48,26 @@ class OutboxStore:
     ) -> None:
         self._options = options
         self._monotonic = monotonic
-        self._clock_offset = now() - monotonic()  # the wall clock may jump; this one goes on as it was at the start
         self._owner = uuid.uuid4().hex
         self._memory = MemoryStore(max_queue_size, monotonic=monotonic)
         self._journal: Journal | None = None
-        self._may_create = native.allocate_lock()  # taken once, by who creates the journal
+        self._may_create = native.allocate_lock()  # taken once, by the thread that creates the journal
         # What follows is for the worker thread; `put`, `counts` and `oldest_age` read some of it.
         self._pipelines = RowPipelines(self._owner)
-        self._rows: EndpointRows | None = None
-        self._state = State(None, None, 0, 0, 0)
-        self._unwritten = SLOTS + max_queue_size  # events that may wait outside of the database
-        self._may_be_full = self._unwritten >= options.max_rows
+        self._file = OutboxFile(options, self._owner, self._pipelines, monotonic=monotonic, now=now)
+        self._first_offset = self._file.first_offset
         self._changes = Changes()
         self._leased: dict[Delivery, tuple[int, int]] = {}
         self._slots: dict[str, list[int]] = {}  # of the journal, by webhook id: of deliveries that are made from it
-        self._fault: OutboxError | None = None  # why the database cannot be used
-        self._look_at = self._try_at = self._log_at = -float("inf")  # monotonic seconds
+        self._unwritten = SLOTS + max_queue_size  # events that may wait outside of the database
+        self._may_be_full = self._unwritten >= options.max_rows
         self._rounds_up = True
         self._is_said = False  # that events waited in memory
 
     @property
     def is_durable(self) -> bool:
         """Whether what waits survives the process. False while the database cannot be used."""
-        return self._fault is None
+        return self._file.fault is None
 
     def open(self) -> None:
         """Create the journal. Called at the start, and in a forked child by the first `put`. Does not raise."""
@@ -105,7 +75,7 @@ class OutboxStore:
             return
         options = self._options
         try:
-            self._journal = Journal.create(options.path.parent, _prefix(options), self._owner)
+            self._journal = Journal.create(options.path.parent, options.journal_prefix, self._owner)
         except OSError as error:
             text = "the outbox %s has no journal (%s): what waits in memory is lost if the process is killed"
             log_safely(logging.ERROR, text, options.path, error.strerror)
@@ -118,7 +88,7 @@ class OutboxStore:
             journal = self._journal
         if self._may_be_full and self._waiting_everywhere() >= self._options.max_rows:
             return Stored.FULL
-        if journal is not None and journal.write(event, pipeline, self._monotonic() + self._clock_offset):
+        if journal is not None and journal.write(event, pipeline, self._monotonic() + self._first_offset):
             return Stored.DURABLE
         return self._memory.put(event, pipeline)
 
@@ -138,12 +108,11 @@ class OutboxStore:
 
     def claim(self, limit: int) -> list[Delivery]:
         """Lease up to *limit* deliveries that are due, oldest first; while they are late, half of them the newest."""
-        if self._monotonic() >= self._look_at:
-            self._look()
-        next_due = self._state.next_due
-        is_due = limit > 0 and next_due is not None and next_due <= self._now()
+        self._file.look()
+        next_due = self._file.state.next_due
+        is_due = limit > 0 and next_due is not None and next_due <= self._file.now()
         leased: list[Row] | None = []
-        if is_due or self._has_changes() or self._fault is not None:
+        if is_due or self._has_changes() or self._file.fault is not None:
             leased = self._write(functools.partial(self._lease, limit))
         return self._claim_in_memory(limit) if leased is None else [self._delivery(row) for row in leased]
 
@@ -160,10 +129,10 @@ class OutboxStore:
 
     def claim_older(self, age: float) -> list[Delivery]:
         """Lease deliveries, due or not, whose steps ended at least *age* seconds ago: some, if there are many."""
-        claimed = self._memory.claim_older(age) if self._fault is not None else []
-        before = self._now() - age
-        if self._has_changes() or (self._state.oldest is not None and self._state.oldest <= before):
-            leased = self._write(lambda rows, now: rows.lease_older(before, _BATCH, now))
+        claimed = self._memory.claim_older(age) if self._file.fault is not None else []
+        oldest = self._file.state.oldest
+        if self._has_changes() or (oldest is not None and oldest <= self._file.now() - age):
+            leased = self._write(lambda rows, now: rows.lease_older(now - age, BATCH, now))
             claimed += [self._delivery(row) for row in leased or ()]
         return claimed
 
@@ -171,11 +140,12 @@ class OutboxStore:
         """Return the seconds until the first delivery is due: 0 when one is due, None when no delivery waits."""
         if self._has_changes():
             self._write()
-        if self._fault is not None:
-            return 0.0 if self._journal and len(self._journal) else self._memory.next_due()
-        if self._journal and len(self._journal):
+        if self._journal:
             return 0.0
-        return None if self._state.next_due is None else max(0.0, self._state.next_due - self._now())
+        if self._file.fault is not None:
+            return self._memory.next_due()
+        due = self._file.state.next_due
+        return None if due is None else max(0.0, due - self._file.now())
 
     def retry(self, delivery: Delivery, *, delay: float) -> None:
         """Make *delivery* due again after *delay* seconds."""
@@ -184,7 +154,7 @@ class OutboxStore:
             self._memory.retry(delivery, delay=delay)
             return
         body = delivery.body.decode("ascii")
-        self._changes.retried.append((*lease, self._now() + delay, delivery.attempts, delivery.error_type, body))
+        self._changes.retried.append((*lease, self._file.now() + delay, delivery.attempts, delivery.error_type, body))
 
     def unclaim(self, deliveries: Iterable[Delivery]) -> None:
         """Make *deliveries* due again at once; their attempts still count."""
@@ -207,15 +177,14 @@ class OutboxStore:
         in_memory, ended = len(self._memory), len(self._changes.delivered) + len(self._changes.discarded)
         journal = self._journal
         unwritten = in_memory + (len(journal) if journal is not None else 0)
-        return Counts(self._state.waiting + unwritten - ended, in_memory, self._state.discarded)
+        state = self._file.state
+        return Counts(state.waiting + unwritten - ended, in_memory, state.discarded)
 
     def oldest_age(self) -> float:
         """Return the age in seconds of the oldest event that is not finished; 0 when there is none. From any thread."""
-        journal, oldest = self._journal, self._state.oldest
-        ages = [self._memory.oldest_age(), journal.oldest_age(self._now()) if journal is not None else 0.0]
-        if oldest is not None:
-            ages.append(self._now() - oldest)
-        return max(0.0, *ages)
+        journal, oldest, now = self._journal, self._file.state.oldest, self._file.now()
+        in_journal = journal.oldest_age(self._monotonic() + self._first_offset) if journal is not None else 0.0
+        return max(0.0, self._memory.oldest_age(), in_journal, 0.0 if oldest is None else now - oldest)
 
     def __len__(self) -> int:
         journal = self._journal
@@ -223,77 +192,49 @@ class OutboxStore:
 
     def close(self) -> None:
         """Write what waits, and close the file. What the journal still holds is left to the next process."""
-        self._write()
-        if self._rows is not None:
-            self._rows.database.close()
-            self._rows = None
+        while self._has_changes() and self._write() is not None:
+            pass
+        self._file.close()
         if self._journal is not None:
             self._journal.close(remove=not len(self._journal) and not self._slots)
             self._journal = None
 
-    # The worker thread's part.
-
-    def _now(self) -> float:
-        """Return unix seconds, by a clock that goes on as it was when this store was made."""
-        return self._monotonic() + self._clock_offset
-
     def _waiting_everywhere(self) -> int:
         ended = len(self._changes.delivered) + len(self._changes.discarded)
-        return self._state.all_waiting + len(self) - ended
-
-    def _set_state(self, state: State) -> None:
-        self._state = state
-        self._may_be_full = state.all_waiting + self._unwritten >= self._options.max_rows
+        return self._file.state.all_waiting + len(self) - ended
 
     def _has_changes(self) -> bool:
         return bool(self._changes or len(self))
 
     def _write(self, lease: Callable[[EndpointRows, float], list[Row]] = lambda _, __: []) -> list[Row] | None:
         """Write all changes and *lease* rows, in one transaction. None when the database cannot be used."""
-        if self._monotonic() < self._try_at:
-            return None
-        records = self._journal.take(_BATCH) if self._journal is not None else []
+        records = self._journal.take(BATCH) if self._journal is not None else []
         waiting = self._memory.claim_older(0.0)
-        is_written = False
+        leased = None
         try:
-            rows = self._open_rows()
-            self._add([*map(self._from_record, records), *waiting])
-            with rows.database.transaction():
-                now = self._now()
-                rows.write(self._changes, now)
-                leased = lease(rows, now)
-                state = rows.state()
-            is_written = True
-        except OutboxError as error:
-            self._on_error(error)
-            return None
+            leased = self._file.run(functools.partial(self._exchange, records, waiting, lease))
         finally:
-            self._after_write(records, waiting, is_written=is_written)
-        self._set_state(state)
-        self._on_success()
+            self._after_write(records, waiting, is_written=leased is not None)
+        self._may_be_full = self._file.state.all_waiting + self._unwritten >= self._options.max_rows
         return leased
 
-    def _add(self, deliveries: Iterable[Delivery]) -> None:
-        """Add a new row for each of *deliveries* to the changes."""
-        offset = self._clock_offset
-        for one in deliveries:
-            resource, content = self._pipelines.resource(one.pipeline)
-            self._changes.resources[resource] = content
-            name = self._pipelines.name(one.pipeline) if one.pipeline.processor is not None else None
-            at, body = one.submitted_at + offset, one.body.decode("ascii")
-            row = NewRow(one.id, event_json(one.event), resource, name, at, at, one.attempts, one.error_type, body)
-            self._changes.new.append(row)
-
-    def _from_record(self, record: JournalRecord) -> Delivery:
-        submitted_at = min(
-            record.put_at - self._clock_offset, self._monotonic()
-        )  # another process's clock may be ahead
-        return Delivery(webhook_id(record.event), record.event, record.pipeline, submitted_at)
+    def _exchange(
+        self,
+        records: Iterable[JournalRecord],
+        waiting: Iterable[Delivery],
+        lease: Callable[[EndpointRows, float], list[Row]],
+        rows: EndpointRows,
+        now: float,
+    ) -> list[Row]:
+        self._changes.forget_new()  # of an attempt that has failed
+        self._file.add(self._changes, (self._file.delivery_of(one, self._file.first_offset) for one in records))
+        self._file.add(self._changes, waiting)
+        rows.write(self._changes, now)
+        return lease(rows, now)
 
     def _after_write(self, records: list[JournalRecord], waiting: list[Delivery], *, is_written: bool) -> None:
         """Forget *records* and *waiting*, which are rows now, or keep them."""
         if not is_written:
-            self._changes.new, self._changes.resources = [], {}
             self._memory.unclaim(waiting)
             if self._journal is not None:
                 self._journal.put_back(records)
@@ -306,32 +247,14 @@ class OutboxStore:
             self._free(delivery)
         if waiting and not self._is_said:
             self._is_said = True
-            log_safely(
-                logging.WARNING,
-                "%d events waited in memory before they were written to the outbox %s: its journal was full, or they "
-                "were too long for it; a kill at that moment loses them (step_hook.queue.in_memory counts them)",
-                len(waiting),
-                self._options.path,
-            )
-
-    def _open_rows(self) -> EndpointRows:
-        if self._rows is None:
-            options = self._options
-            self._rows = EndpointRows(Database(options.path), options.endpoint, self._owner, options.lease_time)
-            self._warn_of_unknown(self._rows)
-        return self._rows
-
-    def _warn_of_unknown(self, rows: EndpointRows) -> None:
-        for name, waiting in rows.others(self._options.endpoints):
-            text = "the outbox %s has %d deliveries for endpoint %s, which this process does not know: they are left"
-            log_safely(logging.WARNING, text, self._options.path, waiting, name)
+            log_safely(logging.WARNING, _IN_MEMORY, len(waiting), self._options.path)
 
     def _delivery(self, row: Row) -> Delivery:
         delivery = Delivery(
             row.webhook_id,
             event_from_json(row.event),
             self._pipelines.find(row.pipeline, row.resource_hash, row.resource),
-            self._monotonic() - max(0.0, self._now() - row.submitted_at),
+            self._monotonic() - max(0.0, self._file.now() - row.submitted_at),
             row.body.encode("ascii"),
             row.attempts,
             row.error_type,
@@ -352,57 +275,3 @@ class OutboxStore:
         slots = self._slots.pop(delivery.id, ())
         if self._journal is not None:
             self._journal.free(slots)
-
-    def _look(self) -> None:
-        """Take over what processes that have ended left, and tidy the rows."""
-        self._look_at = self._monotonic() + LOOK_INTERVAL
-        options, now = self._options, self._now()
-        if self._monotonic() < self._try_at:
-            return
-        try:
-            rows = self._open_rows()
-            for journal in abandoned(options.path.parent, _prefix(options)):
-                self._take_over(rows, journal)
-            rows.tidy(now=now, latest_due=now + options.longest_wait, discarded_before=now - options.keep, limit=_BATCH)
-            self._set_state(rows.state())
-        except OutboxError as error:
-            self._on_error(error)
-
-    def _take_over(self, rows: EndpointRows, journal: Journal) -> None:
-        is_done = False
-        try:
-            count = len(journal)
-            while records := journal.take(_BATCH):
-                self._add(map(self._from_record, records))
-                new = Changes(self._changes.new, self._changes.resources)
-                with rows.database.transaction():
-                    rows.write(new, self._now())
-            rows.release(journal.owner, self._now())
-            is_done = True
-        finally:
-            self._changes.new, self._changes.resources = [], {}
-            journal.close(remove=is_done)
-        if count:
-            text = "took %d steps of a process that has ended over into the outbox %s"
-            log_safely(logging.INFO, text, count, self._options.path)
-
-    def _on_error(self, error: OutboxError) -> None:
-        self._fault = error
-        self._try_at = float("inf") if error.is_final else self._monotonic() + _RETRY_INTERVAL
-        if self._rows is not None:
-            self._rows.database.close()
-            self._rows = None
-        if self._monotonic() >= self._log_at:
-            self._log_at = self._monotonic() + _LOG_INTERVAL
-            text = "the outbox %s %s; meanwhile webhooks are sent from memory, and what waits there may be lost"
-            log_safely(logging.ERROR, text, self._options.path, error)
-
-    def _on_success(self) -> None:
-        if self._fault is not None:
-            self._fault, self._log_at = None, -float("inf")
-            log_safely(logging.INFO, "the outbox %s can be used again", self._options.path)
-
-
-def _prefix(options: OutboxOptions) -> str:
-    """Return how the names of the journals of an endpoint begin."""
-    return f"{options.path.name}.{hashlib.sha256(options.endpoint.encode()).hexdigest()[:8]}."

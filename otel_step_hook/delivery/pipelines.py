@@ -8,7 +8,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_step_hook.delivery.model import Pipeline
-from otel_step_hook.delivery.rows import resource_from_json, resource_json
+from otel_step_hook.delivery.serialization import resource_from_json, resource_json
 
 MAX_PIPELINES = 16  # remembered; a process has one or two
 

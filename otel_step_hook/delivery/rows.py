@@ -1,17 +1,18 @@
 """The rows of an outbox: the statements by which deliveries of one endpoint are stored, leased and finished."""
 
-import hashlib
+import contextlib
 import json
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.trace import SpanContext, TraceFlags, TraceState, format_span_id, format_trace_id
-
 from otel_step_hook.delivery.database import Database
-from otel_step_hook.steps.event import Outcome, StepEvent
+from otel_step_hook.delivery.model import Delivery
+from otel_step_hook.delivery.serialization import event_json
 
-_JSON = json.JSONEncoder(separators=(",", ":"), default=str)
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_JSON = json.JSONEncoder(separators=(",", ":"))
 
 # Rows are passed as one JSON text: with a value for each, every row would wait for the interpreter's lock.
 _INSERT_RESOURCES = """
@@ -86,6 +87,9 @@ _PURGE = """
 DELETE FROM delivery WHERE id IN
 (SELECT id FROM delivery WHERE discarded_at IS NOT NULL AND discarded_at < :before ORDER BY discarded_at LIMIT :limit)
 """
+_UNUSED_RESOURCES = """
+DELETE FROM resource WHERE NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.resource = resource.hash)
+"""
 
 
 class NewRow(NamedTuple):
@@ -140,6 +144,17 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.new or self.delivered or self.retried or self.discarded)
+
+    def add(self, delivery: Delivery, at: float, *, pipeline: str | None, resource: str, content: str) -> None:
+        """Add a row for *delivery*, submitted *at* (unix seconds), whose *resource* (a hash) has the JSON *content*."""
+        event, body = event_json(delivery.event), delivery.body.decode("ascii")
+        row = NewRow(delivery.id, event, resource, pipeline, at, at, delivery.attempts, delivery.error_type, body)
+        self.new.append(row)
+        self.resources[resource] = content
+
+    def forget_new(self) -> None:
+        """Remove the new rows."""
+        self.new, self.resources = [], {}
 
 
 class EndpointRows:
@@ -198,6 +213,20 @@ class EndpointRows:
     def _leased(self, values: dict[str, object]) -> list[Row]:
         return [Row(*found) for found in self.database.execute(_LEASED, values)]
 
+    def clock_offset(self, offset: float) -> float:
+        """Return unix seconds at monotonic time 0: those of the first process of this boot, or else *offset*.
+
+        Leases of several processes, and what earlier ones left, are compared by it, so that a wall clock that jumps
+        changes nothing.
+        """
+        with contextlib.suppress(OSError):  # macOS has no such file: there each process goes by its own clock
+            boot = _BOOT.read_text().strip()
+            self.database.change(
+                "INSERT OR IGNORE INTO clock VALUES (:boot, :offset)", {"boot": boot, "offset": offset}
+            )
+            ((offset,),) = self.database.execute("SELECT started_at FROM clock WHERE boot = ?", (boot,))
+        return offset
+
     def next_due(self) -> float | None:
         """Return when the first row is due that this process has not leased."""
         found = self.database.execute(_NEXT_DUE, {"endpoint": self._endpoint, "owner": self._owner})
@@ -218,55 +247,16 @@ class EndpointRows:
         self.database.change(_RELEASE, {"owner": owner, "now": now})
 
     def tidy(self, *, now: float, latest_due: float, discarded_before: float, limit: int) -> None:
-        """Make rows due whose due time is after *latest_due*, and delete those *discarded_before*, at most *limit*."""
-        with self.database.transaction():
-            self.database.change(_FAR_DUE, {"endpoint": self._endpoint, "now": now, "latest": latest_due})
-            self.database.change(_PURGE, {"before": discarded_before, "limit": limit})
+        """Make rows due whose due time is after *latest_due*, and delete those *discarded_before*, at most *limit*.
 
+        To be called in a transaction, as `purge_beyond`.
+        """
+        self.database.change(_FAR_DUE, {"endpoint": self._endpoint, "now": now, "latest": latest_due})
+        self.database.change(_PURGE, {"before": discarded_before, "limit": limit})
+        self.database.change(_UNUSED_RESOURCES)
 
-def event_json(event: StepEvent) -> str:
-    """Return *event* as JSON, in ASCII."""
-    context = event.context
-    return _JSON.encode(
-        {
-            "step_id": event.step_id,
-            "outcome": str(event.outcome),
-            "name": str(event.name),
-            "trace_id": format_trace_id(context.trace_id),
-            "span_id": format_span_id(context.span_id),
-            "trace_flags": int(context.trace_flags),
-            "trace_state": context.trace_state.to_header() if context.trace_state else "",
-            "start_time": event.start_time,
-            "end_time": event.end_time,
-            "details": dict(event.details),
-        }
-    )
-
-
-def event_from_json(text: str) -> StepEvent:
-    """Return the event that `event_json` has made *text* of."""
-    known = json.loads(text)
-    trace_state = TraceState.from_header([known["trace_state"]]) if known["trace_state"] else TraceState()
-    context = SpanContext(
-        int(known["trace_id"], 16),
-        int(known["span_id"], 16),
-        is_remote=False,
-        trace_flags=TraceFlags(known["trace_flags"]),
-        trace_state=trace_state,
-    )
-    outcome = Outcome(known["outcome"])
-    return StepEvent(
-        known["step_id"], outcome, known["name"], context, known["start_time"], known["end_time"], known["details"]
-    )
-
-
-def resource_json(resource: Resource) -> tuple[str, str]:
-    """Return the hash of *resource*, and its JSON."""
-    content = _JSON.encode({"attributes": dict(resource.attributes), "schema_url": resource.schema_url})
-    return hashlib.sha256(content.encode()).hexdigest()[:32], content
-
-
-def resource_from_json(text: str) -> Resource:
-    """Return the resource that `resource_json` has made *text* of."""
-    known = json.loads(text)
-    return Resource(known["attributes"], known["schema_url"])
+    def purge_beyond(self, max_rows: int, limit: int) -> None:
+        """Delete the oldest discarded rows, at most *limit*, while all rows together are more than *max_rows*."""
+        ((rows,),) = self.database.execute("SELECT coalesce(sum(rows), 0) FROM row_count")
+        if rows > max_rows:
+            self.database.change(_PURGE, {"before": math.inf, "limit": min(limit, rows - max_rows)})

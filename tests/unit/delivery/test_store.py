@@ -18,7 +18,8 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_step_hook.delivery.memory import MemoryStore
 from otel_step_hook.delivery.model import Delivery, Pipeline
-from otel_step_hook.delivery.outbox import OutboxOptions, OutboxStore
+from otel_step_hook.delivery.outbox import OutboxStore
+from otel_step_hook.delivery.outbox_file import OutboxOptions
 from otel_step_hook.delivery.store import Store, Stored
 
 MAX_SIZE = 4
