@@ -19,6 +19,7 @@ VERSION = 1  # of the schema, in the file's `user_version`
 _APPLICATION_ID = 0x0E57E900  # in the file's header: shows that the file is an outbox
 _MAX_LOG = 4_194_304  # bytes that the write-ahead log keeps after a checkpoint, which comes after as many
 _BUSY_TIME = 1.0  # seconds to wait while another process writes
+_BUSY_POLL = 0.001  # seconds between two attempts meanwhile
 _FORK_TIME = 0.05  # seconds that a fork waits for a statement to end
 _FINAL_ERRORS = ("file is not a database", "malformed", "unsupported file format")  # parts of SQLite's messages
 
@@ -78,6 +79,8 @@ END;
 """
 _MIGRATIONS: tuple[str, ...] = ()  # the n-th changes version n to n + 1
 
+Values = Sequence[object] | dict[str, object]
+
 
 class OutboxError(Exception):
     """The file cannot be used as an outbox, now or ever (*is_final*); its text says why, and what to do."""
@@ -96,11 +99,15 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._inside = native.allocate_lock()  # held while a statement runs
-        with self._errors():
+        try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would make it for everybody
             # Its threads follow each other; `isolation_level`: transactions begin and end as they are written here.
-            self._connection = sqlite3.connect(path, timeout=_BUSY_TIME, isolation_level=None, check_same_thread=False)
+            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
             self._identity = path.stat()
+        except OSError as error:
+            raise OutboxError(f"cannot be opened: {error.strerror}", is_final=False) from error
+        except sqlite3.Error as error:
+            raise _outbox_error(error) from error
         try:
             self._prepare()
         except BaseException:
@@ -135,16 +142,28 @@ class Database:
             self.execute(f"PRAGMA application_id={_APPLICATION_ID}")
             self.execute(f"PRAGMA user_version={VERSION}")
 
-    def execute(self, statement: str, values: Sequence[object] | dict[str, object] = ()) -> list[tuple[Any, ...]]:
+    def execute(self, statement: str, values: Values = ()) -> list[tuple[Any, ...]]:
         """Run one statement, and return its rows."""
-        with self._errors(), self._inside:
-            # All rows in one call each: a statement that is half done holds its locks.
-            return self._connection.execute(statement, values).fetchall()
+        return self._run(statement, values)[0]
 
-    def change(self, statement: str, values: Sequence[object] | dict[str, object] = ()) -> int:
+    def change(self, statement: str, values: Values = ()) -> int:
         """Run one statement, and return how many rows it has changed."""
-        with self._errors(), self._inside:
-            return self._connection.execute(statement, values).rowcount
+        return self._run(statement, values)[1]
+
+    def _run(self, statement: str, values: Values) -> tuple[list[tuple[Any, ...]], int]:
+        deadline = monotonic() + _BUSY_TIME
+        while True:
+            try:
+                with self._inside:
+                    cursor = self._connection.execute(statement, values)
+                    # All rows at once: a statement that is half done keeps its locks.
+                    return cursor.fetchall(), cursor.rowcount
+            except sqlite3.Error as error:
+                is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or monotonic() >= deadline:
+                    raise _outbox_error(error) from error
+            # Not SQLite's own wait, which soon sleeps for 100 ms: a process that writes without a pause would win.
+            native.sleep(_BUSY_POLL)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -175,16 +194,6 @@ class Database:
         with contextlib.suppress(sqlite3.Error), self._inside:
             self._connection.close()
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutboxError(f"cannot be opened: {error.strerror}", is_final=False) from error
-        except sqlite3.Error as error:
-            is_final = any(known in str(error) for known in _FINAL_ERRORS)
-            raise OutboxError(f"cannot be used: {error}", is_final=is_final) from error
-
     def wait_for_statement(self, timeout: float) -> bool:
         """Wait up to *timeout* seconds until no statement runs, and let none begin until `let_statements_run`."""
         return native.acquire(self._inside, timeout)
@@ -196,6 +205,11 @@ class Database:
     def leave_to_parent(self) -> None:
         """In a forked child: keep the connection for ever, since closing it would change its parent's files."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+
+
+def _outbox_error(error: sqlite3.Error) -> OutboxError:
+    is_final = any(known in str(error) for known in _FINAL_ERRORS)
+    return OutboxError(f"cannot be used: {error}", is_final=is_final)
 
 
 def _statements(script: str) -> Iterable[str]:

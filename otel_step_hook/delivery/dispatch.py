@@ -146,6 +146,8 @@ class Dispatch:
         self._runs_soon = False
         now, attempts = monotonic(), self._attempts
         self.drops.report(self._telemetry, self.log)
+        if not attempts.are_in_flight and now - attempts.idle_since >= _RELEASE_AFTER:
+            self._telemetry.forget_pipelines()
         self._discard_expired(now)
         if now < attempts.stop_at and not attempts.is_disabled and not self._is_left_to_others():
             attempts.begin(now)
@@ -202,7 +204,6 @@ class Dispatch:
         """Seconds to sleep after *idle* seconds without work; 0 or less when the loop is to end."""
         if idle < (kept := min(_RELEASE_AFTER, IDLE)):
             return kept - idle
-        self._telemetry.forget_pipelines()
         left = max(IDLE - idle, _LOG_INTERVAL if self.log.has_counts() else 0.0)
         return IDLE if left <= 0 and self._store.is_durable else left
 

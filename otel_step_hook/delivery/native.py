@@ -83,6 +83,11 @@ def acquire(lock: Any, timeout: float) -> bool:
     return True
 
 
+def sleep(seconds: float) -> None:
+    """Sleep as `time.sleep` does, and block the calling thread meanwhile."""
+    _original(time, "sleep")(seconds)
+
+
 def _original(module: ModuleType, name: str) -> Any:
     """Return the attribute *name* of *module* as it was before monkey patching."""
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")

@@ -221,10 +221,10 @@ class EndpointRows:
         """
         with contextlib.suppress(OSError):  # macOS has no such file: there each process goes by its own clock
             boot = _BOOT.read_text().strip()
-            self.database.change(
-                "INSERT OR IGNORE INTO clock VALUES (:boot, :offset)", {"boot": boot, "offset": offset}
-            )
-            ((offset,),) = self.database.execute("SELECT started_at FROM clock WHERE boot = ?", (boot,))
+            known = "SELECT started_at FROM clock WHERE boot = ?"
+            if not self.database.execute(known, (boot,)):
+                self.database.change("INSERT OR IGNORE INTO clock VALUES (?, ?)", (boot, offset))
+            ((offset,),) = self.database.execute(known, (boot,))
         return offset
 
     def next_due(self) -> float | None:
