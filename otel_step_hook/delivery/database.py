@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import sqlite3
+import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -91,31 +92,40 @@ class OutboxError(Exception):
 
 
 class Database:
-    """The open database at *path*, which is made if it is missing. Raises `OutboxError` from every method.
+    """The open database at *path*. Raises `OutboxError` from every method.
+
+    A file that is missing or empty is made an outbox, or refused when *may_create* is false.
 
     For one thread at a time. A forked child neither uses nor closes that of its parent.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, may_create: bool = True) -> None:
         self.path = path
         self._inside = native.allocate_lock()  # held while a statement runs
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would make it for everybody
-            # Its threads follow each other; `isolation_level`: transactions begin and end as they are written here.
-            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+            if may_create:
+                _create(path)
             self._identity = path.stat()
+            # Its threads follow each other; `isolation_level`: transactions begin and end as they are written here.
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
+            )
         except OSError as error:
             raise OutboxError(f"cannot be opened: {error.strerror}", is_final=False) from error
         except sqlite3.Error as error:
             raise _outbox_error(error) from error
         try:
-            self._prepare()
+            self._prepare(may_create=may_create)
         except BaseException:
             self.close()
             raise
         _open_databases.add(self)
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, may_create: bool) -> None:
         found = self.execute("PRAGMA user_version")[0][0]
         if found > VERSION:
             raise OutboxError(
@@ -126,6 +136,8 @@ class Database:
         application = self.execute("PRAGMA application_id")[0][0]
         if application != _APPLICATION_ID and (found or self.execute("SELECT 1 FROM sqlite_schema LIMIT 1")):
             raise OutboxError("is a database of another program: choose another file", is_final=True)
+        if not (found or may_create):
+            raise OutboxError("is empty: expected a file that an application has used as its outbox", is_final=True)
         if self.execute("PRAGMA journal_mode=WAL")[0][0] != "wal":
             raise OutboxError("is on a file system without shared memory: choose one on a local disk", is_final=True)
         self.execute("PRAGMA synchronous=FULL")
@@ -210,6 +222,26 @@ class Database:
 def _outbox_error(error: sqlite3.Error) -> OutboxError:
     is_final = any(known in str(error) for known in _FINAL_ERRORS)
     return OutboxError(f"cannot be used: {error}", is_final=is_final)
+
+
+def _create(path: Path) -> None:
+    """Make an empty file for this user alone, unless there is one: SQLite would make it for everybody.
+
+    Under another name: to close the file itself would end the locks of all connections of this process on it
+    (https://sqlite.org/howtocorrupt.html, 2.2), and the next process that closes it would delete the log.
+    """
+    if path.exists():
+        return
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
+    os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        os.link(new, path)
+    except FileExistsError:  # another process was faster
+        pass
+    except OSError:  # a file system without links
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _statements(script: str) -> Iterable[str]:
