@@ -130,8 +130,8 @@ class OutboxStore:
     def claim_older(self, age: float) -> list[Delivery]:
         """Lease deliveries, due or not, whose steps ended at least *age* seconds ago: some, if there are many."""
         claimed = self._memory.claim_older(age) if self._file.fault is not None else []
-        oldest = self._file.state.oldest
-        if self._has_changes() or (oldest is not None and oldest <= self._file.now() - age):
+        # Not for changes alone: `claim` comes next, and writes them together with its lease.
+        if self.counts().waiting and self.oldest_age() >= age:
             leased = self._write(lambda rows, now: rows.lease_older(now - age, BATCH, now))
             claimed += [self._delivery(row) for row in leased or ()]
         return claimed
@@ -208,7 +208,8 @@ class OutboxStore:
 
     def _write(self, lease: Callable[[EndpointRows, float], list[Row]] = lambda _, __: []) -> list[Row] | None:
         """Write all changes and *lease* rows, in one transaction. None when the database cannot be used."""
-        records = self._journal.take(BATCH) if self._journal is not None else []
+        # All: what a transaction costs beside its rows, waiting for the interpreter's lock, would let the journal fill.
+        records = self._journal.take(len(self._journal)) if self._journal is not None else []
         waiting = self._memory.claim_older(0.0)
         leased = None
         try:
