@@ -4,10 +4,11 @@
 changes its meaning.
 """
 
+import weakref
 from collections.abc import Mapping, Sequence
 
 from opentelemetry import context as otel_context
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
 Processors = tuple[SpanProcessor, ...]
@@ -106,6 +107,31 @@ def register_first(processor: SpanProcessor, holder: SpanProcessor) -> bool:
     finally:
         holder._lock.release()  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
     return True
+
+
+class WeakProcessor(SpanProcessor):
+    """Passes spans on to *processor*, and does not keep it alive.
+
+    The provider of delivery spans has this processor, and can be kept without keeping the application's: each
+    `TracerProvider` registers a function to run after forks, and Python cannot unregister it.
+    """
+
+    def __init__(self, processor: SpanProcessor) -> None:
+        self._processor = weakref.ref(processor)
+
+    def on_start(self, span: Span, parent_context: otel_context.Context | None = None) -> None:
+        """Pass *span* on."""
+        if (processor := self._processor()) is not None:
+            processor.on_start(span, parent_context)
+
+    def _on_ending(self, span: Span) -> None:
+        if (processor := self._processor()) is not None:
+            processor._on_ending(span)  # noqa: SLF001 -- the SDK calls it before `on_end`
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Pass *span* on."""
+        if (processor := self._processor()) is not None:
+            processor.on_end(span)
 
 
 def suppress_keys() -> list[str]:

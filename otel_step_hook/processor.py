@@ -21,7 +21,7 @@ from otel_step_hook.delivery.model import Endpoint, Pipeline
 from otel_step_hook.delivery.retry import RetryPolicy
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings import StepHookSettings, endpoints_of, unknown_variables
-from otel_step_hook.steps.event import StepEvent
+from otel_step_hook.steps.event import SCOPE, StepEvent
 from otel_step_hook.steps.plugins import selected_profiles
 from otel_step_hook.steps.profile import Profile
 from otel_step_hook.steps.reader import StepReader
@@ -151,6 +151,8 @@ class StepHookProcessor(SpanProcessor):
 
     def _register_first(self, span: Span, processors: SpanProcessor) -> None:
         """Make this the first processor of the provider of *span*, through which delivery spans are exported, too."""
+        if span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE:
+            return  # a delivery span, whose provider is ours
         self._processors = processors
         registered = _sdk.movable(processors)
         if registered is None or _is_first(self, registered) or _sdk.register_first(self, processors):

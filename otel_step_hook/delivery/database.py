@@ -19,7 +19,7 @@ from otel_step_hook.delivery.clock import monotonic
 VERSION = 1  # of the schema, in the file's `user_version`
 _APPLICATION_ID = 0x0E57E900  # in the file's header: shows that the file is an outbox
 _MAX_LOG = 4_194_304  # bytes that the write-ahead log keeps after a checkpoint, which comes after as many
-_BUSY_TIME = 1.0  # seconds to wait while another process writes
+BUSY_TIME = 5.0  # seconds to wait while another process writes
 _BUSY_POLL = 0.001  # seconds between two attempts meanwhile
 _FORK_TIME = 0.05  # seconds that a fork waits for a statement to end
 _FINAL_ERRORS = ("file is not a database", "malformed", "unsupported file format")  # parts of SQLite's messages
@@ -99,8 +99,9 @@ class Database:
     For one thread at a time. A forked child neither uses nor closes that of its parent.
     """
 
-    def __init__(self, path: Path, *, may_create: bool = True) -> None:
+    def __init__(self, path: Path, *, may_create: bool = True, busy_time: float = BUSY_TIME) -> None:
         self.path = path
+        self.busy_time = busy_time  # seconds to wait while another process writes
         self._inside = native.allocate_lock()  # held while a statement runs
         try:
             if may_create:
@@ -163,7 +164,7 @@ class Database:
         return self._run(statement, values)[1]
 
     def _run(self, statement: str, values: Values) -> tuple[list[tuple[Any, ...]], int]:
-        deadline = monotonic() + _BUSY_TIME
+        deadline = monotonic() + self.busy_time
         while True:
             try:
                 with self._inside:

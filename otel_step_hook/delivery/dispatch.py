@@ -24,7 +24,6 @@ from otel_step_hook.delivery.telemetry import Telemetry
 
 _STOP_MARGIN = 0.1  # share of the shutdown's time that is kept to record discarded deliveries
 _LOG_INTERVAL = 1.0  # seconds; while counts wait to be logged, an idle loop does not end, and looks this often
-_RELEASE_AFTER = 1.0  # seconds without work after which the pipelines of earlier steps are released
 IDLE = 30.0  # seconds without work after which the loop ends; with a durable store, it looks for work this often
 _MOVE_TIME = 1.0  # seconds that a process which exits waits for an attempt to end, if what waits survives it
 
@@ -146,8 +145,8 @@ class Dispatch:
         self._runs_soon = False
         now, attempts = monotonic(), self._attempts
         self.drops.report(self._telemetry, self.log)
-        if not attempts.are_in_flight and now - attempts.idle_since >= _RELEASE_AFTER:
-            self._telemetry.forget_pipelines()
+        if self._is_stopping():
+            self._store.next_due()  # makes durable what can be, so that `is_durable` is true of all that waits
         self._discard_expired(now)
         if now < attempts.stop_at and not attempts.is_disabled and not self._is_left_to_others():
             attempts.begin(now)
@@ -202,8 +201,6 @@ class Dispatch:
 
     def _idle_time_left(self, idle: float) -> float:
         """Seconds to sleep after *idle* seconds without work; 0 or less when the loop is to end."""
-        if idle < (kept := min(_RELEASE_AFTER, IDLE)):
-            return kept - idle
         left = max(IDLE - idle, _LOG_INTERVAL if self.log.has_counts() else 0.0)
         return IDLE if left <= 0 and self._store.is_durable else left
 

@@ -23,14 +23,14 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
 from otel_step_hook.delivery.log import log_safely
-from otel_step_hook.delivery.model import Pipeline
-from otel_step_hook.delivery.pipelines import MAX_PIPELINES, KnownPipeline, pipeline_key
+from otel_step_hook.delivery.model import KnownPipeline, Pipeline, pipeline_key
 from otel_step_hook.steps.event import Outcome, StepEvent
 
 SLOTS = 8192  # events that a journal has room for; what a fast application ends while the worker thread writes a batch
 SLOT_SIZE = 1024  # bytes of one event with its header; most have 250 to 500
 _RESOURCE_SLOTS = 4  # a process has one or two resources
 _RESOURCE_SIZE = 65_536  # bytes of one resource with its header
+_MAX_PIPELINES = 16  # remembered; a process has one or two
 _MAGIC = b"otel-step-hook journal 1\n".ljust(64, b"\0")
 _FIRST_SLOT = len(_MAGIC) + _RESOURCE_SLOTS * _RESOURCE_SIZE
 _SIZE = _FIRST_SLOT + SLOTS * SLOT_SIZE
@@ -126,7 +126,7 @@ class Journal:
         number = next(same, -1)
         if number < 0 and self._resource_slots:
             number = self._write_resource(pipeline.resource)
-        if len(self._resources) >= MAX_PIPELINES:
+        if len(self._resources) >= _MAX_PIPELINES:
             self._resources.clear()
         self._resources[pipeline_key(pipeline)] = (KnownPipeline(pipeline), number)
         return number

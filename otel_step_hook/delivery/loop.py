@@ -40,6 +40,8 @@ class WakeUp:
     other threads compute. Raises OSError when no descriptor is free.
     """
 
+    _reader = _writer = -1
+
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
@@ -48,7 +50,7 @@ class WakeUp:
 
     def __del__(self) -> None:
         # Not earlier: a thread that wakes a loop which has just ended must not write to another file.
-        if hasattr(self, "_writer"):
+        if self._writer >= 0:
             os.close(self._reader)
             os.close(self._writer)
 

@@ -1,5 +1,6 @@
 """The values that delivery works on: an endpoint, a delivery to it, and the pipeline of its spans. Pure."""
 
+import weakref
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -51,6 +52,29 @@ class Pipeline(NamedTuple):
 
     processor: SpanProcessor | None
     resource: Resource
+
+
+class KnownPipeline:
+    """A pipeline whose processor may be garbage-collected: it holds the hook, and that its worker."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.resource = pipeline.resource
+        self._processor = None if pipeline.processor is None else weakref.ref(pipeline.processor)
+
+    @property
+    def processor(self) -> SpanProcessor | None:
+        """The processor, or None if there is none any more."""
+        return None if self._processor is None else self._processor()
+
+    def is_of(self, pipeline: Pipeline) -> bool:
+        """Whether it is that of *pipeline*: after a garbage collection, another object may have the same id."""
+        processor = None if self._processor is None else self._processor()
+        return processor is pipeline.processor and self.resource is pipeline.resource
+
+
+def pipeline_key(pipeline: Pipeline) -> tuple[int, int]:
+    """Return a key for *pipeline*, by identity: comparing resources takes long."""
+    return id(pipeline.processor), id(pipeline.resource)
 
 
 class Counts(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from otel_step_hook.delivery.clock import monotonic
-from otel_step_hook.delivery.database import Database, OutboxError
+from otel_step_hook.delivery.database import BUSY_TIME, Database, OutboxError
 from otel_step_hook.delivery.filesystem import network_type
 from otel_step_hook.delivery.journal import Journal, JournalRecord, abandoned
 from otel_step_hook.delivery.log import log_safely
@@ -95,6 +95,7 @@ class OutboxFile:
         self.state = state
         if self.fault is not None:
             self.fault, self._log_at = None, -math.inf
+            rows.database.busy_time = BUSY_TIME
             log_safely(logging.INFO, "the outbox %s can be used again", self._options.path)
         return done
 
@@ -128,7 +129,9 @@ class OutboxFile:
                     f"is on a network file system ({network}), where SQLite loses data: choose one on a local disk",
                     is_final=True,
                 )
-            self._rows = EndpointRows(Database(options.path), options.endpoint, self._owner, options.lease_time)
+            # The worker thread cannot deliver from memory while it waits.
+            database = Database(options.path, busy_time=BUSY_TIME if self.fault is None else 0.0)
+            self._rows = EndpointRows(database, options.endpoint, self._owner, options.lease_time)
             self.clock_offset = self._rows.clock_offset(self.first_offset)
         return self._rows
 

@@ -1,39 +1,14 @@
 """The pipelines of this process, as journals and rows refer to them. Nothing here keeps a span processor alive."""
 
-import weakref
 from collections import OrderedDict
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor
 
-from otel_step_hook.delivery.model import Pipeline
+from otel_step_hook.delivery.model import KnownPipeline, Pipeline, pipeline_key
 from otel_step_hook.delivery.serialization import resource_from_json, resource_json
 
 MAX_PIPELINES = 16  # remembered; a process has one or two
-
-
-class KnownPipeline:
-    """A pipeline whose processor may be garbage-collected: it holds the hook, and that its worker."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.resource = pipeline.resource
-        self._processor = None if pipeline.processor is None else weakref.ref(pipeline.processor)
-
-    @property
-    def processor(self) -> SpanProcessor | None:
-        """The processor, or None if there is none any more."""
-        return None if self._processor is None else self._processor()
-
-    def is_of(self, pipeline: Pipeline) -> bool:
-        """Whether it is that of *pipeline*: after a garbage collection, another object may have the same id."""
-        processor = None if self._processor is None else self._processor()
-        return processor is pipeline.processor and self.resource is pipeline.resource
-
-
-def pipeline_key(pipeline: Pipeline) -> tuple[int, int]:
-    """Return a key for *pipeline*, by identity: comparing resources takes long."""
-    return id(pipeline.processor), id(pipeline.resource)
 
 
 class RowPipelines:

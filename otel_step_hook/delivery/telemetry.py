@@ -37,9 +37,10 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from otel_step_hook import _sdk
 from otel_step_hook.delivery.log import RateLimitedLog, where
 from otel_step_hook.delivery.metrics import Instruments
-from otel_step_hook.delivery.model import Delivery, Endpoint, Headers, Pipeline
+from otel_step_hook.delivery.model import Delivery, Endpoint, Headers, KnownPipeline, Pipeline, pipeline_key
 from otel_step_hook.delivery.retry import AttemptResult, Finish
 from otel_step_hook.steps.event import SCOPE
 from otel_step_hook.version import __version__
@@ -80,7 +81,7 @@ def span_id_of(message_id: str, endpoint: Endpoint) -> int:
 class _PipelineTracer(NamedTuple):
     tracer: Tracer
     ids: _Ids | None
-    pipeline: Pipeline  # held, so that no other objects get the ids of its parts
+    pipeline: KnownPipeline
 
 
 class _Recording:
@@ -195,14 +196,10 @@ class Telemetry:
             )
         return delivery.span
 
-    def forget_pipelines(self) -> None:
-        """Release all pipelines: a hook cannot be garbage-collected while its provider is referenced."""
-        self._tracers.clear()
-
     def _tracer(self, pipeline: Pipeline) -> _PipelineTracer:
-        key = (id(pipeline.processor), id(pipeline.resource))
+        key = pipeline_key(pipeline)
         known = self._tracers.get(key)
-        if known is None:
+        if known is None or not known.pipeline.is_of(pipeline):
             known = self._tracers[key] = _tracer_of(pipeline)
             if len(self._tracers) > _MAX_TRACERS:
                 self._tracers.popitem(last=False)
@@ -228,13 +225,13 @@ def _tracer_of(pipeline: Pipeline) -> _PipelineTracer:
     our own around the step's processors works for any number of providers in a process.
     """
     if pipeline.processor is None:
-        return _PipelineTracer(get_tracer(SCOPE, __version__), None, pipeline)
+        return _PipelineTracer(get_tracer(SCOPE, __version__), None, KnownPipeline(pipeline))
     ids = _Ids()
     provider = TracerProvider(
         sampler=ParentBased(ALWAYS_ON),
         resource=pipeline.resource,
         shutdown_on_exit=False,
-        active_span_processor=pipeline.processor,  # type: ignore[arg-type]  # -- the SDK has set it as such
+        active_span_processor=_sdk.WeakProcessor(pipeline.processor),  # type: ignore[arg-type]  # -- it calls no more
         id_generator=ids,
     )
-    return _PipelineTracer(provider.get_tracer(SCOPE, __version__), ids, pipeline)
+    return _PipelineTracer(provider.get_tracer(SCOPE, __version__), ids, KnownPipeline(pipeline))

@@ -130,6 +130,8 @@ def test_forked_children_write_to_journals_of_their_own(receiver: StepReceiver, 
     """Parent and children, forked while the parent writes to the file, deliver each step once, and none hangs."""
     ended = run(
         """
+        from otel_step_hook.delivery import outbox_file
+        outbox_file.LOOK_INTERVAL = dispatch.IDLE = 0.2  # seconds: a child that has ended leaves what it has leased
         stop = threading.Event()
         def work():
             number = 0
@@ -140,7 +142,7 @@ def test_forked_children_write_to_journals_of_their_own(receiver: StepReceiver, 
             print(number, flush=True)
         thread = threading.Thread(target=work)
         thread.start()
-        for number in range(100):
+        for number in range(30):
             pid = os.fork()
             if pid == 0:
                 end_step(f"child-{number}")
@@ -156,7 +158,7 @@ def test_forked_children_write_to_journals_of_their_own(receiver: StepReceiver, 
     )
     assert (ended.code, ended.noise) == (0, [])
     parents = int(ended.out[-1])
-    wanted = [f"child-{number}" for number in range(100)] + [f"parent-{number}" for number in range(parents)]
+    wanted = [f"child-{number}" for number in range(30)] + [f"parent-{number}" for number in range(parents)]
     assert set(receiver.steps) == set(wanted)
 
 
@@ -210,7 +212,6 @@ def test_a_hook_that_is_collected_leaves_its_steps_in_the_file(
     ended = run(
         """
         import gc
-        dispatch.IDLE = dispatch._RELEASE_AFTER = 0.1  # seconds, instead of half a minute and one
         before = len(os.listdir("/proc/self/fd"))
         own = TracerProvider(shutdown_on_exit=False)
         own.add_span_processor(StepHookProcessor())

@@ -164,7 +164,8 @@ def test_the_server_is_named(url: str, address: str, port: int) -> None:
     """server.address and server.port are those of the URL, or the default port of its scheme."""
     exporter = InMemorySpanExporter()
     each = telemetry(url)
-    each.end_attempt(each.start_attempt(delivery_to(SimpleSpanProcessor(exporter))), DELIVERED)
+    delivery = delivery_to(SimpleSpanProcessor(exporter))
+    each.end_attempt(each.start_attempt(delivery), DELIVERED)
     (span,) = exporter.get_finished_spans()
     assert (attributes_of(span)["server.address"], attributes_of(span)["server.port"]) == (address, port)
 
