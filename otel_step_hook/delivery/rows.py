@@ -63,10 +63,12 @@ _OLDER = """
 (SELECT id FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL AND submitted_at <= :before
  AND owner IS NOT :owner AND (owner IS NULL OR due_at <= :now) ORDER BY submitted_at LIMIT :limit)
 """
+# Without the name of the index, SQLite goes through all rows in the order that is asked for.
 _LEASED = """
 SELECT id, lease, webhook_id, event, pipeline, submitted_at, attempts, error_type, body, resource,
        (SELECT content FROM resource WHERE hash = delivery.resource)
-FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL AND due_at = :until AND owner = :owner
+FROM delivery INDEXED BY delivery_due
+WHERE endpoint = :endpoint AND discarded_at IS NULL AND due_at = :until AND owner = :owner
 ORDER BY submitted_at, id
 """
 _NEXT_DUE = """
