@@ -1,0 +1,94 @@
+"""What the tests of the outbox share: stores by a clock that a test sets, children that die, and what is in a file."""
+
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+
+from otel_step_hook.delivery.model import Pipeline
+from otel_step_hook.delivery.outbox import OutboxStore
+from otel_step_hook.delivery.outbox_file import OutboxOptions
+
+PIPELINE = Pipeline(None, Resource({"service.name": "tests"}))
+LEASE_TIME = 40.0  # seconds
+LONGEST_WAIT = 3600.0  # seconds
+KEEP = 604_800.0  # seconds
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+class Clock:
+    """A monotonic clock that advances when a test says so, and a wall clock that jumps beside it."""
+
+    def __init__(self) -> None:
+        self.monotonic = 1000.0
+        self.jumped = 0.0
+
+    def now(self) -> float:
+        """The wall clock, in unix seconds."""
+        return 1.7e9 + self.monotonic + self.jumped
+
+
+def options(path: Path, endpoint: str = "default", **more: object) -> OutboxOptions:
+    """The options of an outbox at *path*."""
+    fields = {
+        "endpoints": frozenset({endpoint}),
+        "lease_time": LEASE_TIME,
+        "longest_wait": LONGEST_WAIT,
+        "keep": KEEP,
+        "max_rows": 100_000,
+    }
+    return OutboxOptions(path, endpoint, **(fields | more))  # type: ignore[arg-type]  # -- each test knows its options
+
+
+def outbox(path: Path, clock: Clock, endpoint: str = "default", *, size: int = 100, **more: object) -> OutboxStore:
+    """A store at *path*, with room for *size* events in memory, that goes by *clock*."""
+    return OutboxStore(options(path, endpoint, **more), size, monotonic=lambda: clock.monotonic, now=clock.now)
+
+
+def in_child(action: Callable[[], object]) -> int:
+    """Fork, run *action* in the child, and return how the child ended: 0, 1 after an exception, or -9 of a kill."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_after(action: Callable[[], object]) -> None:
+    """Fork, run *action* in the child, and kill it with SIGKILL."""
+
+    def act() -> None:
+        action()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(act) == -signal.SIGKILL
+
+
+def rows(path: Path, what: str = "*", where: str = "true") -> list[Any]:
+    """The rows of the deliveries in the file *path*, or one value of each, in the order of their ids."""
+    database = sqlite3.connect(path)
+    found = database.execute(f"SELECT {what} FROM delivery WHERE {where} ORDER BY id").fetchall()  # noqa: S608 -- ours
+    database.close()
+    return [row[0] if len(row) == 1 else row for row in found]
+
+
+def change(path: Path, statement: str, *values: object) -> None:
+    """Run one statement on the file *path*, as another program would."""
+    database = sqlite3.connect(path)
+    with database:
+        database.execute(statement, values)
+    database.close()
+
+
+def journals(directory: Path) -> list[Path]:
+    """The journals in *directory*."""
+    return sorted(directory.glob("*.journal"))
