@@ -66,6 +66,7 @@ class Journal:
         # Not records: making one would cost the application's thread as much as the copy.
         self._written: deque[tuple[int, float, Pipeline, StepEvent]] = deque()
         self._resource_slots = deque(range(_RESOURCE_SLOTS))
+        self._resource_contents: dict[bytes, int] = {}  # what the slots of resources hold
         self._resources: dict[tuple[int, int], tuple[KnownPipeline, int]] = {}  # the slot of each resource; -1: none
 
     @classmethod
@@ -122,10 +123,7 @@ class Journal:
 
     def _resource_slot(self, pipeline: Pipeline) -> int:
         """Write the resource of *pipeline* into a slot, and return its number; -1 when there is no room for it."""
-        same = (number for known, number in tuple(self._resources.values()) if known.resource is pipeline.resource)
-        number = next(same, -1)
-        if number < 0 and self._resource_slots:
-            number = self._write_resource(pipeline.resource)
+        number = self._write_resource(pipeline.resource)
         if len(self._resources) >= _MAX_PIPELINES:
             self._resources.clear()
         self._resources[pipeline_key(pipeline)] = (KnownPipeline(pipeline), number)
@@ -134,12 +132,15 @@ class Journal:
     def _write_resource(self, resource: Resource) -> int:
         try:
             content = marshal.dumps((dict(resource.attributes), resource.schema_url), _FORMAT)
+            if content in self._resource_contents:
+                return self._resource_contents[content]
             if len(content) > _RESOURCE_SIZE - _HEADER.size:
                 return -1
             number = self._resource_slots.popleft()
-        except (ValueError, IndexError):  # IndexError: another thread has taken the last one
+        except (ValueError, IndexError):  # other objects are among its attributes; no slot is left
             return -1
         _write(self._mapping, len(_MAGIC) + number * _RESOURCE_SIZE, content, 1)
+        self._resource_contents[content] = number
         return number
 
     def __len__(self) -> int:
