@@ -31,9 +31,10 @@ SET discarded_at = NULL, owner = NULL, is_new = 1, attempts = 0, submitted_at = 
     due_at = excluded.due_at
 WHERE discarded_at IS NOT NULL
 """
+# "+owner": not by its index, in which all rows of this process are.
 _DELETE = """
 DELETE FROM delivery WHERE id IN (SELECT json_extract(value, '$[0]') FROM json_each(:leases))
-AND owner = :owner AND lease IN (SELECT json_extract(value, '$[1]') FROM json_each(:leases))
+AND +owner = :owner AND lease IN (SELECT json_extract(value, '$[1]') FROM json_each(:leases))
 """
 _RETRY = """
 UPDATE delivery
@@ -42,14 +43,14 @@ FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS l
              json_extract(value, '$[2]') AS due_at, json_extract(value, '$[3]') AS attempts,
              json_extract(value, '$[4]') AS error_type, json_extract(value, '$[5]') AS body
       FROM json_each(:rows)) AS new
-WHERE delivery.id = new.id AND delivery.owner = :owner AND delivery.lease = new.lease
+WHERE delivery.id = new.id AND +delivery.owner = :owner AND delivery.lease = new.lease
 """
 _DISCARD = """
 UPDATE delivery SET owner = NULL, discarded_at = :now, attempts = new.attempts, error_type = new.error_type
 FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS lease,
              json_extract(value, '$[2]') AS attempts, json_extract(value, '$[3]') AS error_type
       FROM json_each(:rows)) AS new
-WHERE delivery.id = new.id AND delivery.owner = :owner AND delivery.lease = new.lease
+WHERE delivery.id = new.id AND +delivery.owner = :owner AND delivery.lease = new.lease
 """
 _LEASE = "UPDATE delivery SET owner = :owner, lease = :lease, due_at = :until, is_new = 0 WHERE id IN "
 _OLDEST_DUE = """
