@@ -27,6 +27,7 @@ from otel_step_hook.steps.profile import Profile
 from otel_step_hook.steps.reader import StepReader
 
 if TYPE_CHECKING:
+    from otel_step_hook.delivery.outbox_file import OutboxOptions
     from otel_step_hook.delivery.store import Store
     from otel_step_hook.delivery.worker import Worker
 
@@ -73,8 +74,7 @@ class StepHookProcessor(SpanProcessor):
             _log.debug("STEP_COMPLETE_WEBHOOK is not set: no webhook is sent")
             return
         chosen = (*own, *selected_profiles(self._settings.profiles))
-        make_store = _store_maker(endpoints, self._settings)
-        workers = tuple(_worker(endpoint, self._settings, make_store(endpoint)) for endpoint in endpoints)
+        workers = new_workers(endpoints, self._settings)
         self._reader = StepReader(
             chosen, is_step, on_fault=workers[0].add_fault, on_loss=functools.partial(_drop, workers)
         )
@@ -194,8 +194,20 @@ def _settings(webhook: str | StepHookSettings | None, settings: dict[str, Any]) 
     return webhook
 
 
+def new_workers(
+    endpoints: Iterable[Endpoint],
+    settings: StepHookSettings,
+    make_outbox: "Callable[[OutboxOptions, int], Store] | None" = None,
+) -> "tuple[Worker, ...]":
+    """Return a worker for each of *endpoints*. With an outbox, its store is made by *make_outbox*, if that is given."""
+    make_store = _store_maker(endpoints, settings, make_outbox)
+    return tuple(_worker(endpoint, settings, make_store(endpoint)) for endpoint in endpoints)
+
+
 def _store_maker(
-    endpoints: Iterable[Endpoint], settings: StepHookSettings
+    endpoints: Iterable[Endpoint],
+    settings: StepHookSettings,
+    make_outbox: "Callable[[OutboxOptions, int], Store] | None",
 ) -> "Callable[[Endpoint], Callable[[int], Store]]":
     """Return what makes, for an endpoint, what makes its store in each process."""
     if (path := settings.outbox) is None:
@@ -217,7 +229,7 @@ def _store_maker(
             keep=settings.outbox_keep,
             max_rows=settings.outbox_max_rows,
         )
-        return functools.partial(OutboxStore, options)
+        return functools.partial(make_outbox or OutboxStore, options)
 
     return maker
 

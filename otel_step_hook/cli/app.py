@@ -1,4 +1,4 @@
-"""The commands ``otel-step-hook demo | check | send | listen | secret``, and what they print."""
+"""The commands ``otel-step-hook demo | check | send | listen | outbox | secret``, and what they print."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -19,7 +19,9 @@ from rich.text import Text
 from otel_step_hook.cli.demo import run
 from otel_step_hook.cli.display import ARRIVAL_HEADING, arrival_line, escaped, settings_table, status_text
 from otel_step_hook.cli.listener import Arrival, Listener, Plan
+from otel_step_hook.cli.outbox import outbox
 from otel_step_hook.cli.probe import CheckResult, SentWebhook, probe, send_one
+from otel_step_hook.cli.shared import FAILED, USAGE_ERROR, exit_with, print_line, required_endpoints
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.model import Endpoint
@@ -27,11 +29,10 @@ from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.signing import new_secret
 from otel_step_hook.delivery.telemetry import shown_url
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.settings import StepHookSettings, endpoints_of, unknown_variables
+from otel_step_hook.settings import StepHookSettings, unknown_variables
 from otel_step_hook.steps.event import step_id_text
 from otel_step_hook.version import __version__
 
-_FAILED, _USAGE_ERROR = 1, 2  # exit statuses: the command failed; the settings or the arguments are wrong
 _EXCERPT = 600  # characters shown of an answer's body
 _SUMMARIES = {  # keys: whether the last check was that of a proxy, and whether it succeeded
     (False, True): "The endpoint answers. To see what it says to a webhook: otel-step-hook send",
@@ -48,6 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,  # they show local variables, which may hold the key
 )
+app.add_typer(outbox, name="outbox")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,32 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, prog_name="otel-step-hook")
     except ConfigurationError as error:
-        _exit_with(str(error), _USAGE_ERROR)
-
-
-def _exit_with(sentence: str, exit_status: int) -> NoReturn:
-    _print(Console(stderr=True), sentence)
-    sys.exit(exit_status)
-
-
-def _print(console: Console, sentence: str, style: str = "") -> None:
-    console.print(Text(sentence, style=style), soft_wrap=True)
+        exit_with(str(error), USAGE_ERROR)
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:
     # The event loop of deliveries: a name look-up that hangs does not keep the process from exiting.
     with asyncio.Runner(loop_factory=EventLoop) as runner:
         return runner.run(work)
-
-
-def _endpoints(settings: StepHookSettings) -> tuple[Endpoint, ...]:
-    endpoints = endpoints_of(settings)
-    if not endpoints:
-        raise ConfigurationError(
-            "STEP_COMPLETE_WEBHOOK is not set, so no webhook is sent; expected the URL of your receiver; "
-            "for one to try with, run: otel-step-hook listen"
-        )
-    return endpoints
 
 
 def _shown(endpoint: Endpoint) -> str:
@@ -115,7 +98,7 @@ def demo(
     try:
         exit_status = run(Console(highlight=False), svg=svg, otlp=otlp)
     except OSError as error:
-        _exit_with(f"the demo cannot go on: {error}", _FAILED)
+        exit_with(f"the demo cannot go on: {error}", FAILED)
     raise typer.Exit(exit_status)
 
 
@@ -128,14 +111,14 @@ def check() -> None:
     """
     console = Console(highlight=False)
     for sentence in unknown_variables():
-        _print(console, f"! {sentence}", "yellow")
+        print_line(console, f"! {sentence}", "yellow")
     settings = StepHookSettings()
     console.print(settings_table(settings))
-    raise typer.Exit(max([_check(console, endpoint) for endpoint in _endpoints(settings)]))
+    raise typer.Exit(max([_check(console, endpoint) for endpoint in required_endpoints(settings)]))
 
 
 def _check(console: Console, endpoint: Endpoint) -> int:
-    _print(console, f"\nTrying {_shown(endpoint)}, without sending a webhook:")
+    print_line(console, f"\nTrying {_shown(endpoint)}, without sending a webhook:")
     return _print_results(console, _run(probe(endpoint)))
 
 
@@ -144,8 +127,8 @@ def _print_results(console: Console, findings: Sequence[CheckResult]) -> int:
         mark, style = ("ok", "green") if finding.is_ok else ("failed", "red")
         line = Text(f"  {mark:<7}", style=style).append(f"{finding.check:<8} {finding.message}", style="default")
         console.print(line, soft_wrap=True)
-    _print(console, _SUMMARIES[findings[-1].check == "proxy", findings[-1].is_ok])
-    return 0 if findings[-1].is_ok else _FAILED
+    print_line(console, _SUMMARIES[findings[-1].check == "proxy", findings[-1].is_ok])
+    return 0 if findings[-1].is_ok else FAILED
 
 
 @app.command()
@@ -165,32 +148,32 @@ def send(
     try:
         step_id = step_id_text(step_id) or None
     except ValueError as error:
-        _exit_with(f"--step-id: {error}", _USAGE_ERROR)
+        exit_with(f"--step-id: {error}", USAGE_ERROR)
     raise typer.Exit(
-        max([_send(console, endpoint, step_id, shows_body=show_body) for endpoint in _endpoints(settings)])
+        max([_send(console, endpoint, step_id, shows_body=show_body) for endpoint in required_endpoints(settings)])
     )
 
 
 def _send(console: Console, endpoint: Endpoint, step_id: str | None, *, shows_body: bool) -> int:
-    _print(console, f"POST {_shown(endpoint)}")
+    print_line(console, f"POST {_shown(endpoint)}")
     return _print_sent(console, _run(send_one(endpoint, step_id)), shows_body=shows_body)
 
 
 def _print_sent(console: Console, sent: SentWebhook, *, shows_body: bool) -> int:
-    _print(console, f"  step     {printable(sent.step_id)}\n  webhook  {sent.webhook_id}\n")
+    print_line(console, f"  step     {printable(sent.step_id)}\n  webhook  {sent.webhook_id}\n")
     result = sent.result
     what = status_text(result.status_code) if result.status_code else f"No answer: {result.error_type}"
     peer = f" from {result.peer[0]} port {result.peer[1]}" if result.peer else ""
     line = Text(what, style="green" if result.is_success else "red")
     console.print(line.append(f"{peer}, after {sent.took * 1000:.0f} ms", style="default"))
     if result.retry_after is not None:
-        _print(console, f"  It asks to wait {result.retry_after:g} s before the next attempt.")
+        print_line(console, f"  It asks to wait {result.retry_after:g} s before the next attempt.")
     if result.directive:
-        _print(console, f"  It says webhook-delivery: {result.directive}")
+        print_line(console, f"  It says webhook-delivery: {result.directive}")
     if result.status_code is None:
-        _print(console, "  To find out why, run: otel-step-hook check")
+        print_line(console, "  To find out why, run: otel-step-hook check")
     _print_body(console, result, is_shown=shows_body)
-    return 0 if result.is_success else _FAILED
+    return 0 if result.is_success else FAILED
 
 
 def _print_body(console: Console, result: AttemptResult, *, is_shown: bool) -> None:
@@ -198,7 +181,7 @@ def _print_body(console: Console, result: AttemptResult, *, is_shown: bool) -> N
         text = result.excerpt.decode("utf-8", "replace")[:_EXCERPT]
         console.print(Padding(Text(escaped(text)), (0, 0, 0, 2), expand=False))
     elif result.excerpt and not result.is_success:
-        _print(console, "  To see what it says, which may repeat a secret: otel-step-hook send --show-body")
+        print_line(console, "  To see what it says, which may repeat a secret: otel-step-hook send --show-body")
 
 
 @app.command()
@@ -229,17 +212,17 @@ def listen(
             on_arrival=arrivals.put,
         )
     except OSError as error:
-        _exit_with(f"cannot listen on port {port}: {error.strerror}; choose another with --port", _USAGE_ERROR)
+        exit_with(f"cannot listen on port {port}: {error.strerror}; choose another with --port", USAGE_ERROR)
     console = Console(highlight=False)
     # Ctrl-C is queued behind the arrivals: a KeyboardInterrupt could come before an arrival is printed.
     with _on_interrupt(lambda: arrivals.put(None)), listener:
         _print_listening(console, listener.url, settings)
         if fail:
             which = "first webhook" if fail == 1 else f"first {fail} webhooks"
-            _print(console, f"Refuses the {which} with {status_text(status)}.")
-        _print(console, "Ctrl-C ends it.\n")
+            print_line(console, f"Refuses the {which} with {status_text(status)}.")
+        print_line(console, "Ctrl-C ends it.\n")
         count = _show(console, iter(arrivals.get, None))
-    _print(console, f"\n{count} webhook{'' if count == 1 else 's'} arrived.")
+    print_line(console, f"\n{count} webhook{'' if count == 1 else 's'} arrived.")
 
 
 @contextlib.contextmanager
@@ -262,14 +245,14 @@ def _show(console: Console, arrivals: Iterator[Arrival]) -> int:
 
 
 def _print_listening(console: Console, url: str, settings: StepHookSettings) -> None:
-    _print(console, "Listening. In the terminal where your application starts, run:\n")
-    _print(console, f"  export STEP_COMPLETE_WEBHOOK={url}\n", "bold")
+    print_line(console, "Listening. In the terminal where your application starts, run:\n")
+    print_line(console, f"  export STEP_COMPLETE_WEBHOOK={url}\n", "bold")
     checked = [
         name
         for name, secret in (("the key", settings.key), ("the signature", settings.signing_secret))
         if secret is not None
     ]
-    _print(
+    print_line(
         console, f"Checks {' and '.join(checked)} of each webhook." if checked else "Checks neither key nor signature."
     )
 

@@ -7,6 +7,8 @@ process. Its owner holds a lock on it, which forked children do not inherit, and
 
 import contextlib
 import fcntl
+import glob
+import hashlib
 import itertools
 import logging
 import marshal
@@ -191,6 +193,11 @@ class Journal:
             _close(self.path, self._file)
 
 
+def journal_prefix(path: Path, endpoint: str) -> str:
+    """Return how the names of the journals of *endpoint* begin, which stand beside the database *path*."""
+    return f"{path.name}.{hashlib.sha256(endpoint.encode()).hexdigest()[:8]}."
+
+
 def owner_of(path: Path) -> str:
     """Return the id of the process that has made the journal *path*: it stands in its name."""
     return path.name.split(".")[-2]
@@ -202,7 +209,7 @@ def abandoned(directory: Path, prefix: str) -> Iterator[Journal]:
     The caller closes each. The lock on a file ends when its process opens and closes the file once more, so those that
     this process has open are left out.
     """
-    for path in sorted(directory.glob(f"{prefix}*.journal")):
+    for path in sorted(directory.glob(f"{glob.escape(prefix)}*.journal")):
         if _enter(path):
             try:
                 file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -212,6 +219,38 @@ def abandoned(directory: Path, prefix: str) -> Iterator[Journal]:
             journal = _take_over(path, file)
             if journal is not None:
                 yield journal
+
+
+def count_abandoned(database: Path, endpoint: str | None = None) -> int:
+    """Return how many records there are in the journals of processes that have ended, and leave them there.
+
+    The journals beside *database* of *endpoint*, by default of all endpoints. Those that this process has open are left
+    out, as in `abandoned`.
+    """
+    any_endpoint = f"{glob.escape(database.name)}.{'[0-9a-f]' * 8}."
+    pattern = any_endpoint if endpoint is None else glob.escape(journal_prefix(database, endpoint))
+    return sum(_count(path) for path in sorted(database.parent.glob(f"{pattern}*.journal")) if _enter(path))
+
+
+def _count(path: Path) -> int:
+    """Return the number of records of *path*, which `_enter` has noted; 0 while its owner is alive."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # another process has removed it
+        _leave(path)
+        return 0
+    try:
+        if os.pread(file, len(_MAGIC), 0) != _MAGIC:  # its owner may be about to lock it
+            return 0
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_UN)  # at once: another process may want to take it over
+        with mmap.mmap(file, _SIZE, access=mmap.ACCESS_READ) as mapping:
+            slots = range(_FIRST_SLOT, _SIZE, SLOT_SIZE)
+            return sum(1 for start in slots if _read(mapping, start, SLOT_SIZE)[1])
+    except (OSError, ValueError):  # its owner is alive; it is shorter than a journal
+        return 0
+    finally:
+        _close(path, file)
 
 
 def _take_over(path: Path, file: int) -> Journal | None:

@@ -1,6 +1,5 @@
 """The file of an outbox, as one endpoint's worker uses it: owns when it is opened, tried again, tidied and closed."""
 
-import hashlib
 import logging
 import math
 import time
@@ -12,7 +11,7 @@ from typing import TypeVar
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.database import BUSY_TIME, Database, OutboxError
 from otel_step_hook.delivery.filesystem import network_type
-from otel_step_hook.delivery.journal import Journal, JournalRecord, abandoned
+from otel_step_hook.delivery.journal import Journal, JournalRecord, abandoned, journal_prefix
 from otel_step_hook.delivery.log import log_safely
 from otel_step_hook.delivery.model import Delivery
 from otel_step_hook.delivery.pipelines import RowPipelines
@@ -45,7 +44,7 @@ class OutboxOptions:
     @property
     def journal_prefix(self) -> str:
         """How the names of the journals of the endpoint begin."""
-        return f"{self.path.name}.{hashlib.sha256(self.endpoint.encode()).hexdigest()[:8]}."
+        return journal_prefix(self.path, self.endpoint)
 
 
 class OutboxFile:
