@@ -40,6 +40,8 @@ class Pipeline:
         return [span for span in self.spans if span.name == name]
 
 
+CliResult = tuple[int | str | None, str, str]  # exit status, stdout and stderr
+Cli = Callable[..., CliResult]  # the type of the fixture `cli`
 NewPipeline = Callable[..., Pipeline]  # the type of the fixture `pipeline`
 
 

@@ -12,33 +12,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support import Cli
 
 import otel_step_hook.__main__
 from otel_step_hook import StepHookSettings, __version__
-from otel_step_hook.cli.app import main
 from otel_step_hook.cli.listener import Listener, Plan
 from otel_step_hook.delivery.signing import new_secret, parse_secrets
 from otel_step_hook.testing import Answer, ScriptedReceiver
 
 _KEY = "sesame-open"
-
-Outcome = tuple[int | str | None, str, str]
-Cli = Callable[..., Outcome]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs the command line here; returns exit status, stdout and stderr. Keywords are STEP_COMPLETE_… variables."""
-
-    def run(*arguments: str, **variables: str) -> Outcome:
-        monkeypatch.setenv("COLUMNS", "100")
-        for name, value in variables.items():
-            monkeypatch.setenv(f"STEP_COMPLETE_{name}", value)
-        with pytest.raises(SystemExit) as exited:
-            main(arguments)
-        return exited.value.code, *capsys.readouterr()
-
-    return run
 
 
 # All commands
@@ -47,7 +29,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_help(cli: Cli) -> None:
     """Without arguments, the help lists the commands."""
     _, output, _ = cli()
-    assert all(command in output for command in ("demo", "check", "send", "listen", "secret"))
+    assert all(command in output for command in ("demo", "check", "send", "listen", "outbox", "secret"))
 
 
 def test_version(cli: Cli) -> None:

@@ -1,0 +1,109 @@
+"""Outbox files that real hooks have written, and what stands in them."""
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from support import pipeline
+
+from otel_step_hook.testing import Answer, ScriptedReceiver
+
+LATER = 1000.0  # seconds of backoff: no test waits for it
+_WAIT = 20.0  # seconds until a test fails
+_DIE_WITH_JOURNAL = """
+import os, sys, time, uuid
+from pathlib import Path
+from delivering import event
+from opentelemetry.sdk.resources import Resource
+from otel_step_hook.delivery.journal import Journal, journal_prefix
+from otel_step_hook.delivery.model import Pipeline
+
+path, endpoint, *step_ids = Path(sys.argv[1]), *sys.argv[2:]
+journal = Journal.create(path.parent, journal_prefix(path, endpoint), uuid.uuid4().hex)
+for step_id in step_ids:
+    assert journal.write(event(step_id), Pipeline(None, Resource({"service.name": "dead"})), time.time())
+print(journal.path, flush=True)
+os._exit(0)
+"""
+
+
+class Row(NamedTuple):
+    """A delivery in the file. Times are in unix seconds."""
+
+    step_id: str
+    endpoint: str
+    webhook_id: str
+    attempts: int
+    error: str
+    submitted_at: float
+    due_at: float
+    is_leased: bool
+    is_discarded: bool
+
+
+def rows(path: Path) -> dict[str, Row]:
+    """The deliveries in the outbox *path*, by step id; none if there is no file."""
+    if not path.exists():
+        return {}
+    with contextlib.closing(sqlite3.connect(path, timeout=_WAIT)) as database:
+        found = database.execute(
+            "SELECT event, endpoint, webhook_id, attempts, error_type, submitted_at, due_at, owner IS NOT NULL, "
+            "discarded_at IS NOT NULL FROM delivery ORDER BY id"
+        )
+        step_ids = [(json.loads(event)["step_id"], values) for event, *values in found]
+    return {step_id: Row._make([step_id, *values]) for step_id, values in step_ids}
+
+
+def wait_for_rows(path: Path, is_so: Callable[[dict[str, Row]], bool]) -> dict[str, Row]:
+    """Wait until *is_so* is true of the rows, and return them."""
+    deadline = time.monotonic() + _WAIT
+    while not (_is_outbox(path) and is_so(found := rows(path))):
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)  # another thread or process writes the file: there is nothing to wait on
+    return found
+
+
+def _is_outbox(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with contextlib.closing(sqlite3.connect(path, timeout=_WAIT)) as database:
+        return bool(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def make_older(path: Path, step_id: str, seconds: float) -> None:
+    """Let the step with this id have been submitted earlier."""
+    with contextlib.closing(sqlite3.connect(path, timeout=_WAIT)) as database, database:
+        database.execute(
+            "UPDATE delivery SET submitted_at = submitted_at - ? WHERE json_extract(event, '$.step_id') = ?",
+            (seconds, step_id),
+        )
+
+
+def fill(path: Path, receiver: ScriptedReceiver) -> dict[str, Row]:
+    """Leave in *path* what a hook leaves: `gone` and `aborted` are discarded, `later` waits; each had one attempt.
+
+    `gone` was a success and got 410, `aborted` has failed and got 500, `later` was a success and got 503.
+    """
+    receiver.answers(410, Answer(500, {"webhook-delivery": "abort-message"}), 503)
+    with pipeline(receiver.url, outbox=path, initial_backoff=LATER, max_backoff=LATER) as hooked:
+        for number, step_id in enumerate(("gone", "aborted", "later"), 1):
+            status = {"step.status": "failed"} if step_id == "aborted" else {}
+            hooked.tracer.start_span("step", attributes={"step_id": step_id, **status}).end()
+            wait_for_rows(path, lambda found: sum(row.attempts for row in found.values()) == number)  # noqa: B023 -- called here
+    return rows(path)
+
+
+def die_with_journal(path: Path, *step_ids: str, endpoint: str = "default") -> Path:
+    """Let a process end that has put these steps into its journal beside *path*, and moved none into a row.
+
+    Returns the path of the journal.
+    """
+    command = [sys.executable, "-c", _DIE_WITH_JOURNAL, str(path), endpoint, *step_ids]
+    tests = Path(__file__).parent
+    return Path(subprocess.run(command, cwd=tests, check=True, capture_output=True, text=True).stdout.strip())

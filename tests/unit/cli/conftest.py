@@ -1,0 +1,21 @@
+"""The command line, run in this process."""
+
+import pytest
+from support import Cli, CliResult
+
+from otel_step_hook.cli.app import main
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs the command line here; returns exit status, stdout and stderr. Keywords are STEP_COMPLETE_… variables."""
+
+    def run(*arguments: str, **variables: str) -> CliResult:
+        monkeypatch.setenv("COLUMNS", "100")
+        for name, value in variables.items():
+            monkeypatch.setenv(f"STEP_COMPLETE_{name}", value)
+        with pytest.raises(SystemExit) as exited:
+            main(arguments)
+        return exited.value.code, *capsys.readouterr()
+
+    return run
