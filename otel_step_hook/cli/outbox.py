@@ -95,8 +95,8 @@ def list_(
     filters = Filters((), state or (), outcome or (), endpoint or (), error or (), older, younger)
     now = time.time()
     with _opened(file) as rows:
-        counts, found = rows.endpoints(), rows.find(filters, limit, now)
-        more = rows.count(filters, now) - len(found) if len(found) == limit else 0
+        counts, found = rows.endpoints(), rows.find(filters, limit)
+        more = rows.count(filters) - len(found) if len(found) == limit else 0
     in_journals = count_abandoned(file)
     if as_json:
         shown = [endpoint_json(one, known) for one in counts]
@@ -133,7 +133,7 @@ def show(
     """
     _, file = _settings(path)
     with _opened(file) as rows:
-        found = rows.find(Filters(ids=[delivery]), _MAX_SHOWN, time.time())
+        found = rows.find(Filters(ids=[delivery]), _MAX_SHOWN)
     if as_json:
         _print_json(outbox=str(file), deliveries=[delivery_json(one, is_whole=True) for one in found])
     elif not found:
@@ -168,7 +168,7 @@ def redeliver(
     _check_filters(filters, everything=everything)
     _, file = _settings(path)
     with _opened(file) as rows:
-        count = rows.redeliver(filters, time.time())
+        count = rows.redeliver(filters)
     _print_count("redelivered", f"{counted(count, 'delivery is', 'deliveries are')} due again.", count, as_json=as_json)
 
 
@@ -194,11 +194,11 @@ def purge(
     _check_filters(filters, everything=everything)
     _, file = _settings(path)
     with _opened(file) as rows:
-        matching = rows.count_discarded(filters, time.time())
+        matching = rows.count_discarded(filters)
         if matching and not yes:
             what = counted(matching, "discarded delivery", "discarded deliveries")
             typer.confirm(f"Delete {what} for ever?", abort=True, err=True)
-        count = rows.purge(filters, time.time())
+        count = rows.purge(filters)
     _print_count("purged", f"{counted(count, 'delivery is', 'deliveries are')} deleted.", count, as_json=as_json)
 
 

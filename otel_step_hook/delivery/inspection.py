@@ -4,13 +4,16 @@ Its transactions are short, so that applications that use the same file go on.
 """
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.database import Database
+from otel_step_hook.delivery.rows import known_clock_offset
 
 _BATCH = 500  # rows that one transaction changes: it takes some 10 ms
 _FILTERED = """
@@ -30,8 +33,8 @@ AND (:older IS NULL OR submitted_at <= :now - :older)
 AND (:younger IS NULL OR submitted_at >= :now - :younger)
 """
 _COLUMNS = """
-SELECT webhook_id, endpoint, state, attempts, error_type, submitted_at, due_at, discarded_at, owner, body, event,
-       (SELECT content FROM resource WHERE hash = found.resource)
+SELECT webhook_id, endpoint, state, attempts, error_type, submitted_at + :ahead, due_at + :ahead, discarded_at + :ahead,
+       owner, body, event, (SELECT content FROM resource WHERE hash = found.resource)
 """
 _OLDEST = "ORDER BY submitted_at, found.id LIMIT :limit"
 _NEXT_DISCARDED = "AND discarded_at IS NOT NULL AND found.id > :after ORDER BY found.id LIMIT :limit"
@@ -42,12 +45,12 @@ WHERE id IN (SELECT value FROM json_each(:rows)) AND discarded_at IS NOT NULL
 _PURGE = "DELETE FROM delivery WHERE id IN (SELECT value FROM json_each(:rows)) AND discarded_at IS NOT NULL"
 _ENDPOINTS = """
 SELECT endpoint, sum(rows * (1 - is_discarded)), sum(rows * is_discarded),
-       (SELECT min(submitted_at) FROM delivery WHERE endpoint = row_count.endpoint AND discarded_at IS NULL)
+       (SELECT min(submitted_at) + :ahead FROM delivery WHERE endpoint = row_count.endpoint AND discarded_at IS NULL)
 FROM row_count GROUP BY endpoint HAVING sum(rows) > 0 ORDER BY endpoint
 """
 _WAITING = """
 SELECT (SELECT sum(rows) FROM row_count WHERE endpoint = :endpoint AND is_discarded = 0),
-       (SELECT min(due_at) FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL)
+       (SELECT min(due_at) + :ahead FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NULL)
 """
 
 
@@ -86,7 +89,7 @@ class Filters:
 
 
 class StoredDelivery(NamedTuple):
-    """A row. Times are in unix seconds; *event* and *resource* are as they were written, from JSON."""
+    """A row. Times are in unix seconds by the wall clock; *event* and *resource* are what the row has as JSON."""
 
     webhook_id: str
     endpoint: str
@@ -100,12 +103,6 @@ class StoredDelivery(NamedTuple):
     body: str
     event: dict[str, Any]
     resource: dict[str, Any]
-
-    @classmethod
-    def from_row(cls, row: Sequence[Any]) -> Self:
-        """Return the delivery of a row of `_COLUMNS`."""
-        *values, event, resource = row
-        return cls._make([*values, json.loads(event), json.loads(resource or "{}")])
 
 
 class EndpointCounts(NamedTuple):
@@ -123,7 +120,7 @@ class EndpointCounts(NamedTuple):
 class Inspection:
     """The open outbox at *path*. For one thread. Raises `OutboxError`, for a missing file, too, unless it *may_create*.
 
-    *now* is the wall clock's time in unix seconds.
+    All times are those of the wall clock, in unix seconds, although rows go by a clock that does not jump with it.
     """
 
     def __init__(self, path: Path, *, may_create: bool = False) -> None:
@@ -137,40 +134,56 @@ class Inspection:
 
     def endpoints(self) -> list[EndpointCounts]:
         """Return the counts of each endpoint that has rows."""
-        return [EndpointCounts(*row) for row in self._database.execute(_ENDPOINTS)]
+        return [EndpointCounts._make(found) for found in self._database.execute(_ENDPOINTS, self._times())]
 
     def waiting(self, endpoint: str) -> tuple[int, float | None]:
         """Return how many deliveries of *endpoint* wait, and when the first is due or its lease ends."""
-        ((waiting, due_at),) = self._database.execute(_WAITING, {"endpoint": endpoint})
+        ((waiting, due_at),) = self._database.execute(_WAITING, self._times() | {"endpoint": endpoint})
         return waiting or 0, due_at
 
-    def find(self, filters: Filters, limit: int, now: float) -> list[StoredDelivery]:
+    def find(self, filters: Filters, limit: int) -> list[StoredDelivery]:
         """Return the deliveries that agree with *filters*, oldest first, at most *limit*."""
-        found = self._database.execute(_COLUMNS + _FILTERED + _OLDEST, filters.values() | {"now": now, "limit": limit})
-        return [StoredDelivery.from_row(row) for row in found]
+        values = self._values(filters) | {"limit": limit}
+        return [_stored(row) for row in self._database.execute(_COLUMNS + _FILTERED + _OLDEST, values)]
 
-    def count(self, filters: Filters, now: float) -> int:
+    def count(self, filters: Filters) -> int:
         """Return how many deliveries agree with *filters*."""
-        return int(self._database.execute("SELECT count(*)" + _FILTERED, filters.values() | {"now": now})[0][0])
+        return int(self._database.execute("SELECT count(*)" + _FILTERED, self._values(filters))[0][0])
 
-    def count_discarded(self, filters: Filters, now: float) -> int:
+    def count_discarded(self, filters: Filters) -> int:
         """Return how many discarded deliveries agree with *filters*."""
-        return self.count(replace(filters, states=[RowState.DISCARDED]), now)
+        return self.count(replace(filters, states=[RowState.DISCARDED]))
 
-    def redeliver(self, filters: Filters, now: float) -> int:
+    def redeliver(self, filters: Filters) -> int:
         """Make discarded deliveries that agree with *filters* due, as if they were new; return their number."""
-        change = self._database.change
-        return sum(change(_REDELIVER, {"rows": rows, "now": now}) for rows in self._discarded(filters, now))
+        change, times = self._database.change, self._times()
+        return sum(change(_REDELIVER, times | {"rows": rows}) for rows in self._discarded(filters))
 
-    def purge(self, filters: Filters, now: float) -> int:
+    def purge(self, filters: Filters) -> int:
         """Delete discarded deliveries that agree with *filters*; return their number."""
-        return sum(self._database.change(_PURGE, {"rows": rows}) for rows in self._discarded(filters, now))
+        return sum(self._database.change(_PURGE, {"rows": rows}) for rows in self._discarded(filters))
 
-    def _discarded(self, filters: Filters, now: float) -> Iterator[str]:
+    def _discarded(self, filters: Filters) -> Iterator[str]:
         """Yield the ids of discarded rows as JSON, some at a time."""
-        statement = "SELECT found.id" + _FILTERED + _NEXT_DISCARDED
-        values, after = filters.values() | {"now": now, "limit": _BATCH}, 0
-        while found := self._database.execute(statement, values | {"after": after}):
+        values, after = self._values(filters) | {"limit": _BATCH}, 0
+        while found := self._database.execute(
+            "SELECT found.id" + _FILTERED + _NEXT_DISCARDED, values | {"after": after}
+        ):
             rows = [row for (row,) in found]
             after = rows[-1]
             yield json.dumps(rows)
+
+    def _values(self, filters: Filters) -> dict[str, object]:
+        return self._times() | filters.values()
+
+    def _times(self) -> dict[str, object]:
+        """Return the time *now* by the clock of the rows, and by how many seconds the wall clock is *ahead* of it."""
+        wall, offset = time.time(), known_clock_offset(self._database)
+        now = wall if offset is None else monotonic() + offset
+        return {"now": now, "ahead": wall - now}
+
+
+def _stored(row: Sequence[Any]) -> StoredDelivery:
+    """Return the delivery of a row of `_COLUMNS`."""
+    *values, event, resource = row
+    return StoredDelivery._make([*values, json.loads(event), json.loads(resource or "{}")])

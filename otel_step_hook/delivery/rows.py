@@ -95,6 +95,14 @@ DELETE FROM resource WHERE NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.res
 """
 
 
+def known_clock_offset(database: Database) -> float | None:
+    """Return unix seconds at monotonic time 0, as `EndpointRows.clock_offset` has stored them; None if it has not."""
+    with contextlib.suppress(OSError):
+        found = database.execute("SELECT started_at FROM clock WHERE boot = ?", (_BOOT.read_text().strip(),))
+        return found[0][0] if found else None
+    return None
+
+
 class NewRow(NamedTuple):
     """A delivery that is to be stored. *event* is JSON, *resource* a hash; times are in unix seconds."""
 
