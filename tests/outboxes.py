@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from otel_step_hook.testing import Answer, ScriptedReceiver
 
 LATER = 1000.0  # seconds of backoff: no test waits for it
 _WAIT = 20.0  # seconds until a test fails
-_DIE_WITH_JOURNAL = """
+_WRITE_JOURNAL = """
 import os, sys, time, uuid
 from pathlib import Path
 from delivering import event
@@ -29,6 +29,7 @@ journal = Journal.create(path.parent, journal_prefix(path, endpoint), uuid.uuid4
 for step_id in step_ids:
     assert journal.write(event(step_id), Pipeline(None, Resource({"service.name": "dead"})), time.time())
 print(journal.path, flush=True)
+os.read(0, 1)  # the end of its standard input
 os._exit(0)
 """
 
@@ -99,11 +100,24 @@ def fill(path: Path, receiver: ScriptedReceiver) -> dict[str, Row]:
     return rows(path)
 
 
-def die_with_journal(path: Path, *step_ids: str, endpoint: str = "default") -> Path:
-    """Let a process end that has put these steps into its journal beside *path*, and moved none into a row.
+@contextlib.contextmanager
+def living_journal(path: Path, *step_ids: str, endpoint: str = "default") -> Iterator[Path]:
+    """The journal of a process that has put these steps into it, beside *path*, and moves none into a row.
 
-    Returns the path of the journal.
+    The process ends with the context.
     """
-    command = [sys.executable, "-c", _DIE_WITH_JOURNAL, str(path), endpoint, *step_ids]
-    tests = Path(__file__).parent
-    return Path(subprocess.run(command, cwd=tests, check=True, capture_output=True, text=True).stdout.strip())
+    command = [sys.executable, "-c", _WRITE_JOURNAL, str(path), endpoint, *step_ids]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield Path(process.stdout.readline().strip())
+        process.communicate()
+    assert process.returncode == 0
+
+
+def die_with_journal(path: Path, *step_ids: str, endpoint: str = "default") -> Path:
+    """Let a process end that has put these steps into its journal beside *path*; returns the path of the journal."""
+    with living_journal(path, *step_ids, endpoint=endpoint) as journal:
+        pass
+    return journal

@@ -6,17 +6,19 @@ import os
 import re
 import shutil
 import sqlite3
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import support
-from outboxes import die_with_journal, fill, make_older, rows, wait_for_rows
+from outboxes import die_with_journal, fill, living_journal, make_older, rows, wait_for_rows
 from support import Cli
 
 from otel_step_hook.testing import Answer, ScriptedReceiver
 
+_LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 _COPIES = """
 WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 1200)
 INSERT INTO delivery
@@ -166,23 +168,34 @@ def test_list_counts_what_dead_processes_left_in_journals(cli: Cli, outbox: Path
     assert [journal.read_bytes() for journal in journals] == before
 
 
-def test_list_leaves_journals_alone_that_are_in_use(
-    cli: Cli, outbox: Path, step_receiver: ScriptedReceiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Journals of this process and of others that are alive count nothing; nor does what is no whole journal."""
-    journal = die_with_journal(outbox, "left")
-    journal.with_name(f"{outbox.name}.00000000.short.journal").write_bytes(journal.read_bytes()[:100])
-    journal.with_name(f"{outbox.name}.00000000.other.journal").write_bytes(b"\0" * 100)
-    unreadable = journal.with_name(f"{outbox.name}.00000000.directory.journal")
-    unreadable.mkdir()
-    (journal.parent / f"{outbox.name}.00000000.removed.journal").symlink_to("nothing")
-    monkeypatch.delenv("STEP_COMPLETE_OUTBOX")
-    with support.pipeline(step_receiver.url, outbox=outbox.with_name("new.db")) as hooked:
+def test_list_counts_no_journals_that_are_in_use(cli: Cli, outbox: Path) -> None:
+    """The steps of a process that is alive are its own; once it has ended, they are counted."""
+    with living_journal(outbox, "left"):
+        assert json.loads(cli("outbox", "list", "--json")[1])["in_journals"] == 0
+    assert json.loads(cli("outbox", "list", "--json")[1])["in_journals"] == 1
+
+
+def test_list_counts_no_journals_of_its_own_process(cli: Cli, step_receiver: ScriptedReceiver, tmp_path: Path) -> None:
+    """They are not opened, which would end the lock by which others see that their owner is alive."""
+    path = tmp_path / "steps.db"
+    with support.pipeline(step_receiver.url, outbox=path) as hooked:
         hooked.end_step()
-        assert json.loads(cli("outbox", "list", "--json", "--outbox", str(outbox))[1])["in_journals"] == 1
-        assert (
-            json.loads(cli("outbox", "list", "--json", OUTBOX=str(outbox.with_name("new.db")))[1])["in_journals"] == 0
+        wait_for_rows(path, lambda found: not found)
+        assert json.loads(cli("outbox", "list", "--json", OUTBOX=str(path))[1])["in_journals"] == 0
+        (journal,) = tmp_path.glob("*.journal")
+        refused = subprocess.run(
+            [sys.executable, "-c", _LOCK, str(journal)], capture_output=True, text=True, check=False
         )
+        assert "BlockingIOError" in refused.stderr
+
+
+def test_list_counts_no_files_that_are_no_whole_journals(cli: Cli, outbox: Path) -> None:
+    """One that its owner is making, one that was cut short, one that is gone when it is opened."""
+    journal = die_with_journal(outbox, "left")
+    for name, content in (("new", b"\0" * 100), ("short", journal.read_bytes()[:100])):
+        (outbox.parent / f"{outbox.name}.00000000.{name}.journal").write_bytes(content)
+    (outbox.parent / f"{outbox.name}.00000000.gone.journal").symlink_to("nothing")
+    assert json.loads(cli("outbox", "list", "--json")[1])["in_journals"] == 1
 
 
 def test_list_shows_what_is_in_flight(cli: Cli, step_receiver: ScriptedReceiver, tmp_path: Path) -> None:
