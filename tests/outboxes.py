@@ -86,18 +86,32 @@ def make_older(path: Path, step_id: str, seconds: float) -> None:
         )
 
 
-def fill(path: Path, receiver: ScriptedReceiver) -> dict[str, Row]:
-    """Leave in *path* what a hook leaves: `gone` and `aborted` are discarded, `later` waits; each had one attempt.
+class Left(NamedTuple):
+    """A step for `leave`: its id, the value of its attribute ``step.status``, and the answer to its first attempt."""
 
-    `gone` was a success and got 410, `aborted` has failed and got 500, `later` was a success and got 503.
-    """
-    receiver.answers(410, Answer(500, {"webhook-delivery": "abort-message"}), 503)
-    with pipeline(receiver.url, outbox=path, initial_backoff=LATER, max_backoff=LATER) as hooked:
-        for number, step_id in enumerate(("gone", "aborted", "later"), 1):
-            status = {"step.status": "failed"} if step_id == "aborted" else {}
-            hooked.tracer.start_span("step", attributes={"step_id": step_id, **status}).end()
+    step_id: str
+    status: str
+    answer: int | Answer
+
+
+ABORTED = Answer(503, {"webhook-delivery": "abort-message"})  # the delivery is discarded
+_STEPS = (Left("gone", "success", 410), Left("aborted", "failed", ABORTED), Left("later", "success", 503))
+
+
+def leave(path: Path, receiver: ScriptedReceiver, *steps: Left, backoff: float = LATER) -> dict[str, Row]:
+    """Let a hook end *steps*, make one attempt for each, and shut down; returns the rows that it leaves."""
+    receiver.answers(*(step.answer for step in steps))
+    with pipeline(receiver.url, outbox=path, initial_backoff=backoff, max_backoff=backoff) as hooked:
+        for number, step in enumerate(steps, 1):
+            attributes = {"step_id": step.step_id, "step.status": step.status}
+            hooked.tracer.start_span("step", attributes=attributes).end()
             wait_for_rows(path, lambda found: sum(row.attempts for row in found.values()) == number)  # noqa: B023 -- called here
     return rows(path)
+
+
+def fill(path: Path, receiver: ScriptedReceiver) -> dict[str, Row]:
+    """Leave `gone` and `aborted`, which are discarded, and `later`, which waits; each had one attempt."""
+    return leave(path, receiver, *_STEPS)
 
 
 @contextlib.contextmanager

@@ -178,8 +178,9 @@ class Inspection:
 
     def _times(self) -> dict[str, object]:
         """Return the time *now* by the clock of the rows, and by how many seconds the wall clock is *ahead* of it."""
-        wall, offset = time.time(), known_clock_offset(self._database)
-        now = wall if offset is None else monotonic() + offset
+        offset = known_clock_offset(self._database)
+        wall, since_boot = time.time(), monotonic()
+        now = wall if offset is None else since_boot + offset
         return {"now": now, "ahead": wall - now}
 
 
