@@ -19,15 +19,18 @@ _WAIT = 20.0  # seconds until a test fails
 _WRITE_JOURNAL = """
 import os, sys, time, uuid
 from pathlib import Path
-from delivering import event
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import SpanContext, TraceFlags
 from otel_step_hook.delivery.journal import Journal, journal_prefix
 from otel_step_hook.delivery.model import Pipeline
+from otel_step_hook.steps.event import Outcome, StepEvent
 
 path, endpoint, *step_ids = Path(sys.argv[1]), *sys.argv[2:]
 journal = Journal.create(path.parent, journal_prefix(path, endpoint), uuid.uuid4().hex)
-for step_id in step_ids:
-    assert journal.write(event(step_id), Pipeline(None, Resource({"service.name": "dead"})), time.time())
+for number, step_id in enumerate(step_ids, 1):
+    context = SpanContext(number, number, is_remote=False, trace_flags=TraceFlags(1))
+    event = StepEvent(step_id, Outcome.SUCCESS, "step", context, time.time_ns(), time.time_ns())
+    assert journal.write(event, Pipeline(None, Resource({"service.name": "dead"})), time.time())
 print(journal.path, flush=True)
 os.read(0, 1)  # the end of its standard input
 os._exit(0)
