@@ -116,10 +116,13 @@ class Attempts:
 
     async def _attempt(self, delivery: Delivery) -> None:
         """Make an attempt and apply its result. After a cancellation `_attempt_ended` does it."""
+        left = self._policy.give_up_after - (monotonic() - delivery.submitted_at)
+        if left <= 0:  # a durable store may have kept it for long
+            self._apply(delivery, Finish("discarded", delivery.error_type))
+            return
         try:
             delivery.body = delivery.body or body(delivery.event, self._endpoint.payload)
             delivery.attempts += 1
-            left = self._policy.give_up_after - (monotonic() - delivery.submitted_at)
             timeout = min(self._endpoint.timeout, left)
             result = await self._sender.send(delivery, timeout=timeout)
             decision = self._decide(delivery, result, timeout)

@@ -200,6 +200,7 @@ class Database:
 
     def copy_back(self) -> None:
         """Write all rows to a new file at the same path, after it was removed."""
+        _create(self.path)
         self.execute("VACUUM INTO ?", (str(self.path),))
 
     def close(self) -> None:
@@ -241,7 +242,8 @@ def _create(path: Path) -> None:
     except FileExistsError:  # another process was faster
         pass
     except OSError:  # a file system without links
-        new.replace(path)
+        with contextlib.suppress(FileExistsError):  # it stays open, see above
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     finally:
         new.unlink(missing_ok=True)
 

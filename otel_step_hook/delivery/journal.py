@@ -15,6 +15,7 @@ import marshal
 import mmap
 import os
 import struct
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,9 @@ _MAX_PIPELINES = 16  # remembered; a process has one or two
 _MAGIC = b"otel-step-hook journal 1\n".ljust(64, b"\0")
 _FIRST_SLOT = len(_MAGIC) + _RESOURCE_SLOTS * _RESOURCE_SIZE
 _SIZE = _FIRST_SLOT + SLOTS * SLOT_SIZE
+_MAKING_TIME = (
+    60.0  # seconds after which a journal that is still being made is left over from a process that was killed
+)
 _HEADER = struct.Struct("<IIQ")  # of a slot: length and CRC-32 of the content, and its number; all 0 when it is free
 _ROOM = SLOT_SIZE - _HEADER.size  # bytes of one event
 # Of `marshal`, which is four times as fast as `json`: every Python since 2.5 writes and reads it, for plain values.
@@ -255,24 +259,33 @@ def _count(path: Path) -> int:
 
 def _take_over(path: Path, file: int) -> Journal | None:
     """Return the journal *path* if its owner has ended. Removes one that its owner did not finish making."""
+    magic, found = os.pread(file, len(_MAGIC), 0), os.fstat(file)
+    # Before the lock: its owner may be about to lock it.
+    if not magic.strip(b"\0") and time.time() - found.st_mtime < _MAKING_TIME:
+        _close(path, file)
+        return None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # its owner is alive
         _close(path, file)
         return None
-    magic = os.pread(file, len(_MAGIC), 0)
-    if magic == _MAGIC and _is_linked(file, path):
+    if magic == _MAGIC and found.st_size >= _SIZE and _is_linked(file, path):
         journal = Journal(path, file, mmap.mmap(file, _SIZE))
         journal.recover()
         return journal
     if magic.strip(b"\0"):
-        log_safely(
-            logging.ERROR, "%s was written by another version of otel-step-hook, and is left as it is", path.name
-        )
         _close(path, file)
+        _warn_once(path.name)
     else:
         _remove(path, file)
     return None
+
+
+def _warn_once(name: str) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        text = "%s is no journal that this version of otel-step-hook can read, and is left as it is"
+        log_safely(logging.ERROR, text, name)
 
 
 def _allocate(file: int) -> None:
@@ -341,4 +354,5 @@ def _remove(path: Path, file: int) -> None:
 
 
 # The journals that are open, by process id and name: a forked child may open those of its parent, once it has ended.
+_warned: set[str] = set()  # the names of journals that a line has named; one for each file that is left
 _open_here: dict[tuple[int, str], object] = {}
