@@ -67,10 +67,11 @@ class WakeUp:
         asyncio.get_running_loop().add_reader(self._reader, self._on_wake, callback)
 
     def _on_wake(self, callback: Callable[[], None]) -> None:
-        # First: an event that is submitted after this line wakes the loop again.
-        self._sent_at = -math.inf
+        # First: a wake-up that came between the next two lines would be read, and the flag say that it is to come.
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, _MAX_WAKE_UPS)
+        # An event that is submitted after this line wakes the loop again; `callback` finds those from before it.
+        self._sent_at = -math.inf
         callback()
 
 
