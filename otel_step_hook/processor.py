@@ -210,12 +210,17 @@ def _store_maker(
     make_outbox: "Callable[[OutboxOptions, int], Store] | None",
 ) -> "Callable[[Endpoint], Callable[[int], Store]]":
     """Return what makes, for an endpoint, what makes its store in each process."""
-    if (path := settings.outbox) is None:
-        from otel_step_hook.delivery.memory import MemoryStore  # noqa: PLC0415 -- see `_worker`
+    from otel_step_hook.delivery.memory import MemoryStore  # noqa: PLC0415 -- see `_worker`
 
+    if (path := settings.outbox) is None:
         return lambda _: MemoryStore
-    from otel_step_hook.delivery.outbox import OutboxStore  # noqa: PLC0415 -- see `_worker`
-    from otel_step_hook.delivery.outbox_file import OutboxOptions  # noqa: PLC0415 -- see `_worker`
+    try:
+        from otel_step_hook.delivery.outbox import OutboxStore  # noqa: PLC0415 -- see `_worker`
+        from otel_step_hook.delivery.outbox_file import OutboxOptions  # noqa: PLC0415 -- see `_worker`
+    except ImportError as error:  # Windows has no module fcntl, and a Python may be built without sqlite3
+        text = "STEP_COMPLETE_OUTBOX needs the Python module %s, which is not there: webhooks are sent from memory"
+        _log.error(text, error.name)
+        return lambda _: MemoryStore
 
     names = frozenset(endpoint.name for endpoint in endpoints)
 

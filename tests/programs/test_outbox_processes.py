@@ -131,7 +131,7 @@ def test_forked_children_write_to_journals_of_their_own(receiver: StepReceiver, 
     ended = run(
         """
         from otel_step_hook.delivery import outbox_file
-        outbox_file.LOOK_INTERVAL = dispatch.IDLE = 0.2  # seconds: a child that has ended leaves what it has leased
+        outbox_file.LOOK_INTERVAL = dispatch.IDLE = 0.2  # seconds: a child that has ended leaves its leases
         stop = threading.Event()
         def work():
             number = 0
