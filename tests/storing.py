@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,29 @@ def outbox(path: Path, clock: Clock, endpoint: str = "default", *, size: int = 1
     return OutboxStore(options(path, endpoint, **more), size, monotonic=lambda: clock.monotonic, now=clock.now)
 
 
-def in_child(action: Callable[[], object]) -> int:
-    """Fork, run *action* in the child, and return how the child ended: 0, 1 after an exception, or -9 of a kill."""
+def forked(action: Callable[[], object]) -> int:
+    """Fork, run *action* in the child, which ends then, and return its process id."""
     child = os.fork()
     if not child:
         status = 1
         try:
             action()
             status = 0
+        except Exception:  # noqa: BLE001 -- seen in the output of the test
+            traceback.print_exc()
         finally:
             os._exit(status)
+    return child
+
+
+def end_of(child: int) -> int:
+    """Wait for the process *child*, and return how it has ended: 0, 1 after an exception, or -9 of a kill."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_child(action: Callable[[], object]) -> int:
+    """Run *action* in a forked child, and return how the child has ended."""
+    return end_of(forked(action))
 
 
 def killed_after(action: Callable[[], object]) -> None:
@@ -92,3 +105,8 @@ def change(path: Path, statement: str, *values: object) -> None:
 def journals(directory: Path) -> list[Path]:
     """The journals in *directory*."""
     return sorted(directory.glob("*.journal"))
+
+
+def descriptors() -> int:
+    """How many file descriptors this process has open."""
+    return len(list(Path("/dev/fd").iterdir()))

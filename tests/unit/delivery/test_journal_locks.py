@@ -1,0 +1,144 @@
+"""Who may take a journal over: the lock of its owner, and races between processes."""
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from delivering import event
+from storing import PIPELINE, end_of, forked, in_child, killed_after, needs_fork
+
+from otel_step_hook.delivery import journal as journal_module
+from otel_step_hook.delivery.journal import SLOTS, Journal, abandoned
+
+pytestmark = needs_fork
+
+PREFIX = "steps.db."
+MAGIC_LENGTH = 64  # bytes
+UNREADABLE = "ERROR {} was written by another version of otel-step-hook, or is cut short: it is left as it is"
+
+
+def create(directory: Path, owner: str = "owner") -> Journal:
+    """The journal of *owner* in *directory*."""
+    return Journal.create(directory, PREFIX, owner)
+
+
+def taken(directory: Path, prefix: str = PREFIX) -> list[str]:
+    """The step ids that this process takes over from journals in *directory*, which it removes."""
+    found = []
+    for journal in abandoned(directory, prefix):
+        found += [record.event.step_id for record in journal.take(SLOTS)]
+        journal.close(remove=True)
+    return found
+
+
+def die_with(directory: Path, *step_ids: str, owner: str = "owner", prefix: str = PREFIX) -> Path:
+    """Let a process be killed that has these steps in its journal; return its path."""
+
+    def write() -> None:
+        journal = Journal.create(directory, prefix, owner)
+        for step_id in step_ids:
+            journal.write(event(step_id), PIPELINE, 0.0)
+
+    killed_after(write)
+    return directory / f"{prefix}{owner}.journal"
+
+
+@contextmanager
+def living(directory: Path) -> Iterator[None]:
+    """A process that has a step in its journal, and lives until the context is left."""
+    ready, is_ready = os.pipe()
+
+    def live() -> None:
+        journal = create(directory, "living")
+        journal.write(event("of-living"), PIPELINE, 0.0)
+        os.write(is_ready, b".")
+        signal.pause()
+
+    child = forked(live)
+    os.close(is_ready)
+    try:
+        assert os.read(ready, 1) == b"."
+        yield
+    finally:
+        os.close(ready)
+        os.kill(child, signal.SIGKILL)
+        end_of(child)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process than a new one has a lock on *path*."""
+
+    def lock() -> None:
+        file = os.open(path, os.O_RDWR)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os._exit(7)
+
+    return in_child(lock) == 7
+
+
+def test_the_journal_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    """It is never taken over; once its process is killed, it is."""
+    with living(tmp_path):
+        assert taken(tmp_path) == []
+        assert taken(tmp_path) == []
+    assert taken(tmp_path) == ["of-living"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_journals_of_this_process_are_left_alone(tmp_path: Path) -> None:
+    """It keeps their locks, which would end if it opened and closed one of them once more."""
+    own = create(tmp_path, "own")
+    own.write(event("own"), PIPELINE, 0.0)
+    die_with(tmp_path, "dead")
+    assert taken(tmp_path) == ["dead"]
+    assert is_locked(own.path)
+    assert in_child(lambda: os._exit(0 if taken(tmp_path) == [] else 1)) == 0
+    own.free(record.slot for record in own.take(1))
+    own.close(remove=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_that_is_closed_is_taken_over(tmp_path: Path) -> None:
+    """What a process leaves at its end is for the next one, and for a second store of the same process."""
+    journal = create(tmp_path)
+    journal.write(event("left"), PIPELINE, 0.0)
+    journal.close(remove=False)
+    assert taken(tmp_path) == ["left"]
+
+
+def test_what_was_not_done_with_is_taken_over_again(tmp_path: Path) -> None:
+    """A journal that is closed without being removed has all its records for the next taker."""
+    path = die_with(tmp_path, "one", "two")
+    for journal in abandoned(tmp_path, PREFIX):
+        journal.take(1)
+        journal.close(remove=False)
+    assert path.exists()
+    assert taken(tmp_path) == ["one", "two"]
+
+
+def test_a_journal_that_vanishes_before_it_is_opened(tmp_path: Path) -> None:
+    """It has been taken over by another process, or is a name without a file."""
+    (tmp_path / f"{PREFIX}gone.journal").symlink_to(tmp_path / "nowhere")
+    assert taken(tmp_path) == []
+    assert not journal_module._open_here
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100], ids=["empty", "allocated"])
+def test_a_journal_that_its_owner_did_not_finish_making_is_removed(tmp_path: Path, content: bytes) -> None:
+    """Its process was killed, or the disk was full; no event can be in it."""
+    path = tmp_path / f"{PREFIX}owner.journal"
+    path.write_bytes(content)
+    assert taken(tmp_path) == []
+    assert not path.exists()
+
+
+def test_any_file_name(tmp_path: Path) -> None:
+    """Journals are found beside a database whose name has characters that patterns of names use."""
+    die_with(tmp_path, "step", prefix="steps[1]*?.db.")
+    assert taken(tmp_path, "steps[1]*?.db.") == ["step"]
