@@ -95,7 +95,7 @@ class Journal:
             raise
 
     def write(self, event: StepEvent, pipeline: Pipeline, put_at: float) -> bool:
-        """Copy *event* into a free slot. False when none is free, or when it is too long for one."""
+        """Copy *event* into a free slot. False when none is free, when it is too long for one, and after `close`."""
         known = self._resources.get((id(pipeline.processor), id(pipeline.resource)))
         number = known[1] if known is not None and known[0].is_of(pipeline) else self._resource_slot(pipeline)
         trace_id, span_id, _, flags, trace_state, _ = event.context
@@ -121,9 +121,10 @@ class Journal:
             if number < 0 or len(content) > _ROOM:
                 return False
             slot = self._free.pop()
-        except (ValueError, IndexError):  # `details` of somebody's profile holds other objects; no slot is free
+            _write(self._mapping, _FIRST_SLOT + slot * SLOT_SIZE, content, next(self._numbers))
+        # `details` of somebody's profile holds other objects, or the mapping is closed; no slot is free.
+        except (ValueError, IndexError):
             return False
-        _write(self._mapping, _FIRST_SLOT + slot * SLOT_SIZE, content, next(self._numbers))
         self._written.append((slot, put_at, pipeline, event))
         return True
 
@@ -143,9 +144,9 @@ class Journal:
             if len(content) > _RESOURCE_SIZE - _HEADER.size:
                 return -1
             number = self._resource_slots.popleft()
-        except (ValueError, IndexError):  # other objects are among its attributes; no slot is left
+            _write(self._mapping, len(_MAGIC) + number * _RESOURCE_SIZE, content, 1)
+        except (ValueError, IndexError):  # as in `write`
             return -1
-        _write(self._mapping, len(_MAGIC) + number * _RESOURCE_SIZE, content, 1)
         self._resource_contents[content] = number
         return number
 
@@ -190,11 +191,17 @@ class Journal:
 
     def close(self, *, remove: bool) -> None:
         """Release the lock; *remove* the file, or leave its records to the next process."""
-        self._mapping.close()
-        if remove:
+        free = 0
+        with contextlib.suppress(IndexError):  # from now on no other thread gets a slot
+            while self._free.pop() >= 0:
+                free += 1
+        # A thread that has a slot already may write into it: then the record is left to the next process.
+        if remove and free == SLOTS:
             _remove(self.path, self._file)
         else:
             _close(self.path, self._file)
+        # Last: a mapping has a descriptor of its own, and the lock on the file ends when that is closed.
+        self._mapping.close()
 
 
 def journal_prefix(path: Path, endpoint: str) -> str:

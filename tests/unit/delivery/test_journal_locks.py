@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from delivering import event
@@ -122,6 +123,20 @@ def test_what_was_not_done_with_is_taken_over_again(tmp_path: Path) -> None:
     assert taken(tmp_path) == ["one", "two"]
 
 
+def test_a_journal_is_locked_until_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise another process could take the same records over a second time, and deliver them again."""
+    die_with(tmp_path, "step")
+    unlink, seen = Path.unlink, []
+
+    def unlink_and_look(path: Path, *, missing_ok: bool = False) -> None:
+        seen.append(is_locked(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_and_look)
+    assert taken(tmp_path) == ["step"]
+    assert seen == [True]
+
+
 def test_a_journal_that_vanishes_before_it_is_opened(tmp_path: Path) -> None:
     """It has been taken over by another process, or is a name without a file."""
     (tmp_path / f"{PREFIX}gone.journal").symlink_to(tmp_path / "nowhere")
@@ -142,3 +157,40 @@ def test_any_file_name(tmp_path: Path) -> None:
     """Journals are found beside a database whose name has characters that patterns of names use."""
     die_with(tmp_path, "step", prefix="steps[1]*?.db.")
     assert taken(tmp_path, "steps[1]*?.db.") == ["step"]
+
+
+def test_a_record_that_is_put_during_the_close_is_left_to_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file stays when a thread has written to a slot, and has not returned yet."""
+    journal, write = create(tmp_path), journal_module._write
+
+    def write_and_close(*arguments: Any) -> None:
+        write(*arguments)
+        if arguments[1] > MAGIC_LENGTH:  # the event, and not its resource
+            journal.close(remove=True)
+
+    monkeypatch.setattr(journal_module, "_write", write_and_close)
+    journal.write(event("step"), PIPELINE, 0.0)
+    assert taken(tmp_path) == ["step"]
+
+
+def test_a_record_that_is_put_after_the_close_waits_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has got a slot, and is stopped until the journal is closed, writes nothing, and does not fail."""
+    journal, write = create(tmp_path), journal_module._write
+
+    def close_and_write(*arguments: Any) -> None:
+        if arguments[1] > MAGIC_LENGTH:
+            journal.close(remove=True)
+        write(*arguments)
+
+    monkeypatch.setattr(journal_module, "_write", close_and_write)
+    assert not journal.write(event(), PIPELINE, 0.0)
+    assert taken(tmp_path) == []
+
+
+def test_a_closed_journal_takes_nothing(tmp_path: Path) -> None:
+    """An event that comes after the close has to wait elsewhere; nothing raises."""
+    journal = create(tmp_path)
+    journal.close(remove=True)
+    assert not journal.write(event(), PIPELINE, 0.0)
