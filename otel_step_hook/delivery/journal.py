@@ -276,15 +276,17 @@ def _take_over(path: Path, file: int) -> Journal | None:
     except OSError:  # its owner is alive
         _close(path, file)
         return None
-    if magic == _MAGIC and found.st_size >= _SIZE and _is_linked(file, path):
+    if not magic.strip(b"\0"):
+        _remove(path, file)
+    elif magic != _MAGIC or found.st_size < _SIZE:
+        _close(path, file)
+        _warn_once(path.name)
+    elif not _is_linked(file, path):  # another process has taken it over since it was found
+        _close(path, file)
+    else:
         journal = Journal(path, file, mmap.mmap(file, _SIZE))
         journal.recover()
         return journal
-    if magic.strip(b"\0"):
-        _close(path, file)
-        _warn_once(path.name)
-    else:
-        _remove(path, file)
     return None
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from delivering import event
 from storing import PIPELINE, end_of, forked, in_child, killed_after, needs_fork
+from support import log_lines
 
 from otel_step_hook.delivery import journal as journal_module
 from otel_step_hook.delivery.journal import SLOTS, Journal, abandoned
@@ -19,7 +21,13 @@ pytestmark = needs_fork
 
 PREFIX = "steps.db."
 MAGIC_LENGTH = 64  # bytes
-UNREADABLE = "ERROR {} was written by another version of otel-step-hook, or is cut short: it is left as it is"
+UNREADABLE = "ERROR {} is no journal that this version of otel-step-hook can read, and is left as it is"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets what other tests have logged: each file is named once in a process."""
+    monkeypatch.setattr(journal_module, "_warned", set())
 
 
 def create(directory: Path, owner: str = "owner") -> Journal:
@@ -123,6 +131,44 @@ def test_what_was_not_done_with_is_taken_over_again(tmp_path: Path) -> None:
     assert taken(tmp_path) == ["one", "two"]
 
 
+def test_several_takers_at_once_take_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of many processes and threads that look at the same moment, each journal goes to one; nothing is logged."""
+    for number in range(20):
+        die_with(tmp_path, f"step-{number}", owner=f"owner-{number}")
+    (report, to_report), (gate, to_open) = os.pipe(), os.pipe()
+
+    def take() -> None:
+        os.read(gate, 1)
+        os.write(to_report, "".join(f"{step_id}\n" for step_id in taken(tmp_path)).encode())
+        assert not caplog.records
+
+    children = [forked(take) for _ in range(6)]
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.extend(taken(tmp_path))) for _ in range(2)]
+    os.write(to_open, b"." * 6)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [end_of(child) for child in children] == [0] * 6
+    os.close(to_report)
+    with os.fdopen(report) as lines:
+        found += lines.read().split()
+    for file in (gate, to_open):
+        os.close(file)
+    assert sorted(found) == sorted(f"step-{number}" for number in range(20))
+    assert (list(tmp_path.iterdir()), log_lines(caplog)) == ([], [])
+
+
+def test_a_journal_that_another_process_has_just_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Between being found and being locked, another process may have taken it over: that is no error."""
+    path = die_with(tmp_path, "step")
+    file = os.open(path, os.O_RDWR)
+    assert taken(tmp_path) == ["step"]
+    assert journal_module._take_over(path, file) is None
+    assert log_lines(caplog) == []
+
+
 def test_a_journal_is_locked_until_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise another process could take the same records over a second time, and deliver them again."""
     die_with(tmp_path, "step")
@@ -150,7 +196,36 @@ def test_a_journal_that_its_owner_did_not_finish_making_is_removed(tmp_path: Pat
     path = tmp_path / f"{PREFIX}owner.journal"
     path.write_bytes(content)
     assert taken(tmp_path) == []
+    assert path.exists()  # perhaps it is being made
+    os.utime(path, (0, 0))
+    assert taken(tmp_path) == []
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"otel-step-hook journal 2\n".ljust(MAGIC_LENGTH, b"\0") + b"records", id="another version"),
+        pytest.param(b"the notes of somebody", id="another program"),
+    ],
+)
+def test_a_journal_of_another_version_stays(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left as it is, and a line says so, once."""
+    path = tmp_path / f"{PREFIX}owner.journal"
+    path.write_bytes(content)
+    assert taken(tmp_path) == taken(tmp_path) == []
+    assert path.read_bytes() == content
+    assert log_lines(caplog) == [UNREADABLE.format(path.name)]
+
+
+def test_a_journal_that_was_cut_short_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that somebody has copied in part is no journal; the others are taken over."""
+    path = die_with(tmp_path, "lost", owner="a")
+    os.truncate(path, 100_000)
+    die_with(tmp_path, "step", owner="b")
+    assert taken(tmp_path) == ["step"]
+    assert path.stat().st_size == 100_000
+    assert log_lines(caplog) == [UNREADABLE.format(path.name)]
 
 
 def test_any_file_name(tmp_path: Path) -> None:
