@@ -8,26 +8,37 @@ from opentelemetry.trace import SpanContext, TraceFlags, TraceState, format_span
 
 from otel_step_hook.steps.event import Outcome, StepEvent
 
-_JSON = json.JSONEncoder(separators=(",", ":"), default=str)  # a profile's details may hold any object
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 -- an object of somebody else, whose event must be stored all the same
+        return type(value).__name__
+
+
+_JSON = json.JSONEncoder(separators=(",", ":"), default=_text)  # a profile's details may hold any object
 
 
 def event_json(event: StepEvent) -> str:
-    """Return *event* as JSON, in ASCII."""
+    """Return *event* as JSON, in ASCII. Details that JSON has no form for become text."""
     context = event.context
-    return _JSON.encode(
-        {
-            "step_id": event.step_id,
-            "outcome": str(event.outcome),
-            "name": str(event.name),
-            "trace_id": format_trace_id(context.trace_id),
-            "span_id": format_span_id(context.span_id),
-            "trace_flags": int(context.trace_flags),
-            "trace_state": context.trace_state.to_header() if context.trace_state else "",
-            "start_time": event.start_time,
-            "end_time": event.end_time,
-            "details": dict(event.details),
-        }
-    )
+    fields: dict[str, object] = {
+        "step_id": event.step_id,
+        "outcome": str(event.outcome),
+        "name": str(event.name),
+        "trace_id": format_trace_id(context.trace_id),
+        "span_id": format_span_id(context.span_id),
+        "trace_flags": int(context.trace_flags),
+        "trace_state": context.trace_state.to_header() if context.trace_state else "",
+        "start_time": event.start_time,
+        "end_time": event.end_time,
+        "details": dict(event.details),
+    }
+    try:
+        return _JSON.encode(fields)
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, or values that hold themselves
+        details = {_text(key): _text(value) for key, value in event.details.items()}
+        return _JSON.encode(fields | {"details": details})
 
 
 def event_from_json(text: str) -> StepEvent:
