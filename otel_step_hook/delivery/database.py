@@ -79,7 +79,7 @@ WHEN (old.discarded_at IS NULL) <> (new.discarded_at IS NULL) BEGIN
     ON CONFLICT DO UPDATE SET rows = rows + 1;
 END;
 """
-_MIGRATIONS: tuple[str, ...] = ()  # the n-th changes version n to n + 1
+_MIGRATIONS: tuple[str, ...] = ()  # the n-th changes version n to n + 1; each statement begins on a line of its own
 
 Values = Sequence[object] | dict[str, object]
 
@@ -128,13 +128,7 @@ class Database:
         _open_databases.add(self)
 
     def _prepare(self, *, may_create: bool) -> None:
-        found = self.execute("PRAGMA user_version")[0][0]
-        if found > VERSION:
-            raise OutboxError(
-                f"was written by a newer version of otel-step-hook (its schema is {found}, known are those up to "
-                f"{VERSION}): update otel-step-hook, or choose another file",
-                is_final=True,
-            )
+        found = self._version()
         application = self.execute("PRAGMA application_id")[0][0]
         if application != _APPLICATION_ID and (found or self.execute("SELECT 1 FROM sqlite_schema LIMIT 1")):
             raise OutboxError("is a database of another program: choose another file", is_final=True)
@@ -147,10 +141,19 @@ class Database:
         if found < VERSION:
             self._migrate()
 
+    def _version(self) -> int:
+        found: int = self.execute("PRAGMA user_version")[0][0]
+        if found > VERSION:
+            raise OutboxError(
+                f"was written by a newer version of otel-step-hook (its schema is {found}, known are those up to "
+                f"{VERSION}): update otel-step-hook, or choose another file",
+                is_final=True,
+            )
+        return found
+
     def _migrate(self) -> None:
         with self.transaction():
-            found = self.execute("PRAGMA user_version")[0][0]  # again: another process may have done it
-            steps = (_SCHEMA, *_MIGRATIONS)[found:]
+            steps = (_SCHEMA, *_MIGRATIONS)[self._version() :]  # again: another process may have done it
             for statement in _statements("".join(steps)):
                 self.execute(statement)
             self.execute(f"PRAGMA application_id={_APPLICATION_ID}")

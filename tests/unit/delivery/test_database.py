@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,17 @@ def test_a_migration_that_fails_leaves_the_file_as_it_is(path: Path, monkeypatch
         database = Database(path)
         assert database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'other'") == []
         database.close()
+
+
+def test_a_newer_process_migrates_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two versions that make the file at once, the older one refuses what the newer one has made."""
+    real = Database.transaction
+
+    def transaction(database: Database) -> AbstractContextManager[None]:
+        change(path, f"PRAGMA user_version={VERSION + 1}")
+        return real(database)
+
+    monkeypatch.setattr(Database, "transaction", transaction)
+    assert "newer version" in str(refused(path))
+    monkeypatch.undo()
+    assert "newer version" in str(refused(path))
