@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Hashable
@@ -22,15 +23,34 @@ def log_safely(level: int, message: str, *args: object) -> None:
     """Log a line, and ignore exceptions of the application's handlers and filters, except KeyboardInterrupt.
 
     SystemExit is ignored too: some handlers exit, which on the worker thread would end only the deliveries. While the
-    interpreter finalizes, a line that could block for ever is not logged.
+    interpreter finalizes, a line that could block for ever is not logged. Where the application has closed its log, an
+    error goes to the stderr that the process was started with.
     """
     try:
-        if not sys.is_finalizing() or _locks_are_free():
+        if level >= logging.ERROR and _is_closed():
+            # Not by the stream: its lock may be held for ever. Without a stderr this raises, too.
+            os.write(sys.__stderr__.fileno(), f"{message % args}\n".encode())  # type: ignore[union-attr]  # -- see above
+        elif not sys.is_finalizing() or _locks_are_free():
             log.log(level, message, *args, stacklevel=2)
     except KeyboardInterrupt:
         raise
     except BaseException:  # noqa: BLE001, S110 -- see above
         pass
+
+
+def _handlers() -> list[logging.Handler]:
+    """Return the handlers that get the lines, or that of the logging module which gets them where there is none."""
+    logger, handlers = log, list(log.handlers)
+    while logger.propagate and logger.parent is not None:
+        logger = logger.parent
+        handlers += logger.handlers
+    return handlers or [handler for handler in (logging.lastResort,) if handler is not None]
+
+
+def _is_closed() -> bool:
+    """Whether every handler writes to a stream that is closed: Dramatiq's workers close theirs before they end."""
+    handlers = _handlers()
+    return bool(handlers) and all(getattr(getattr(one, "stream", None), "closed", False) for one in handlers)
 
 
 def _locks_are_free() -> bool:
@@ -39,12 +59,8 @@ def _locks_are_free() -> bool:
     A daemon thread that Python has stopped in the middle of a line of its own holds them for ever. No other thread
     runs while the interpreter finalizes, so what is free stays free.
     """
-    logger, handlers = log, [logging.lastResort, *log.handlers]
-    while logger.propagate and logger.parent is not None:
-        logger = logger.parent
-        handlers += logger.handlers
     # The first is the lock of the module; it is private.
-    for lock in (vars(logging).get("_lock"), *(handler.lock for handler in handlers if handler is not None)):
+    for lock in (vars(logging).get("_lock"), *(handler.lock for handler in _handlers())):
         if lock is not None:
             if not lock.acquire(blocking=False):
                 return False

@@ -1,5 +1,6 @@
 """The log of the library: which lines are logged, how often, and what they may contain."""
 
+import io
 import logging
 from collections.abc import Callable
 
@@ -257,3 +258,30 @@ def test_ctrl_c_in_a_log_filter_is_raised() -> None:
             log_safely(logging.ERROR, "a line")
     finally:
         logger.removeFilter(interrupt)
+
+
+def test_an_error_is_shown_where_the_log_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It goes to the process's stderr, unlike warnings; while one stream is open, nothing goes there."""
+    closed, opened = io.StringIO(), io.StringIO()
+    closed.close()
+    monkeypatch.setattr(logging.getLogger("otel_step_hook"), "propagate", False)
+    monkeypatch.setattr(logging, "lastResort", None)
+    monkeypatch.setattr(logging.getLogger("otel_step_hook"), "handlers", [logging.StreamHandler(closed)])
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    log_safely(logging.ERROR, "%d steps", 3)
+    log_safely(logging.WARNING, "a warning")
+    logging.getLogger("otel_step_hook").addHandler(logging.StreamHandler(opened))
+    log_safely(logging.ERROR, "another error")
+    assert (capfd.readouterr().err, opened.getvalue()) == ("3 steps\n", "another error\n")
+
+
+def test_a_process_without_any_handler_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An application that has removed every handler, that of last resort included, does not want to see lines."""
+    monkeypatch.setattr(logging.getLogger("otel_step_hook"), "propagate", False)
+    monkeypatch.setattr(logging, "lastResort", None)
+    log_safely(logging.ERROR, "an error")
+    assert "an error" not in capfd.readouterr().err
