@@ -38,9 +38,11 @@ def test_workers(receiver: StepReceiver, start: Start, options: tuple[str, ...])
 
 
 @pytest.mark.slow
-def test_workers_that_are_replaced(receiver: StepReceiver, start: Start) -> None:
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
+def test_workers_that_are_replaced(receiver: StepReceiver, start: Start, kind: str) -> None:
     """With ``--max-requests`` a worker ends after some requests, and drains; each step of a request is delivered."""
-    program = start("gunicorn", "--config", "serving.py", "--max-requests", "2", "served:application")
+    options = ("--worker-class", kind, "--max-requests", "2")
+    program = start("gunicorn", "--config", "serving.py", *options, "served:application")
     port, *_ = [program.read_line() for _ in range(3)]
     for number in range(10):
         _get(port, str(number))

@@ -4,12 +4,14 @@ The receiver refuses each step at first, so that a child has undelivered steps w
 """
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import LIMIT, Ended, Run, Start, StepReceiver
+from processes import LIMIT, Ended, Program, Run, Start, StepReceiver
 
 STEPS = [f"step-{number}" for number in range(4)]
+IN_ONE_PROCESS = ("gevent", "eventlet", "threads", "solo")  # Celery's pools that fork no children
 PATIENT = {"shutdown_timeout": LIMIT, "give_up_after": LIMIT, "initial_backoff": 2}
 
 
@@ -23,18 +25,37 @@ def _assert_delivered(receiver: StepReceiver, ended: Ended) -> None:
     assert (ended.code, ended.noise, receiver.steps) == (0, [], sorted(STEPS * 2)), ended.err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [("--max-tasks-per-child", "2"), ()], ids=["max tasks", ""])
-def test_celery(
-    receiver: StepReceiver, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
-) -> None:
-    """Children of Celery's prefork pool deliver when they have done their number of tasks, and when SIGTERM comes."""
+CELERY_POOLS = ("--pool prefork --max-tasks-per-child 2", *(f"--pool {name}" for name in ("prefork", *IN_ONE_PROCESS)))
+
+
+@pytest.fixture
+def celery(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Program]:
+    """Start a worker of Celery with these options, which sends itself the tasks."""
     monkeypatch.setenv("FOLDER", str(tmp_path))
     monkeypatch.setenv("TASKS", str(len(STEPS)))
-    program = start("celery", "--app", "queued", "worker", "--concurrency", "2", *options, **PATIENT)
+    command = ("celery", "--app", "queued", "worker", "--concurrency", "2")
+    return lambda options: start(*command, *options.split(), **PATIENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", CELERY_POOLS)
+def test_celery(receiver: StepReceiver, celery: Callable[[str], Program], options: str) -> None:
+    """A worker of Celery delivers when SIGTERM comes, and a child when it has done its number of tasks."""
+    program = celery(options)
     # Children that have been replaced are killed together with the thread of the pool that has forked them.
-    receiver.wait_for(len(STEPS) * (2 if options else 1))
+    receiver.wait_for(len(STEPS) * (2 if "max-tasks" in options else 1))
     program.send_signal(signal.SIGTERM)
+    _assert_delivered(receiver, program.ended())
+
+
+@pytest.mark.slow
+# Without the hook, too, eventlet's worker does not end at SIGQUIT, which asks for a cold stop.
+@pytest.mark.parametrize("pool", ["prefork", *(name for name in IN_ONE_PROCESS if name != "eventlet")])
+def test_celery_that_stops_cold(receiver: StepReceiver, celery: Callable[[str], Program], pool: str) -> None:
+    """It delivers, too, when it is asked not to wait for its tasks."""
+    program = celery(f"--pool {pool}")
+    receiver.wait_for(len(STEPS))
+    program.send_signal(signal.SIGQUIT)
     _assert_delivered(receiver, program.ended())
 
 
@@ -46,6 +67,19 @@ def test_dramatiq(receiver: StepReceiver, start: Start, options: tuple[str, ...]
     receiver.wait_for(len(STEPS))
     program.send_signal(signal.SIGTERM)
     _assert_delivered(receiver, program.ended())
+
+
+@pytest.mark.slow
+def test_dramatiq_that_discards(receiver: StepReceiver, start: Start) -> None:
+    """What it discards is in its stderr: Dramatiq closes the log before it ends its processes."""
+    receiver.gate.clear()
+    limits = {"shutdown_timeout": 2, "timeout": 600, "give_up_after": 600}  # seconds; the first ends it in time
+    program = start("dramatiq", "acting", "--processes", "1", "--threads", "2", **limits)
+    receiver.wait_for(len(STEPS))
+    program.send_signal(signal.SIGTERM)
+    ended = program.ended()
+    assert (ended.code, ended.noise) == (0, [])
+    assert "\n3 more like this: discarded step" in ended.err
 
 
 POOLS = {
@@ -97,6 +131,41 @@ POOLS = {
 def test_pools(receiver: StepReceiver, run: Run, pool: str) -> None:
     """The children of each pool deliver when they end."""
     _assert_delivered(receiver, run(f"steps = {STEPS}\n" + POOLS[pool].replace("\n        ", "\n"), **PATIENT))
+
+
+TERMINATED = {
+    "multiprocessing pool": """
+        import multiprocessing
+        with multiprocessing.Pool(2) as pool:
+            pool.map(end_step, steps, 1)
+    """,
+    "multiprocessing process": """
+        import multiprocessing
+        def work(ended):
+            for step in steps:
+                end_step(step)
+            ended.set()
+            threading.Event().wait()
+        ended = multiprocessing.Event()
+        child = multiprocessing.Process(target=work, args=(ended,))
+        child.start()
+        ended.wait()
+        child.terminate()
+        child.join()
+    """,
+    "joblib": """
+        from joblib import Parallel, delayed
+        Parallel(2, backend="multiprocessing")(delayed(end_step)(step) for step in steps)
+    """,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", TERMINATED)
+def test_children_that_are_terminated(receiver: StepReceiver, run: Run, pool: str) -> None:
+    """With ``STEP_COMPLETE_DRAIN_ON_SIGTERM`` children deliver before the SIGTERM of their pool ends them."""
+    program = f"steps = {STEPS}\n" + TERMINATED[pool].replace("\n        ", "\n")
+    _assert_delivered(receiver, run(program, drain_on_sigterm="true", **PATIENT))
 
 
 @pytest.mark.slow
