@@ -85,3 +85,12 @@ def bash(script: str, environment: Mapping[str, str] | None = None, *, directory
     )
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def new_environment(directory: Path, *packages: str) -> str:
+    """Make an environment with this package and *packages* in *directory*, and return the path of its Python."""
+    uv, python = str(Path(sys.executable).with_name("uv")), str(directory / "bin" / "python")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, directory], check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", python, "--editable", str(ROOT), *packages]
+    subprocess.run(install, check=True)
+    return python

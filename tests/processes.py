@@ -18,6 +18,7 @@ from typing import NamedTuple
 from otel_step_hook.testing import HostileReceiver, read_request
 
 PROGRAMS = Path(__file__).parent / "programs"
+PROCESS_1 = ("unshare", "--user", "--map-root-user", "--pid", "--fork")  # its program is process 1, as in a container
 INSTRUMENT = str(Path(sys.executable).with_name("opentelemetry-instrument"))
 LIMIT = 40.0  # seconds a test waits for a program or a webhook; nothing takes so long unless it hangs
 
@@ -117,6 +118,14 @@ def python_program(program: str, *args: str, **settings: object) -> Program:
     target = ("-m", program) if program.isidentifier() else ("-c", code)
     variables = {f"STEP_COMPLETE_{setting.upper()}": str(value) for setting, value in settings.items()}
     return Program(sys.executable, *target, *args, **variables)
+
+
+def has_process_1() -> bool:
+    """Whether this system lets `PROCESS_1` start a program."""
+    try:
+        return subprocess.run([*PROCESS_1, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 class StepReceiver(HostileReceiver):

@@ -5,7 +5,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import measured  # noqa: F401 -- its import saves what coverage has measured
-import uvicorn  # before the next one, which hides click from it
+
+if __name__ == "__main__":
+    import uvicorn  # before the next one, which hides click from it
+
 from application import end_steps
 
 Message = MutableMapping[str, Any]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from processes import Program, Run, Start, StepReceiver
+from processes import PROCESS_1, Program, Run, Start, StepReceiver, has_process_1
 
 STEPS = sorted(f"step-{number}" for number in range(60))
 DRAINING = {"drain_on_sigterm": "true", "shutdown_timeout": 30}  # seconds, less than a test waits for the end
@@ -208,16 +208,6 @@ def test_a_forked_child(receiver: StepReceiver, start: Start) -> None:
     assert receiver.connections_of("parent").isdisjoint(receiver.connections_of("child"))
 
 
-_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork")  # its program is process 1, as in a container
-
-
-def _has_namespaces() -> bool:
-    try:
-        return subprocess.run([*_NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
 @pytest.fixture
 def process_1(receiver: StepReceiver) -> Iterator[tuple[Program, int]]:
     """`WATCHED` as process 1 of a container, and its process id outside of it; the receiver has its first steps."""
@@ -226,7 +216,7 @@ def process_1(receiver: StepReceiver) -> Iterator[tuple[Program, int]]:
     ids = "import os, threading; print(os.getpid(), os.readlink('/proc/self'), flush=True)"
     settings = {"WEBHOOK": receiver.url, "DRAIN_ON_SIGTERM": "true", "SHUTDOWN_TIMEOUT": "30"}  # seconds
     variables = {f"STEP_COMPLETE_{name}": value for name, value in settings.items()}
-    program = Program(*_NAMESPACE, sys.executable, "-c", f"{ids}\nfrom application import *\n{WATCHED}", **variables)
+    program = Program(*PROCESS_1, sys.executable, "-c", f"{ids}\nfrom application import *\n{WATCHED}", **variables)
     try:
         inside, outside = program.read_line().split()
         assert inside == "1"
@@ -236,7 +226,7 @@ def process_1(receiver: StepReceiver) -> Iterator[tuple[Program, int]]:
         program.kill_group()
 
 
-needs_namespaces = pytest.mark.skipif(not _has_namespaces(), reason="needs unshare, and a kernel that permits it")
+needs_namespaces = pytest.mark.skipif(not has_process_1(), reason="needs unshare, and a kernel that permits it")
 
 
 @needs_namespaces

@@ -1,5 +1,6 @@
-"""The code about servers: what arrives when SIGTERM stops one."""
+"""The code about ASGI servers and containers: what arrives when SIGTERM stops one."""
 
+import os
 import signal
 import socket
 import sys
@@ -10,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from documentation import claim
-from processes import LIMIT, Program, StepReceiver
+from processes import LIMIT, PROCESS_1, Program, StepReceiver, has_process_1
 
-_LIFESPAN = claim("docs/processes.md", "async def lifespan")
+_LIFESPAN = claim("docs/servers.md", "async def lifespan")
+_POD = claim("docs/servers.md", "terminationGracePeriodSeconds")
 _ENDS_STEPS = """
 
 @app.get("/")
@@ -76,3 +79,35 @@ def test_the_lifespan_delivers_what_is_queued(server: Program, receiver: StepRec
     receiver.gate.set()
     server.ended()
     assert receiver.steps == sorted(f"step-{number}" for number in range(60))
+
+
+def test_the_grace_period_is_long_enough() -> None:
+    """Hook, graceful stop and shutdown timeout together are shorter than the time after which Kubernetes kills."""
+    pod = yaml.safe_load(_POD.text)["spec"]
+    (container,) = pod["containers"]
+    hook, graceful_stop = container["lifecycle"]["preStop"]["exec"]["command"][-1], container["command"][-1]
+    (timeout,) = [one["value"] for one in container["env"] if one["name"] == "STEP_COMPLETE_SHUTDOWN_TIMEOUT"]
+    assert int(hook) + int(graceful_stop) + int(timeout) < pod["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_process_1(), reason="needs unshare, and a kernel that permits it")
+def test_the_container_delivers_what_is_queued(
+    receiver: StepReceiver, tmp_path: Path, free_port: int, request: pytest.FixtureRequest
+) -> None:
+    """As process 1, which only gets the signals that it has handlers for, its command delivers all steps and exits."""
+    (container,) = yaml.safe_load(_POD.at({"https://example.com/hooks/steps": receiver.url}).text)["spec"]["containers"]
+    (tmp_path / "app.py").write_text(
+        f"import os\nprint(os.readlink('/proc/self'), flush=True)\n{_LIFESPAN.text}{_ENDS_STEPS}"
+    )
+    command = [sys.executable, "-m", *container["command"], "--app-dir", str(tmp_path), "--port", str(free_port)]
+    program = Program(*PROCESS_1, *command, **{one["name"]: one["value"] for one in container["env"]})
+    request.addfinalizer(program.kill_group)
+    receiver.gate.clear()
+    pid = int(program.read_line())  # outside of the container
+    _request(free_port)
+    receiver.wait_for(8)
+    os.kill(pid, signal.SIGTERM)
+    program.read_error("Waiting for application shutdown")
+    receiver.gate.set()
+    assert (program.ended().code, receiver.steps) == (0, sorted(f"step-{number}" for number in range(60)))
