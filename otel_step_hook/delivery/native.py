@@ -7,7 +7,9 @@ before or after it imports this module, so the originals are looked up at each u
 
 import _thread
 import contextlib
+import functools
 import os
+import signal
 import socket
 import sys
 import time
@@ -26,8 +28,29 @@ def is_patched() -> bool:
 
 
 def start_thread(function: Callable[..., object], *arguments: object) -> None:
-    """Start a thread that does not keep the process alive. Raises RuntimeError when none can be started."""
-    _original(_thread, "start_new_thread")(function, arguments)
+    """Start a thread that does not keep the process alive. Raises RuntimeError when none can be started.
+
+    Under uWSGI neither the thread nor those that it starts get signals.
+    """
+    start = functools.partial(_original(_thread, "start_new_thread"), function, arguments)
+    if "uwsgi" in sys.modules:
+        _call_without_signals(start)
+    else:
+        start()
+
+
+def _call_without_signals(start: Callable[[], object]) -> None:
+    """Call *start* while this thread, and with it what it starts, gets no signals.
+
+    A handler in C runs on the thread that gets the signal, and a new thread may get it before it runs any Python. That
+    of uWSGI's workers exits the process, which waits for the main thread, and therefore hangs on any other one.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        start()
+    finally:  # a signal handler may raise, but only after each call
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def allocate_lock() -> Any:

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable
 
 from application import end_step
@@ -16,8 +18,14 @@ async def answer() -> bytes:
 
 
 def application(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """Answer with the worker's pid; to ``/asyncio``, with what an event loop has returned."""
+    """Answer with the worker's pid; to ``/asyncio``, with what an event loop has returned.
+
+    ``/signal`` sends SIGTERM to the thread that delivers.
+    """
     name = environ["PATH_INFO"].strip("/")
     end_step(f"request-{name}")
+    for thread in threading.enumerate():
+        if name == "signal" and thread.name == "otel-step-hook" and thread.ident is not None:
+            signal.pthread_kill(thread.ident, signal.SIGTERM)
     start_response("200 OK", [("content-type", "text/plain")])
     return [asyncio.run(answer()) if name == "asyncio" else str(os.getpid()).encode()]

@@ -21,8 +21,10 @@ def _free_port() -> int:
         return port
 
 
-def _serve(receiver: StepReceiver, *options: str, workers: tuple[str, ...] = WORKERS, arrivals: int = 7) -> Ended:
-    """Serve seven requests with these *workers*, wait for so many webhooks, and send SIGTERM.
+def _serve(
+    receiver: StepReceiver, *options: str, workers: tuple[str, ...] = WORKERS, arrivals: int = 7, last: str = "6"
+) -> Ended:
+    """Serve seven requests with these *workers*, the last one to this path, wait for so many webhooks, and send SIGTERM.
 
     The lines that are returned as those on stdout are the process ids of the workers that have served them.
     """
@@ -38,7 +40,7 @@ def _serve(receiver: StepReceiver, *options: str, workers: tuple[str, ...] = WOR
         loads = 2 if "--lazy-apps" in options else 1
         while f"spawned uWSGI worker {workers[-1]}" not in log or log.count("WSGI app 0") < loads:
             log += program.stderr.readline() or pytest.fail(log)
-        for path in range(7):
+        for path in (*range(6), last):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=LIMIT) as answer:
                 pids.add(answer.read().decode())
         # Before the signal: of a worker that is in a request uWSGI runs no exit handlers.
@@ -102,3 +104,9 @@ def test_workers_that_are_replaced(receiver: StepReceiver) -> None:
     ended = _serve(receiver, "--max-requests", "2", "--min-worker-lifetime", "0", arrivals=14)
     assert (ended.code, receiver.steps) == (0, sorted(SERVED * 2))
     assert len(ended.out) > 2
+
+
+def test_a_signal_for_the_thread_that_delivers(receiver: StepReceiver) -> None:
+    """The thread does not get it: uWSGI would exit on it, and hang. The worker goes on until the master ends it."""
+    ended = _serve(receiver, "--lazy-apps", arrivals=9, last="signal")
+    assert (ended.code, receiver.steps) == (0, ["loaded", "loaded", *SERVED[:6], "request-signal"])
