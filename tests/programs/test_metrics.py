@@ -55,6 +55,8 @@ def test_the_values_of_all_metrics(step_receiver: ScriptedReceiver, start: Start
         },
         "step_hook.dropped {event}": {"endpoint=default, reason=queue_full": 3},
         "step_hook.queue.size {event}": {"endpoint=default": 0},
+        "step_hook.queue.in_memory {event}": {"endpoint=default": 0},
+        "step_hook.outbox.discarded {delivery}": {"endpoint=default": 0},
         "step_hook.queue.oldest s": {"endpoint=default": 0},
         "step_hook.circuit.open 1": {"endpoint=default": 0},
     }

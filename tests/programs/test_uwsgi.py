@@ -24,7 +24,7 @@ def _free_port() -> int:
 def _serve(
     receiver: StepReceiver, *options: str, workers: tuple[str, ...] = WORKERS, arrivals: int = 7, last: str = "6"
 ) -> Ended:
-    """Serve seven requests with these *workers*, the last one to this path, wait for so many webhooks, and send SIGTERM.
+    """Serve seven requests, the *last* to this path, with these *workers*, wait for the webhooks, and send SIGTERM.
 
     The lines that are returned as those on stdout are the process ids of the workers that have served them.
     """
