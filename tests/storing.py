@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from delivering import event
 from opentelemetry.sdk.resources import Resource
 
-from otel_step_hook.delivery.model import Pipeline
+from otel_step_hook.delivery.database import Database
+from otel_step_hook.delivery.model import Delivery, Pipeline
 from otel_step_hook.delivery.outbox import OutboxStore
 from otel_step_hook.delivery.outbox_file import OutboxOptions
+from otel_step_hook.delivery.rows import Changes, EndpointRows, Row
 
 PIPELINE = Pipeline(None, Resource({"service.name": "tests"}))
 LEASE_TIME = 40.0  # seconds
+NOW = 1.7e9  # unix seconds
+SENT = b'{"step_id": "1"}'
 LONGEST_WAIT = 3600.0  # seconds
 KEEP = 604_800.0  # seconds
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -110,3 +115,42 @@ def journals(directory: Path) -> list[Path]:
 def descriptors() -> int:
     """How many file descriptors this process has open."""
     return len(list(Path("/dev/fd").iterdir()))
+
+
+def rows_of(database: Database, owner: str = "own", endpoint: str = "default") -> EndpointRows:
+    """The rows of *endpoint*, for the process *owner*."""
+    return EndpointRows(database, endpoint, owner, LEASE_TIME)
+
+
+def new(*webhook_ids: str, at: float = NOW, resource: str = "hash", **more: object) -> Changes:
+    """Changes that add a row for each id, submitted *at*."""
+    changes = Changes()
+    for webhook_id in webhook_ids:
+        delivery = Delivery(webhook_id, event(webhook_id), PIPELINE, 0.0, **more)  # type: ignore[arg-type]  # -- by name
+        changes.add(delivery, at, pipeline=None, resource=resource, content=f'"{resource}"')
+    return changes
+
+
+def put(rows: EndpointRows, *webhook_ids: str, at: float = NOW, **more: object) -> None:
+    """Add a row for each id."""
+    rows.write(new(*webhook_ids, at=at, **more), at)  # type: ignore[arg-type]  # -- by name
+
+
+def ids(leased: list[Row]) -> list[str]:
+    """The webhook ids of these rows."""
+    return [row.webhook_id for row in leased]
+
+
+def deliver(rows: EndpointRows, *leased: Row) -> None:
+    """Delete these rows, as delivered."""
+    rows.write(Changes(delivered=[(row.id, row.lease) for row in leased]), NOW)
+
+
+def retry(rows: EndpointRows, row: Row, due_at: float) -> None:
+    """Make *row* due again, after an attempt that was answered with 503."""
+    rows.write(Changes(retried=[(row.id, row.lease, due_at, row.attempts + 1, "503", SENT.decode())]), NOW)
+
+
+def discard(rows: EndpointRows, row: Row, at: float = NOW) -> None:
+    """Discard *row*, after an attempt that was answered with 410."""
+    rows.write(Changes(discarded=[(row.id, row.lease, row.attempts + 1, "410")]), at)
