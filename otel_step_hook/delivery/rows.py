@@ -34,7 +34,8 @@ WHERE discarded_at IS NOT NULL
 # "+owner": not by its index, in which all rows of this process are.
 _DELETE = """
 DELETE FROM delivery WHERE id IN (SELECT json_extract(value, '$[0]') FROM json_each(:leases))
-AND +owner = :owner AND lease IN (SELECT json_extract(value, '$[1]') FROM json_each(:leases))
+AND +owner = :owner
+AND (id, lease) IN (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:leases))
 """
 _RETRY = """
 UPDATE delivery
@@ -215,7 +216,7 @@ class EndpointRows:
         return self._leased(values)
 
     def _next_lease(self, now: float) -> dict[str, object]:
-        self._lease += 1
+        self._lease = max(self._lease + 1, int(now * 1e6))  # also above those from before the file was opened again
         self._until = max(self._until + 1e-3, now + self._lease_time)  # no two leases end at the same moment
         return {
             "owner": self._owner, "lease": self._lease, "until": self._until, "endpoint": self._endpoint, "now": now,

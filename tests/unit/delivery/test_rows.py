@@ -91,6 +91,36 @@ def test_an_expired_lease_is_claimed_by_another(database: Database, rows: Endpoi
     assert (again.attempts, again.error_type) == (1, "503")
 
 
+def test_an_old_lease_of_the_same_process_changes_nothing(database: Database, rows: EndpointRows) -> None:
+    """Also when the row has come back to it since, by way of another process, and other rows are finished with it."""
+    put(rows, "msg_1")
+    (slept,) = rows.lease(1, 0, NOW)
+    other = rows_of(database, "other")
+    retry(other, other.lease(1, 0, NOW + 50)[0], NOW + 50)
+    put(rows, "msg_2", at=NOW + 51)
+    first, second = rows.lease(2, 0, NOW + 51)
+    assert ids([first, second]) == ["msg_1", "msg_2"]
+    deliver(rows, slept, second)
+    retry(rows, slept, NOW)
+    discard(rows, slept)
+    assert database.execute("SELECT webhook_id, owner, attempts FROM delivery") == [("msg_1", "own", 1)]
+    deliver(rows, first)
+    assert rows.state().all_waiting == 0
+
+
+def test_leases_have_new_numbers_when_the_file_is_opened_again(database: Database, rows: EndpointRows) -> None:
+    """A lease from before, of a row that has come back to this process since, changes nothing."""
+    put(rows, "msg_1")
+    (slept,) = rows.lease(1, 0, NOW)
+    again = rows_of(database)
+    again.release("own", NOW + 1)
+    (row,) = again.lease(1, 0, NOW + 1)
+    deliver(again, slept)
+    assert again.state().waiting == 1
+    deliver(again, row)
+    assert again.state().waiting == 0
+
+
 def test_a_process_does_not_lease_its_own_rows_again(rows: EndpointRows) -> None:
     """An attempt that takes longer than its lease, because nothing else wanted the row, still ends it."""
     put(rows, "msg_1")
