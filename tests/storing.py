@@ -4,7 +4,8 @@ import os
 import signal
 import sqlite3
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from otel_step_hook.delivery.model import Delivery, Pipeline
 from otel_step_hook.delivery.outbox import OutboxStore
 from otel_step_hook.delivery.outbox_file import OutboxOptions
 from otel_step_hook.delivery.rows import Changes, EndpointRows, Row
+from otel_step_hook.delivery.store import Store, Stored
 
 PIPELINE = Pipeline(None, Resource({"service.name": "tests"}))
 LEASE_TIME = 40.0  # seconds
@@ -24,6 +26,7 @@ NOW = 1.7e9  # unix seconds
 SENT = b'{"step_id": "1"}'
 LONGEST_WAIT = 3600.0  # seconds
 KEEP = 604_800.0  # seconds
+NewOutbox = Callable[..., OutboxStore]  # the type of the fixture `new_outbox`
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
@@ -154,3 +157,28 @@ def retry(rows: EndpointRows, row: Row, due_at: float) -> None:
 def discard(rows: EndpointRows, row: Row, at: float = NOW) -> None:
     """Discard *row*, after an attempt that was answered with 410."""
     rows.write(Changes(discarded=[(row.id, row.lease, row.attempts + 1, "410")]), at)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another program that has locked the file."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    yield
+    other.execute("ROLLBACK")
+    other.close()
+
+
+def put_steps(store: Store, *step_ids: str) -> list[Stored]:
+    """Put an event for each step id."""
+    return [store.put(event(step_id), PIPELINE) for step_id in step_ids]
+
+
+def by_id(claimed: list[Delivery]) -> dict[str, Delivery]:
+    """These deliveries, by step id."""
+    return {one.event.step_id: one for one in claimed}
+
+
+def step_ids(path: Path) -> list[str]:
+    """The step ids of the rows in the file."""
+    return rows(path, "json_extract(event, '$.step_id')")

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from delivering import WAIT, NewRig, Rig, threads, wait_until
 from sending import Attempts
-from storing import rows_of
+from storing import Clock, NewOutbox, outbox, rows_of
 
-from otel_step_hook.delivery import runner
+from otel_step_hook.delivery import outbox_file, runner
 from otel_step_hook.delivery.database import Database
+from otel_step_hook.delivery.outbox import OutboxStore
 from otel_step_hook.delivery.rows import EndpointRows
 from otel_step_hook.delivery.sender import Transport
 from otel_step_hook.delivery.transport import connector
@@ -59,3 +60,30 @@ def database(tmp_path: Path) -> Iterator[Database]:
 def rows(database: Database) -> EndpointRows:
     """The rows of the endpoint "default", for the process "own"."""
     return rows_of(database)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The path of a file that is not there yet."""
+    return tmp_path / "steps.db"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock that the stores of a test go by."""
+    return Clock()
+
+
+@pytest.fixture
+def new_outbox(path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[NewOutbox]:
+    """Makes stores at *path*, which do not wait for a file that is locked, and closes them at the end."""
+    monkeypatch.setattr(outbox_file, "BUSY_TIME", 0.0)
+    made: list[OutboxStore] = []
+
+    def new(endpoint: str = "default", **more: object) -> OutboxStore:
+        made.append(outbox(path, clock, endpoint, **more))  # type: ignore[arg-type]  # -- by name
+        return made[-1]
+
+    yield new
+    for store in made:
+        store.close()

@@ -19,12 +19,6 @@ Open = Callable[[], Database]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """The path of a database that is not there yet."""
-    return tmp_path / "steps.db"
-
-
-@pytest.fixture
 def opened(path: Path) -> Iterator[Open]:
     """Opens the database, without waiting for others that use it, and closes it at the end."""
     made: list[Database] = []
