@@ -132,6 +132,18 @@ class MemoryStore:
         for delivery in deliveries:
             self.retry(delivery, delay=0.0)
 
+    def waiting(self) -> list[Delivery]:
+        """Return all deliveries that are not leased, oldest first. They stay as they are."""
+        self._take_incoming()
+        return [delivery for delivery in self._unfinished if delivery in self._waiting]
+
+    def remove(self, deliveries: Iterable[Delivery]) -> None:
+        """Forget *deliveries*, all that were `waiting`: another store has them now."""
+        for delivery in deliveries:
+            del self._waiting[delivery]
+            self.finish(delivery, "handed_over")
+        self._sweep()
+
     def finish(self, delivery: Delivery, result: Result) -> None:  # noqa: ARG002 -- other stores record it
         """Forget *delivery*, and make room for another event."""
         del self._unfinished[delivery]

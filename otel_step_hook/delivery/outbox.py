@@ -210,7 +210,7 @@ class OutboxStore:
         """Write all changes and *lease* rows, in one transaction. None when the database cannot be used."""
         # All: what a transaction costs beside its rows, waiting for the interpreter's lock, would let the journal fill.
         records = self._journal.take(len(self._journal)) if self._journal is not None else []
-        waiting = self._memory.claim_older(0.0)
+        waiting = self._memory.waiting()
         leased = None
         try:
             leased = self._file.run(functools.partial(self._exchange, records, waiting, lease))
@@ -236,15 +236,14 @@ class OutboxStore:
     def _after_write(self, records: list[JournalRecord], waiting: list[Delivery], *, is_written: bool) -> None:
         """Forget *records* and *waiting*, which are rows now, or keep them."""
         if not is_written:
-            self._memory.unclaim(waiting)
             if self._journal is not None:
                 self._journal.put_back(records)
             return
         self._changes = Changes()
         if self._journal is not None:
             self._journal.free(record.slot for record in records)
+        self._memory.remove(waiting)
         for delivery in waiting:
-            self._memory.finish(delivery, "handed_over")
             self._free(delivery)
         if waiting and not self._is_said:
             self._is_said = True

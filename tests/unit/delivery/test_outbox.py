@@ -113,3 +113,18 @@ def test_what_is_not_delivered_from_the_journal_is_left_in_it(path: Path, new_ou
     store.close()
     path.unlink()
     assert set(by_id(new_outbox().claim(9))) == {"two", "three"}
+
+
+def test_backoffs_go_on_while_the_file_cannot_be_used(path: Path, clock: Clock, new_outbox: NewOutbox) -> None:
+    """Each attempt to write what waits in memory leaves its due times as they are."""
+    new_outbox().claim(1)
+    store = new_outbox()
+    with locked(path):
+        put_steps(store, "one", LONG)
+        for delivery in store.claim(2):
+            store.retry(delivery, delay=30.0)
+        for left in (30.0, 25.0, 20.0):
+            assert (store.claim(9), store.next_due()) == ([], left)
+            clock.monotonic += 5.0
+        put_steps(store, "new")
+        assert set(by_id(store.claim(9))) == {"new"}
