@@ -50,6 +50,7 @@ class OutboxStore:
         self._monotonic = monotonic
         self._owner = uuid.uuid4().hex
         self._memory = MemoryStore(max_queue_size, monotonic=monotonic)
+        self._max_in_memory = max_queue_size
         self._journal: Journal | None = None
         self._may_create = native.allocate_lock()  # taken once, by the thread that creates the journal
         # What follows is for the worker thread; `put`, `counts` and `oldest_age` read some of it.
@@ -140,7 +141,8 @@ class OutboxStore:
         """Return the seconds until the first delivery is due: 0 when one is due, None when no delivery waits."""
         if self._has_changes():
             self._write()
-        if self._journal:
+        has_room = self._file.fault is None or len(self._memory) < self._max_in_memory
+        if self._journal and has_room:
             return 0.0
         if self._file.fault is not None:
             return self._memory.next_due()

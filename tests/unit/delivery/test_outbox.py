@@ -115,6 +115,22 @@ def test_what_is_not_delivered_from_the_journal_is_left_in_it(path: Path, new_ou
     assert set(by_id(new_outbox().claim(9))) == {"two", "three"}
 
 
+@pytest.mark.timeout(20)
+def test_a_store_that_is_full_and_unusable_waits(path: Path, new_outbox: NewOutbox) -> None:
+    """While memory has no room for what is in the journal, nothing is due: a worker must not spin."""
+    path.write_text("the notes of somebody\n" * 50)
+    store = new_outbox(size=1)
+    put_steps(store, "one", "two")
+    (delivery,) = store.claim(5)
+    assert (store.claim(5), store.next_due()) == ([], None)
+    store.retry(delivery, delay=30.0)
+    assert (store.claim(5), store.next_due()) == ([], 30.0)
+    (delivery,) = store.claim_older(0.0)
+    store.finish(delivery, "discarded")
+    assert store.next_due() == 0.0
+    assert set(by_id(store.claim(5))) == {"two"}
+
+
 def test_backoffs_go_on_while_the_file_cannot_be_used(path: Path, clock: Clock, new_outbox: NewOutbox) -> None:
     """Each attempt to write what waits in memory leaves its due times as they are."""
     new_outbox().claim(1)
