@@ -206,7 +206,8 @@ class OutboxStore:
         return self._file.state.all_waiting + len(self) - ended
 
     def _has_changes(self) -> bool:
-        return bool(self._changes or len(self))
+        # Not what is leased from memory: that cannot be written before its attempt has ended.
+        return bool(self._changes or self._journal or self._memory.next_due() is not None)
 
     def _write(self, lease: Callable[[EndpointRows, float], list[Row]] = lambda _, __: []) -> list[Row] | None:
         """Write all changes and *lease* rows, in one transaction. None when the database cannot be used."""

@@ -144,3 +144,19 @@ def test_backoffs_go_on_while_the_file_cannot_be_used(path: Path, clock: Clock, 
             clock.monotonic += 5.0
         put_steps(store, "new")
         assert set(by_id(store.claim(9))) == {"new"}
+
+
+@pytest.mark.timeout(20)
+def test_a_store_is_closed_while_deliveries_from_memory_are_leased(
+    path: Path, clock: Clock, new_outbox: NewOutbox
+) -> None:
+    """They cannot be written, and the close does not wait for them; their slots stay for the next process."""
+    new_outbox().claim(1)
+    store = new_outbox()
+    with locked(path):
+        put_steps(store, "leased", "waits")
+        assert len(store.claim(1)) == 1
+    clock.monotonic += 5.0
+    store.close()
+    assert step_ids(path) == ["waits"]
+    assert set(by_id(new_outbox().claim(9))) == {"leased", "waits"}
