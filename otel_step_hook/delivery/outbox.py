@@ -115,7 +115,7 @@ class OutboxStore:
         leased: list[Row] | None = []
         if is_due or self._has_changes() or self._file.fault is not None:
             leased = self._write(functools.partial(self._lease, limit))
-        return self._claim_in_memory(limit) if leased is None else [self._delivery(row) for row in leased]
+        return self._claim_in_memory(limit) if leased is None else self._deliveries(leased)
 
     def _lease(self, limit: int, rows: EndpointRows, now: float) -> list[Row]:
         """Lease up to *limit* rows, half of them the newest while the oldest has waited for long."""
@@ -134,7 +134,7 @@ class OutboxStore:
         # Not for changes alone: `claim` comes next, and writes them together with its lease.
         if self.counts().waiting and self.oldest_age() >= age:
             leased = self._write(lambda rows, now: rows.lease_older(now - age, BATCH, now))
-            claimed += [self._delivery(row) for row in leased or ()]
+            claimed += self._deliveries(leased or ())
         return claimed
 
     def next_due(self) -> float | None:
@@ -251,6 +251,20 @@ class OutboxStore:
         if waiting and not self._is_said:
             self._is_said = True
             log_safely(logging.WARNING, _IN_MEMORY, len(waiting), self._options.path)
+
+    def _deliveries(self, rows: Iterable[Row]) -> list[Delivery]:
+        """Return the deliveries of *rows*; those that cannot be read are discarded, and do not keep the others."""
+        made, unreadable = [], 0
+        for row in rows:
+            try:
+                made.append(self._delivery(row))
+            except (ValueError, LookupError, TypeError):  # of another version, or damaged
+                self._changes.discarded.append((row.id, row.lease, row.attempts, "unreadable"))
+                unreadable += 1
+        if unreadable:
+            text = "%d deliveries in the outbox %s cannot be read, and are discarded: their error is 'unreadable'"
+            log_safely(logging.ERROR, text, unreadable, self._options.path)
+        return made
 
     def _delivery(self, row: Row) -> Delivery:
         delivery = Delivery(

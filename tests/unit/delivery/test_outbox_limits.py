@@ -7,6 +7,7 @@ from storing import (
     Clock,
     NewOutbox,
     by_id,
+    change,
     descriptors,
     options,
     put_steps,
@@ -77,6 +78,22 @@ def test_rows_of_unknown_endpoints_are_named_once_and_left(
         f"WARNING the outbox {path} has 2 deliveries for endpoint old, which this process does not know: they are left"
     ]
     assert set(by_id(new_outbox("old").claim(9))) == {"one", "two"}
+
+
+def test_a_row_that_cannot_be_read_does_not_keep_the_others(
+    path: Path, new_outbox: NewOutbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A row that another version has written, or that was damaged, is discarded, and a line says so."""
+    store = new_outbox()
+    put_steps(store, "one", "bad", "two")
+    store.claim(0)
+    change(path, "UPDATE delivery SET event = replace(event, 'success', 'unheard-of') WHERE event LIKE '%bad%'")
+    assert set(by_id(store.claim(9))) == {"one", "two"}
+    store.claim(0)
+    assert (rows(path, "error_type", "discarded_at"), store.counts()) == (["unreadable"], (2, 0, 1))
+    assert log_lines(caplog) == [
+        f"ERROR 1 deliveries in the outbox {path} cannot be read, and are discarded: their error is 'unreadable'"
+    ]
 
 
 def test_nothing_is_left_of_a_closed_store(path: Path, new_outbox: NewOutbox) -> None:
