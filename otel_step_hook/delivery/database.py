@@ -9,7 +9,7 @@ import os
 import sqlite3
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,30 +92,36 @@ class OutboxError(Exception):
         self.is_final = is_final
 
 
+class ClosedByForkError(OutboxError):
+    """The connection was closed for a fork, and its transaction rolled back: open the file again, and repeat it."""
+
+    def __init__(self) -> None:
+        super().__init__("was closed while the process forked", is_final=False)
+
+
 class Database:
     """The open database at *path*. Raises `OutboxError` from every method.
 
     A file that is missing or empty is made an outbox, or refused when *may_create* is false.
 
-    For one thread at a time. A forked child neither uses nor closes that of its parent.
+    For one thread at a time. A fork closes it, between two statements; after that its methods raise
+    `ClosedByForkError`. SQLite keeps in memory what locks the process has on a file, and believes it in a forked
+    child, which has none: then another process deletes the log that the child writes to.
     """
 
     def __init__(self, path: Path, *, may_create: bool = True, busy_time: float = BUSY_TIME) -> None:
         self.path = path
         self.busy_time = busy_time  # seconds to wait while another process writes
         self._inside = native.allocate_lock()  # held while a statement runs
+        self._pid = os.getpid()
+        self._is_closed_by_fork = False
         try:
             if may_create:
                 _create(path)
             self._identity = path.stat()
-            # Its threads follow each other; `isolation_level`: transactions begin and end as they are written here.
-            self._connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=rw",
-                uri=True,
-                timeout=0,
-                isolation_level=None,
-                check_same_thread=False,
-            )
+            with _opening:
+                self._connection = self._connect()
+                _open_databases.add(self)
         except OSError as error:
             raise OutboxError(f"cannot be opened: {error.strerror}", is_final=False) from error
         except sqlite3.Error as error:
@@ -125,7 +131,23 @@ class Database:
         except BaseException:
             self.close()
             raise
-        _open_databases.add(self)
+
+    def _connect(self) -> sqlite3.Connection:
+        # By process id: by default uWSGI forks without Python's hooks (unbit/uwsgi#1995).
+        if _inherited or any(one._pid != self._pid for one in tuple(_open_databases)):  # noqa: SLF001 -- of this class
+            raise OutboxError(
+                "was in use while this process was forked, so that SQLite cannot use it here: fork before the first "
+                "step, or start another process",
+                is_final=True,
+            )
+        # Its threads follow each other; `isolation_level`: transactions begin and end as they are written here.
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+        )
 
     def _prepare(self, *, may_create: bool) -> None:
         found = self._version()
@@ -176,6 +198,8 @@ class Database:
                     # All rows at once: a statement that is half done keeps its locks.
                     return cursor.fetchall(), cursor.rowcount
             except sqlite3.Error as error:
+                if self._is_closed_by_fork:
+                    raise ClosedByForkError from error
                 is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
                 if not is_busy or monotonic() >= deadline:
                     raise _outbox_error(error) from error
@@ -212,12 +236,23 @@ class Database:
         with contextlib.suppress(sqlite3.Error), self._inside:
             self._connection.close()
 
-    def wait_for_statement(self, timeout: float) -> bool:
-        """Wait up to *timeout* seconds until no statement runs, and let none begin until `let_statements_run`."""
-        return native.acquire(self._inside, timeout)
+    def close_for_fork(self, timeout: float) -> bool:
+        """Close the connection once no statement runs, and let none begin until `end_fork`.
 
-    def let_statements_run(self) -> None:
-        """Undo `wait_for_statement`."""
+        False when a statement has run for *timeout* seconds: then nothing has changed.
+        """
+        if not native.acquire(self._inside, timeout):
+            return False
+        self._is_closed_by_fork = True
+        _open_databases.discard(self)
+        with contextlib.suppress(AttributeError):  # before Python 3.12, which takes some 10 ms longer here
+            self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)  # type: ignore[attr-defined]  # -- see above
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+        return True
+
+    def end_fork(self) -> None:
+        """Let statements begin, which raise `ClosedByForkError`."""
         self._inside.release()
 
     def leave_to_parent(self) -> None:
@@ -261,23 +296,33 @@ def _statements(script: str) -> Iterable[str]:
 
 
 def _before_fork() -> None:
-    """Wait until no statement runs: a child inherits SQLite's mutexes as they are, and would hang at a locked one."""
+    """Close all databases, within `_FORK_TIME`. A child would inherit their locks, and SQLite's mutexes as they are."""
     deadline = monotonic() + _FORK_TIME
-    _stopped.extend(one for one in tuple(_open_databases) if one.wait_for_statement(max(0.0, deadline - monotonic())))
+    if native.acquire(_opening, _FORK_TIME):  # else a file is being opened
+        _forking.append(_opening.release)
+    _forking.extend(
+        one.end_fork for one in tuple(_open_databases) if one.close_for_fork(max(0.0, deadline - monotonic()))
+    )
 
 
 def _after_fork_in_parent() -> None:
-    while _stopped:
-        _stopped.pop().let_statements_run()
+    while _forking:
+        _forking.pop()()
 
 
 def _after_fork_in_child() -> None:
-    _stopped.clear()
+    global _opening  # noqa: PLW0603 -- one for each process
+    if _open_databases or _opening.release not in _forking:
+        _inherited.append(True)
+    _forking.clear()
+    _opening = native.allocate_lock()
     for database in tuple(_open_databases):
         database.leave_to_parent()
     _open_databases.clear()
 
 
 _open_databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
-_stopped: list[Database] = []  # during a fork
+_opening = native.allocate_lock()  # held while a connection is made
+_forking: list[Callable[[], None]] = []  # what a fork has stopped, to be continued after it
+_inherited: list[bool] = []  # not empty in a child that has inherited a connection
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

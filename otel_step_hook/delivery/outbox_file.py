@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from otel_step_hook.delivery.clock import monotonic
-from otel_step_hook.delivery.database import BUSY_TIME, Database, OutboxError
+from otel_step_hook.delivery.database import BUSY_TIME, ClosedByForkError, Database, OutboxError
 from otel_step_hook.delivery.filesystem import network_type
 from otel_step_hook.delivery.journal import Journal, JournalRecord, abandoned, journal_prefix
 from otel_step_hook.delivery.log import log_safely
@@ -88,6 +88,9 @@ class OutboxFile:
             with rows.database.transaction():
                 done = action(rows, self.now())
                 state = rows.state()
+        except ClosedByForkError:
+            self.close()
+            return self.run(action)
         except OutboxError as error:
             self._failed(error)
             return None
@@ -110,6 +113,10 @@ class OutboxFile:
             for journal in abandoned(self._options.path.parent, self._options.journal_prefix):
                 self._take_over(rows, journal)
             self._restore(rows)
+        except ClosedByForkError:
+            self._look_at = now  # look again
+            self.close()
+            return
         except OutboxError as error:
             self._failed(error)
         self.run(self._tidy)
