@@ -13,6 +13,8 @@ from processes import LIMIT, Program, Start
 
 from otel_step_hook.testing import Answer, ScriptedReceiver
 
+pytestmark = pytest.mark.slow
+
 _COMMAND = str(Path(sys.executable).with_name("otel-step-hook"))
 
 

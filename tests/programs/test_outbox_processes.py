@@ -48,6 +48,7 @@ def test_a_process_that_is_killed_loses_nothing(
     assert left_in(file) == []
 
 
+@pytest.mark.slow
 def test_what_was_flushed_survives_a_kill(receiver: StepReceiver, start: Start, run: Run, file: Path) -> None:
     """A flush returns once everything is durable, also what is too long for the journal, and waits for no receiver."""
     long = "x" * 2000
@@ -59,6 +60,7 @@ def test_what_was_flushed_survives_a_kill(receiver: StepReceiver, start: Start, 
     assert receiver.steps == [long]
 
 
+@pytest.mark.slow
 def test_an_exit_leaves_the_rest_to_the_next_process(
     receiver: StepReceiver, start: Start, run: Run, file: Path
 ) -> None:
@@ -70,6 +72,7 @@ def test_an_exit_leaves_the_rest_to_the_next_process(
     assert receiver.steps == sorted(f"step-{number}" for number in range(40))
 
 
+@pytest.mark.slow
 def test_an_attempt_in_flight_may_end_at_exit(receiver: StepReceiver, start: Start, file: Path) -> None:
     """A delivery that is answered during the exit is not sent again by the next process."""
     receiver.gate.clear()
@@ -95,6 +98,7 @@ def test_an_attempt_in_flight_may_end_at_exit(receiver: StepReceiver, start: Sta
     assert receiver.steps == ["last", "step"]
 
 
+@pytest.mark.slow
 def test_an_exit_does_not_wait_for_a_receiver_that_hangs(receiver: StepReceiver, start: Start, file: Path) -> None:
     """An attempt that does not move is broken off, and made again by the next process, below the same span."""
     receiver.gate.clear()
@@ -107,6 +111,7 @@ def test_an_exit_does_not_wait_for_a_receiver_that_hangs(receiver: StepReceiver,
     assert receiver.steps == ["step", "step"]
 
 
+@pytest.mark.slow
 def test_a_living_process_takes_a_dead_ones_steps_over(receiver: StepReceiver, start: Start, file: Path) -> None:
     """A process that shares the file delivers what a killed one had in its journal and in its leases."""
     living = start(DELIVER, outbox=file)
@@ -162,6 +167,7 @@ def test_forked_children_write_to_journals_of_their_own(receiver: StepReceiver, 
     assert set(receiver.steps) == set(wanted)
 
 
+@pytest.mark.slow
 def test_an_unseen_fork_leaves_the_parents_journal_alone(
     receiver: StepReceiver, start: Start, run: Run, file: Path
 ) -> None:
@@ -205,6 +211,7 @@ def test_the_applications_thread_opens_nothing(run: Run, file: Path) -> None:
     assert (ended.code, ended.out) == (0, ["set()"])
 
 
+@pytest.mark.slow
 def test_a_hook_that_is_collected_leaves_its_steps_in_the_file(
     receiver: StepReceiver, start: Start, run: Run, file: Path
 ) -> None:
