@@ -1,0 +1,199 @@
+"""The file of an outbox: the clock it goes by, what dead processes left, and a file that is removed or refused."""
+
+import os
+import sqlite3
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from storing import (
+    Clock,
+    NewOutbox,
+    by_id,
+    journals,
+    killed_after,
+    locked,
+    needs_fork,
+    outbox,
+    put_steps,
+    step_ids,
+)
+from support import log_lines
+
+from otel_step_hook.delivery import filesystem
+from otel_step_hook.delivery.outbox_file import LOOK_INTERVAL
+from otel_step_hook.delivery.rows import _BOOT
+
+GIVE_UP = 1800.0  # seconds
+REFUSED = (
+    "is on a network file system ({}), where SQLite loses data: choose one on a local disk; meanwhile webhooks are "
+    "sent from memory, and what waits there may be lost"
+)
+needs_boot_id = pytest.mark.skipif(not _BOOT.exists(), reason="this system does not name its boots")
+
+
+@needs_boot_id
+@pytest.mark.parametrize("jumped", [-3600.0, 3600.0])
+def test_a_wall_clock_that_jumps_between_two_processes(
+    path: Path, new_outbox: NewOutbox, clock: Clock, jumped: float
+) -> None:
+    """Nothing is discarded early, no lease ends early, and nothing stalls."""
+    first = new_outbox()
+    put_steps(first, "firsts", "waits")
+    (leased,) = first.claim(1)
+    later = Clock()
+    later.jumped = jumped
+    second = outbox(path, later)
+    put_steps(second, "seconds")
+    assert second.claim_older(GIVE_UP) == []
+    assert max(second.next_due() or 0.0, second.oldest_age()) == pytest.approx(0.0, abs=1e-5)
+    assert set(by_id(second.claim(9))) == {"waits", "seconds"}
+    for now in (clock, later):
+        now.monotonic += 39.0
+    assert first.claim_older(GIVE_UP) == second.claim_older(GIVE_UP) == first.claim(9) == second.claim(9) == []
+    for now in (clock, later):
+        now.monotonic += 2.0
+    assert by_id(second.claim(9)).keys() == {leased.event.step_id}
+    assert by_id(first.claim(9)).keys() == {"waits", "seconds"}
+    second.close()
+
+
+def test_a_system_that_does_not_name_its_boots(
+    path: Path, new_outbox: NewOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process goes by its own clock there, and steps wait no longer for it."""
+    monkeypatch.setattr("otel_step_hook.delivery.rows._BOOT", path / "nowhere")
+    store = new_outbox()
+    put_steps(store, "step")
+    assert set(by_id(store.claim(9))) == {"step"}
+
+
+@needs_fork
+def test_what_a_killed_process_left_is_due_at_once(
+    path: Path, new_outbox: NewOutbox, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its rows, its leases, and what was in its journal; those of a living process stay its own."""
+    caplog.set_level("INFO")
+    living, store = new_outbox(), new_outbox()
+    put_steps(living, "livings")
+    assert set(by_id(living.claim(1))) == {"livings"}
+    store.claim(0)
+
+    def work_and_die() -> None:
+        dead = outbox(path, clock)
+        put_steps(dead, "leased", "waits")
+        assert len(dead.claim(1)) == 1
+        put_steps(dead, "in journal", "in journal, too")
+
+    killed_after(work_and_die)
+    assert len(journals(path.parent)) == 2
+    clock.monotonic += LOOK_INTERVAL
+    assert set(by_id(store.claim(9))) == {"leased", "waits", "in journal", "in journal, too"}
+    assert len(journals(path.parent)) == 1
+    assert log_lines(caplog) == [f"INFO took 2 steps of a process that has ended over into the outbox {path}"]
+
+
+@needs_fork
+def test_a_journal_stays_until_all_of_it_is_in_the_file(path: Path, new_outbox: NewOutbox, clock: Clock) -> None:
+    """A file that cannot be used at that moment costs nothing: it is taken over later."""
+    store = new_outbox()
+    store.claim(0)
+    killed_after(lambda: put_steps(outbox(path, clock), "step"))
+    clock.monotonic += LOOK_INTERVAL
+    with locked(path):
+        assert store.claim(9) == []
+        assert len(journals(path.parent)) == 1
+    clock.monotonic += LOOK_INTERVAL
+    assert set(by_id(store.claim(9))) == {"step"}
+    assert journals(path.parent) == []
+
+
+def test_discarded_rows_are_kept_for_their_time(new_outbox: NewOutbox, clock: Clock) -> None:
+    """After that they are purged, with the next look; beyond the limit of rows at once."""
+    store = new_outbox(keep=100.0, max_rows=3)
+    put_steps(store, "one", "two", "three")
+    for delivery in store.claim(2):
+        store.finish(delivery, "discarded")
+    store.claim(0)
+    clock.monotonic += 50.0
+    store.claim(0)
+    assert store.counts() == (1, 0, 2)
+    put_steps(store, "four", "five")
+    store.claim(0)
+    clock.monotonic += LOOK_INTERVAL
+    store.claim(0)
+    assert store.counts() == (3, 0, 0)
+
+
+def remove_all(path: Path) -> None:
+    """Remove the file, and the others that SQLite has made beside it."""
+    for file in path.parent.glob(f"{path.name}*"):
+        if file.suffix != ".journal":
+            file.unlink()
+
+
+@pytest.mark.parametrize("remove", [Path.unlink, remove_all], ids=["file", "files"])
+def test_a_file_that_is_removed_is_restored(
+    path: Path,
+    new_outbox: NewOutbox,
+    clock: Clock,
+    remove: Callable[[Path], object],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With all rows, leases and counts, for its user alone; what follows is written to the new one."""
+    store = new_outbox()
+    put_steps(store, "leased", "waits")
+    (leased,) = store.claim(1)
+    remove(path)
+    put_steps(store, "later")
+    clock.monotonic += LOOK_INTERVAL
+    store.claim(0)
+    assert sorted(step_ids(path)) == ["later", "leased", "waits"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert log_lines(caplog) == [f"ERROR the outbox {path} was removed: it has been restored"]
+    store.finish(leased, "delivered")
+    put_steps(store, "last")
+    assert set(by_id(store.claim(9))) == {"waits", "later", "last"}
+    assert (sorted(step_ids(path)), store.counts()) == (["last", "later", "waits"], (3, 0, 0))
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    database.close()
+    clock.monotonic += LOOK_INTERVAL
+    store.claim(0)
+    assert len(log_lines(caplog)) == 1
+
+
+def mounted(monkeypatch: pytest.MonkeyPatch, directory: Path, kind: str, *, device: int | None = None) -> None:
+    """Let the system's table of mounts say that *directory* is on a file system of this *kind*."""
+    # A real network file system needs a server, and rights that tests do not have.
+    found = directory.stat().st_dev if device is None else device
+    table = directory / "mountinfo"
+    table.write_text(
+        "22 1 0:999 / / rw shared:1 - nfs4 server:/ rw\n"
+        f"36 22 {os.major(found)}:{os.minor(found)} / /mnt rw,noatime shared:1 master:2 - {kind} server:/export rw\n"
+    )
+    monkeypatch.setattr(filesystem, "_MOUNTS", table)
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+def test_a_network_file_system_is_refused(
+    path: Path, new_outbox: NewOutbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is named, no database is made there, and deliveries go on from memory."""
+    mounted(monkeypatch, path.parent, kind)
+    store = new_outbox()
+    put_steps(store, "step")
+    assert set(by_id(store.claim(9))) == {"step"}
+    assert not path.exists()
+    assert log_lines(caplog) == [f"ERROR the outbox {path} {REFUSED.format(kind)}"]
+
+
+def test_other_file_systems_are_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the same table that the path is not on, local ones, and those of systems without a table."""
+    for kind, device in (("ext4", None), ("fuse.other", None), ("nfs4", 12_345)):
+        mounted(monkeypatch, path.parent, kind, device=device)
+        assert filesystem.network_type(path) == ""
+    monkeypatch.setattr(filesystem, "_MOUNTS", path / "nowhere")
+    assert filesystem.network_type(path) == ""
+    assert filesystem.network_type(path / "missing" / "steps.db") == ""
