@@ -47,7 +47,7 @@ _FORMAT = 2
 
 
 class JournalRecord(NamedTuple):
-    """An event as it was put. *put_at* is in unix seconds, by the clock of the store."""
+    """An event as it was put. *put_at* is in monotonic seconds; of a process that has ended, in unix seconds."""
 
     slot: int
     put_at: float
@@ -94,8 +94,11 @@ class Journal:
             _remove(path, file)
             raise
 
-    def write(self, event: StepEvent, pipeline: Pipeline, put_at: float) -> bool:
-        """Copy *event* into a free slot. False when none is free, when it is too long for one, and after `close`."""
+    def write(self, event: StepEvent, pipeline: Pipeline, put_at: float, clock_offset: float = 0.0) -> bool:
+        """Copy *event*, put at the monotonic time *put_at*, into a free slot; *clock_offset* makes unix seconds of it.
+
+        False when no slot is free, when the event is too long for one, and after `close`.
+        """
         known = self._resources.get((id(pipeline.processor), id(pipeline.resource)))
         number = known[1] if known is not None and known[0].is_of(pipeline) else self._resource_slot(pipeline)
         trace_id, span_id, _, flags, trace_state, _ = event.context
@@ -103,7 +106,7 @@ class Journal:
         try:
             content = marshal.dumps(
                 (
-                    put_at,
+                    put_at + clock_offset,
                     number,
                     event.step_id,
                     event.outcome._value_,

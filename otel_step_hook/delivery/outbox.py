@@ -56,7 +56,6 @@ class OutboxStore:
         # What follows is for the worker thread; `put`, `counts` and `oldest_age` read some of it.
         self._pipelines = RowPipelines(self._owner)
         self._file = OutboxFile(options, self._owner, self._pipelines, monotonic=monotonic, now=now)
-        self._first_offset = self._file.first_offset
         self._changes = Changes()
         self._leased: dict[Delivery, tuple[int, int]] = {}
         self._slots: dict[str, list[int]] = {}  # of the journal, by webhook id: of deliveries that are made from it
@@ -89,7 +88,7 @@ class OutboxStore:
             journal = self._journal
         if self._may_be_full and self._waiting_everywhere() >= self._options.max_rows:
             return Stored.FULL
-        if journal is not None and journal.write(event, pipeline, self._monotonic() + self._first_offset):
+        if journal is not None and journal.write(event, pipeline, self._monotonic(), self._file.clock_offset):
             return Stored.DURABLE
         return self._memory.put(event, pipeline)
 
@@ -185,7 +184,7 @@ class OutboxStore:
     def oldest_age(self) -> float:
         """Return the age in seconds of the oldest event that is not finished; 0 when there is none. From any thread."""
         journal, oldest, now = self._journal, self._file.state.oldest, self._file.now()
-        in_journal = journal.oldest_age(self._monotonic() + self._first_offset) if journal is not None else 0.0
+        in_journal = journal.oldest_age(self._monotonic()) if journal is not None else 0.0
         return max(0.0, self._memory.oldest_age(), in_journal, 0.0 if oldest is None else now - oldest)
 
     def __len__(self) -> int:
@@ -231,7 +230,7 @@ class OutboxStore:
         now: float,
     ) -> list[Row]:
         self._changes.forget_new()  # of an attempt that has failed
-        self._file.add(self._changes, (self._file.delivery_of(one, self._file.first_offset) for one in records))
+        self._file.add(self._changes, (self._file.delivery_of(one, 0.0) for one in records))
         self._file.add(self._changes, waiting)
         rows.write(self._changes, now)
         return lease(rows, now)

@@ -59,6 +59,29 @@ def test_a_wall_clock_that_jumps_between_two_processes(
     second.close()
 
 
+@needs_fork
+@needs_boot_id
+@pytest.mark.parametrize("jumped", [-3600.0, 0.0, 3600.0])
+def test_a_wall_clock_that_jumps_before_a_process_dies(
+    path: Path, new_outbox: NewOutbox, clock: Clock, jumped: float
+) -> None:
+    """What is taken over from its journal is as old as it is, whatever its clock said."""
+    first = new_outbox()
+    first.claim(0)
+
+    def put_and_die() -> None:
+        clock.jumped = jumped
+        store = outbox(path, clock)
+        store.claim(0)
+        put_steps(store, "step")
+
+    killed_after(put_and_die)
+    clock.monotonic += LOOK_INTERVAL
+    assert first.claim_older(GIVE_UP) == first.claim(0) == []
+    assert first.oldest_age() == pytest.approx(LOOK_INTERVAL, abs=1e-5)
+    assert set(by_id(first.claim(9))) == {"step"}
+
+
 def test_a_system_that_does_not_name_its_boots(
     path: Path, new_outbox: NewOutbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
