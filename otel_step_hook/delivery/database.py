@@ -79,6 +79,17 @@ WHEN (old.discarded_at IS NULL) <> (new.discarded_at IS NULL) BEGIN
     ON CONFLICT DO UPDATE SET rows = rows + 1;
 END;
 """
+_ROW = (
+    "webhook_id, endpoint, event, resource, pipeline, submitted_at, due_at, is_new, attempts, error_type, body, owner, "
+    "lease, discarded_at"
+)
+_COPIED = "FROM main.delivery WHERE :endpoint IS NULL OR endpoint = :endpoint"
+_COPY = (
+    "INSERT OR IGNORE INTO restored.resource SELECT * FROM main.resource",
+    "INSERT OR IGNORE INTO restored.clock SELECT * FROM main.clock",
+    f"INSERT OR IGNORE INTO restored.delivery (id, {_ROW}) SELECT id, {_ROW} {_COPIED}",  # leases go by the id
+    f"INSERT OR IGNORE INTO restored.delivery ({_ROW}) SELECT {_ROW} {_COPIED}",  # whose id another row has
+)
 _MIGRATIONS: tuple[str, ...] = ()  # the n-th changes version n to n + 1; each statement begins on a line of its own
 
 Values = Sequence[object] | dict[str, object]
@@ -128,6 +139,7 @@ class Database:
             raise _outbox_error(error) from error
         try:
             self._prepare(may_create=may_create)
+            self._companions = [(file, _stat(file)) for file in (Path(f"{path}-wal"), Path(f"{path}-shm"))]
         except BaseException:
             self.close()
             raise
@@ -220,15 +232,24 @@ class Database:
 
     def is_removed(self) -> bool:
         """Whether somebody has removed or replaced the file: what is written to it would be lost with the process."""
-        try:
-            return not os.path.samestat(self._identity, self.path.stat())
-        except OSError:
-            return True
+        found = _stat(self.path)
+        return found is None or not os.path.samestat(self._identity, found)
 
-    def copy_back(self) -> None:
-        """Write all rows to a new file at the same path, after it was removed."""
-        _create(self.path)
-        self.execute("VACUUM INTO ?", (str(self.path),))
+    def copy_back(self, endpoint: str) -> None:
+        """Make the file anew after it was removed, with all rows; if it is there again, add those of *endpoint*."""
+        is_there = self.path.exists()
+        for file, known in self._companions:
+            found = _stat(file)
+            if known is not None and found is not None and os.path.samestat(known, found):
+                file.unlink(missing_ok=True)  # SQLite would take it for that of the new file
+        Database(self.path).close()
+        self.execute("ATTACH ? AS restored", (str(self.path),))
+        try:
+            with self.transaction():
+                for statement in _COPY:
+                    self.execute(statement, {"endpoint": endpoint if is_there else None})
+        finally:
+            self.execute("DETACH restored")
 
     def close(self) -> None:
         """Close the connection. Does not raise."""
@@ -263,6 +284,13 @@ class Database:
 def _outbox_error(error: sqlite3.Error) -> OutboxError:
     is_final = any(known in str(error) for known in _FINAL_ERRORS)
     return OutboxError(f"cannot be used: {error}", is_final=is_final)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def _create(path: Path) -> None:

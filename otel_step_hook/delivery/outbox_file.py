@@ -190,7 +190,7 @@ class OutboxFile:
             return
         path = self._options.path
         try:
-            rows.database.copy_back()
+            rows.database.copy_back(self._options.endpoint)
         except OutboxError as error:  # its directory is gone, or another file is there
             text = "the outbox %s was removed or replaced, and %s: its %d deliveries are lost if this process ends"
             log_safely(logging.ERROR, text, path, error, self.state.waiting)
