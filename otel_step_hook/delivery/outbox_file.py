@@ -114,8 +114,9 @@ class OutboxFile:
                 self._take_over(rows, journal)
             self._restore(rows)
         except ClosedByForkError:
-            self._look_at = now  # look again
+            self._look_at = now
             self.close()
+            self.look()  # at once: a worker that is idle looks every half minute
             return
         except OutboxError as error:
             self._failed(error)
