@@ -96,8 +96,12 @@ def killed_after(action: Callable[[], object]) -> None:
 
 def rows(path: Path, what: str = "*", where: str = "true") -> list[Any]:
     """The rows of the deliveries in the file *path*, or one value of each, in the order of their ids."""
+    if not path.exists():
+        return []
     database = sqlite3.connect(path)
-    found = database.execute(f"SELECT {what} FROM delivery WHERE {where} ORDER BY id").fetchall()  # noqa: S608 -- ours
+    is_made = database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'delivery'").fetchall()
+    statement = f"SELECT {what} FROM delivery WHERE {where} ORDER BY id"  # noqa: S608 -- ours
+    found = database.execute(statement).fetchall() if is_made else []
     database.close()
     return [row[0] if len(row) == 1 else row for row in found]
 

@@ -1,13 +1,15 @@
 """The file of an outbox: who makes it, and how several connections and processes share it."""
 
+import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from otel_step_hook.delivery.database import Database, OutboxError
+from otel_step_hook.delivery.database import Database, OutboxError, Values
 
 _OTHER_PROCESS = (
     "import sqlite3; other = sqlite3.connect({!r}); other.execute('SELECT * FROM row_count'); other.close()"
@@ -52,3 +54,33 @@ def test_a_file_that_is_only_opened(tmp_path: Path, content: bytes | None) -> No
         else "is empty: expected a file that an application has used as its outbox"
     )
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if content is None else [content])
+
+
+def test_a_file_system_without_links(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is made there, too, for its user alone, also if another process is faster."""
+
+    def link(_: Path, target: Path) -> None:
+        if target.name == "other.db":
+            target.touch()
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    database = Database(path)
+    assert database.execute("SELECT * FROM delivery") == []
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    Database(path.with_name("other.db")).close()
+    assert not list(path.parent.glob("*.new"))
+    database.close()
+
+
+def test_a_file_system_without_shared_memory(path: Path) -> None:
+    """SQLite keeps no write-ahead log there, and the file is refused."""
+
+    class Elsewhere(Database):
+        """On such a file system, which tests do not have: SQLite answers with the mode that it has kept."""
+
+        def execute(self, statement: str, values: Values = ()) -> list[tuple[Any, ...]]:
+            return [("delete",)] if "journal_mode" in statement else super().execute(statement, values)
+
+    with pytest.raises(OutboxError, match="is on a file system without shared memory: choose one on a local disk"):
+        Elsewhere(path)

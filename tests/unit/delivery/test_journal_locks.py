@@ -15,7 +15,7 @@ from storing import PIPELINE, end_of, forked, in_child, killed_after, needs_fork
 from support import log_lines
 
 from otel_step_hook.delivery import journal as journal_module
-from otel_step_hook.delivery.journal import SLOTS, Journal, abandoned
+from otel_step_hook.delivery.journal import SLOTS, Journal, abandoned, count_abandoned, journal_prefix
 
 pytestmark = needs_fork
 
@@ -216,6 +216,26 @@ def test_a_journal_of_another_version_stays(tmp_path: Path, content: bytes, capl
     assert taken(tmp_path) == taken(tmp_path) == []
     assert path.read_bytes() == content
     assert log_lines(caplog) == [UNREADABLE.format(path.name)]
+
+
+def test_records_are_counted_where_they_are(tmp_path: Path) -> None:
+    """Those of dead processes, of one endpoint or of all; the journals stay, and can be taken over."""
+    database = tmp_path / "steps.db"
+    for endpoint, step_ids in (("one", ["1", "2"]), ("two", ["3"])):
+        die_with(tmp_path, *step_ids, prefix=journal_prefix(database, endpoint))
+    (tmp_path / f"{journal_prefix(database, 'one')}short.journal").write_bytes(journal_module._MAGIC)
+    (tmp_path / f"{journal_prefix(database, 'one')}new.journal").touch()
+    (tmp_path / f"{journal_prefix(database, 'one')}gone.journal").symlink_to(tmp_path / "nowhere")
+    own = Journal.create(tmp_path, journal_prefix(database, "one"), "own")
+    own.write(event(), PIPELINE, 0.0)
+    assert [count_abandoned(database, endpoint) for endpoint in (None, "one", "two", "three")] == [3, 2, 1, 0]
+    assert in_child(lambda: _count_one(database)) == 0
+    own.close(remove=True)
+    assert taken(tmp_path, journal_prefix(database, "two")) == ["3"]
+
+
+def _count_one(database: Path) -> None:
+    assert count_abandoned(database, "one") == 2  # the parent's is locked
 
 
 def test_a_journal_that_was_cut_short_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

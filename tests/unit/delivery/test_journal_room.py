@@ -124,8 +124,12 @@ def _with_limit(action: Callable[[], object], size: int) -> int:
     """Run *action* in a child that may not make files longer than *size* bytes."""
 
     def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-        action()
+        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
+        try:
+            action()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)  # coverage writes its file at the end
 
     return in_child(limited)
 
@@ -160,13 +164,13 @@ def test_a_system_without_fallocate_writes_zeros(tmp_path: Path, monkeypatch: py
 @needs_fork
 def test_later_writes_need_no_room(tmp_path: Path) -> None:
     """When the disk becomes full after the journal was made, every slot can still be written."""
+    journal = Journal.create(tmp_path, PREFIX, "owner")
 
     def fill() -> None:
-        journal = Journal.create(tmp_path, PREFIX, "owner")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         assert all(journal.write(event(), PIPELINE, 0.0) for _ in range(SLOTS))
 
-    assert in_child(fill) == 0
+    assert _with_limit(fill, 0) == 0
+    journal.close(remove=True)
 
 
 def test_a_directory_that_is_missing_is_an_error(tmp_path: Path) -> None:

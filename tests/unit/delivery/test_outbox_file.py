@@ -1,6 +1,5 @@
 """The file of an outbox: the clock it goes by, what dead processes left, and a file that is removed or refused."""
 
-import os
 import shutil
 import sqlite3
 import stat
@@ -12,6 +11,7 @@ from storing import (
     Clock,
     NewOutbox,
     by_id,
+    in_child,
     journals,
     killed_after,
     locked,
@@ -23,15 +23,10 @@ from storing import (
 )
 from support import log_lines
 
-from otel_step_hook.delivery import filesystem
 from otel_step_hook.delivery.outbox_file import LOOK_INTERVAL
-from otel_step_hook.delivery.rows import _BOOT
+from otel_step_hook.delivery.rows import _BOOT, EndpointRows, Row
 
 GIVE_UP = 1800.0  # seconds
-REFUSED = (
-    "is on a network file system ({}), where SQLite loses data: choose one on a local disk; meanwhile webhooks are "
-    "sent from memory, and what waits there may be lost"
-)
 needs_boot_id = pytest.mark.skipif(not _BOOT.exists(), reason="this system does not name its boots")
 
 
@@ -117,6 +112,39 @@ def test_what_a_killed_process_left_is_due_at_once(
     assert set(by_id(store.claim(9))) == {"leased", "waits", "in journal", "in journal, too"}
     assert len(journals(path.parent)) == 1
     assert log_lines(caplog) == [f"INFO took 2 steps of a process that has ended over into the outbox {path}"]
+
+
+@needs_fork
+def test_the_leases_of_a_process_that_left_no_record_end(
+    path: Path, new_outbox: NewOutbox, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An empty journal shows that its owner is dead; no line is needed for that."""
+    caplog.set_level("INFO")
+
+    def lease_and_die() -> None:
+        dead = outbox(path, clock)
+        put_steps(dead, "leased")
+        assert len(dead.claim(1)) == 1
+
+    killed_after(lease_and_die)
+    assert set(by_id(new_outbox().claim(9))) == {"leased"}
+    assert (journals(path.parent), log_lines(caplog)) == ([], [])
+
+
+@needs_fork
+def test_a_fork_in_the_middle_of_a_transaction(path: Path, new_outbox: NewOutbox) -> None:
+    """It closes the file for a moment; the transaction is repeated, and nothing is written twice."""
+    store, forks = new_outbox(), [1]
+    put_steps(store, "one", "two")
+
+    def lease_and_fork(endpoint_rows: EndpointRows, now: float) -> list[Row]:
+        if forks:
+            assert in_child(forks.pop) == 0
+            forks.pop()
+        return endpoint_rows.lease(9, 0, now)
+
+    assert store._write(lease_and_fork) is not None
+    assert rows(path, "owner IS NOT NULL") == [1, 1]
 
 
 @needs_fork
@@ -247,38 +275,3 @@ def test_a_directory_that_vanishes(
     store.claim(0)
     assert sorted(step_ids(path)) == ["one", "three", "two"]
     assert len(rows(path)) == 3
-
-
-def mounted(monkeypatch: pytest.MonkeyPatch, directory: Path, kind: str, *, device: int | None = None) -> None:
-    """Let the system's table of mounts say that *directory* is on a file system of this *kind*."""
-    # A real network file system needs a server, and rights that tests do not have.
-    found = directory.stat().st_dev if device is None else device
-    table = directory / "mountinfo"
-    table.write_text(
-        "22 1 0:999 / / rw shared:1 - nfs4 server:/ rw\n"
-        f"36 22 {os.major(found)}:{os.minor(found)} / /mnt rw,noatime shared:1 master:2 - {kind} server:/export rw\n"
-    )
-    monkeypatch.setattr(filesystem, "_MOUNTS", table)
-
-
-@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
-def test_a_network_file_system_is_refused(
-    path: Path, new_outbox: NewOutbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """It is named, no database is made there, and deliveries go on from memory."""
-    mounted(monkeypatch, path.parent, kind)
-    store = new_outbox()
-    put_steps(store, "step")
-    assert set(by_id(store.claim(9))) == {"step"}
-    assert not path.exists()
-    assert log_lines(caplog) == [f"ERROR the outbox {path} {REFUSED.format(kind)}"]
-
-
-def test_other_file_systems_are_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the same table that the path is not on, local ones, and those of systems without a table."""
-    for kind, device in (("ext4", None), ("fuse.other", None), ("nfs4", 12_345)):
-        mounted(monkeypatch, path.parent, kind, device=device)
-        assert filesystem.network_type(path) == ""
-    monkeypatch.setattr(filesystem, "_MOUNTS", path / "nowhere")
-    assert filesystem.network_type(path) == ""
-    assert filesystem.network_type(path / "missing" / "steps.db") == ""
