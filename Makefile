@@ -12,7 +12,7 @@ ifneq ($(shell command -v pyenv),)
 export PYENV_VERSION := $(shell pyenv versions --bare | grep -E '^3\.1[1-9]\.[0-9]+$$' | paste -sd:)
 endif
 
-.PHONY: help demo test test-all lint docs test-pythons test-live accuracy test-lowest test-wheel servers test-servers bench format clean environment
+.PHONY: help demo test test-all lint docs test-pythons test-live accuracy test-lowest test-wheel servers test-servers torture soak bench format clean environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -98,6 +98,13 @@ test-wheel: $(VENV)/ready ## the tests against the built wheel, without the sour
 format: $(VENV)/ready ## let ruff format and mend what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+torture: $(VENV)/ready ## kill processes that use an outbox, 200 times in each of four ways; no step may be lost
+	@$(BIN)/python tests/programs/torture.py
+
+SECONDS ?= 600
+soak: $(VENV)/ready ## an outbox for ten minutes, or SECONDS=180, with outages and forks; nothing may grow
+	@$(BIN)/python tests/programs/soak.py --seconds $(SECONDS)
 
 servers: ## build the real Jaeger, Collector and Temporal into a cache; ten minutes the first time
 	@$(PYTHON) tests/servers/build.py

@@ -14,67 +14,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
-from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+import outbox
+from measuring import IN_FLIGHT, ROUNDS, Passing, deliver, exporting, make_spans, median, per_call, timed
+from opentelemetry.sdk.trace import TracerProvider
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
 
-IN_FLIGHT = 32
-ROUNDS = 7
 OUTAGE = 15  # seconds
 ATTRIBUTES = (0, 8, 20, 60)  # of a span
 OPEN_STEPS = (0, 1000)
-
-
-class _Discarding(SpanExporter):
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:  # noqa: ARG002 -- the SDK's signature
-        return SpanExportResult.SUCCESS
-
-
-class _Passing(SpanProcessor):
-    """Passes `on_start` to *hook*, and collects the ended spans without passing `on_end`."""
-
-    def __init__(self, hook: SpanProcessor | None) -> None:
-        self._hook = hook
-        self.spans: list[ReadableSpan] = []
-        self._begun: list[Span] = []  # keeps them from being garbage collected
-
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        self._begun.append(span)
-        if self._hook is not None:
-            self._hook.on_start(span, parent_context)
-
-    def on_end(self, span: ReadableSpan) -> None:
-        self.spans.append(span)
-
-
-def _spans(passing: _Passing, count: int, attributes: int, **own: str) -> list[ReadableSpan]:
-    """*count* spans for the `on_end` of a hook, each with a number of *attributes* besides its *own*."""
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(passing)
-    tracer = provider.get_tracer("bench")
-    for _ in range(count):
-        tracer.start_span("span", attributes={**{f"key.{n}": "value" for n in range(attributes)}, **own}).end()
-    return passing.spans
-
-
-def _exporting() -> BatchSpanProcessor:
-    return BatchSpanProcessor(
-        _Discarding(), max_queue_size=1_000_000, max_export_batch_size=1_000_000, schedule_delay_millis=3_600_000
-    )
-
-
-def _per_call(on_end: Callable[[ReadableSpan], None], spans: list[ReadableSpan]) -> float:
-    """Microseconds per call of *on_end*."""
-    started = time.perf_counter_ns()
-    for span in spans:
-        on_end(span)
-    return (time.perf_counter_ns() - started) / len(spans) / 1000
 
 
 def bench_no_step(url: str) -> dict[tuple[int, int], tuple[float, float]]:
@@ -85,22 +36,22 @@ def bench_no_step(url: str) -> dict[tuple[int, int], tuple[float, float]]:
     """
     table = {}
     for open_steps in OPEN_STEPS:
-        hook, batch = StepHookProcessor(StepHookSettings(webhook=url)), _exporting()
-        steps = _Passing(hook)
+        hook, batch = StepHookProcessor(StepHookSettings(webhook=url)), exporting()
+        steps = Passing(hook)
         _begin_steps(steps, open_steps)
         for attributes in ATTRIBUTES:
             rows = []
             for _ in range(ROUNDS * 60):
-                passing = _Passing(hook)
-                spans = _spans(passing, 20, attributes)
-                rows.append((_per_call(batch.on_end, spans), _per_call(hook.on_end, spans)))
-            table[attributes, open_steps] = (_median(rows, 0), _median(rows, 1))
+                passing = Passing(hook)
+                spans = make_spans(passing, 20, attributes)
+                rows.append((per_call(batch.on_end, spans), per_call(hook.on_end, spans)))
+            table[attributes, open_steps] = (median(rows, 0), median(rows, 1))
         batch.shutdown()  # type: ignore[no-untyped-call]  # -- the SDK has no annotation there
         hook.shutdown()
     return table
 
 
-def _begin_steps(passing: _Passing, count: int) -> None:
+def _begin_steps(passing: Passing, count: int) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(passing)
     for number in range(count):
@@ -112,14 +63,10 @@ def bench_step(url: str) -> float:
     durations = []
     for _ in range(ROUNDS * 3):
         hook = StepHookProcessor(StepHookSettings(webhook=url, max_queue_size=100_000))
-        passing = _Passing(hook)
-        durations.append(_per_call(hook.on_end, _spans(passing, 200, 8, step_id="step-1")))
+        passing = Passing(hook)
+        durations.append(per_call(hook.on_end, make_spans(passing, 200, 8, step_id="step-1")))
         hook.shutdown()
     return statistics.median(durations)
-
-
-def _median(rows: Sequence[tuple[float, float]], column: int) -> float:
-    return statistics.median(row[column] for row in rows)
 
 
 async def _shared_client(url: str, count: int) -> None:
@@ -135,37 +82,14 @@ async def _shared_client(url: str, count: int) -> None:
         await asyncio.gather(*(lane() for _ in range(IN_FLIGHT)))
 
 
-def _ours(url: str, count: int) -> None:
-    """*count* steps through a whole pipeline: span, hook, delivery spans, batch processor."""
-    provider = TracerProvider(shutdown_on_exit=False)
-    settings = StepHookSettings(
-        webhook=url, concurrency=IN_FLIGHT, max_queue_size=count, give_up_after=600, shutdown_timeout=60
-    )
-    provider.add_span_processor(StepHookProcessor(settings))
-    provider.add_span_processor(_exporting())
-    tracer = provider.get_tracer("bench")
-    for number in range(count):
-        tracer.start_span("step", attributes={"step_id": f"step-{number}"}).end()
-    if not provider.force_flush(240_000):
-        sys.exit("not everything was delivered in time")
-    provider.shutdown()
-
-
-def _timed(run: Callable[[], object], count: int) -> tuple[float, float]:
-    """Deliveries per second, and CPU milliseconds of this process per delivery."""
-    started, cpu = time.perf_counter(), time.process_time()
-    run()
-    return count / (time.perf_counter() - started), (time.process_time() - cpu) / count * 1000
-
-
 def bench_deliveries(url: str) -> dict[str, tuple[float, float]]:
     """Median deliveries per second and CPU milliseconds per delivery, of one shared client and of ours."""
     rows: dict[str, list[tuple[float, float]]] = {"shared": [], "ours": []}
-    _ours(url, 100)
+    deliver(url, 100)
     for _ in range(ROUNDS):
-        rows["shared"].append(_timed(lambda: asyncio.run(_shared_client(url, 300)), 300))
-        rows["ours"].append(_timed(lambda: _ours(url, 1500), 1500))
-    return {name: (_median(values, 0), _median(values, 1)) for name, values in rows.items()}
+        rows["shared"].append(timed(lambda: asyncio.run(_shared_client(url, 300)), 300))
+        rows["ours"].append(timed(lambda: deliver(url, 1500), 1500))
+    return {name: (median(values, 0), median(values, 1)) for name, values in rows.items()}
 
 
 def bench_outage() -> float:
@@ -173,7 +97,7 @@ def bench_outage() -> float:
     with socket.socket() as closed:  # bound, but not listening
         closed.bind(("127.0.0.1", 0))
         hook = StepHookProcessor(f"http://127.0.0.1:{closed.getsockname()[1]}/", give_up_after=600, shutdown_timeout=1)
-        for span in _spans(_Passing(hook), 2048, 0, step_id="step-1"):
+        for span in make_spans(Passing(hook), 2048, 0, step_id="step-1"):
             hook.on_end(span)
         time.sleep(2)  # until the first attempts have failed
         cpu, began = time.process_time(), time.monotonic()
@@ -195,6 +119,7 @@ def main() -> None:
     try:
         assert receiver.stdout is not None  # noqa: S101 -- for mypy: stdout is a pipe
         url = receiver.stdout.readline().strip()
+        stored = outbox.bench(url)
         no_step, step, rates, outage = bench_no_step(url), bench_step(url), bench_deliveries(url), bench_outage()
     finally:
         receiver.terminate()
@@ -206,7 +131,14 @@ def main() -> None:
         ]
         print(
             json.dumps(
-                {"no_step_us": rows, "step_us": step, "rates": rates, "deliveries_ratio": ratio, "outage_cpu_s": outage}
+                {
+                    "no_step_us": rows,
+                    "step_us": step,
+                    "rates": rates,
+                    "deliveries_ratio": ratio,
+                    "outage_cpu_s": outage,
+                    "outbox": stored,
+                }
             )
         )
         return
@@ -219,6 +151,7 @@ def main() -> None:
     for name, (rate, cpu) in rates.items():
         print(f"{IN_FLIGHT} in flight, {name:<7} {rate:7.0f} deliveries/s   {cpu:5.2f} ms CPU each")
     print(f"deliveries per second / one shared AsyncClient {ratio:6.2f} ×   (goal ≥ 5)")
+    outbox.print_results(stored)
     print(f"\nport closed, 2048 events wait {outage:24.2f} s CPU a minute   (goal ≤ 1)")
 
 
