@@ -146,7 +146,7 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         # By process id: by default uWSGI forks without Python's hooks (unbit/uwsgi#1995).
-        if _inherited or any(one._pid != self._pid for one in tuple(_open_databases)):  # noqa: SLF001 -- of this class
+        if _inherited or any(one._pid != self._pid for one in tuple(_open_databases)):  # noqa: SLF001 -- ours
             raise OutboxError(
                 "was in use while this process was forked, so that SQLite cannot use it here: fork before the first "
                 "step, or start another process",

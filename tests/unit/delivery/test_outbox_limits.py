@@ -1,4 +1,4 @@
-"""The store on disk: what it has no room for, what it leaves alone, and what it leaves behind."""
+"""The limits of an outbox, the rows of other endpoints, and the files that remain after its end."""
 
 from pathlib import Path
 
