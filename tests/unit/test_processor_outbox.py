@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -238,3 +239,32 @@ def test_a_file_that_cannot_be_used_costs_no_step(
     assert sum("meanwhile webhooks are sent from memory" in line for line in support.log_lines(caplog)) == 1
     with contextlib.suppress(FileNotFoundError):
         assert journals(path.parent) == []
+
+
+def test_without_the_modules_that_it_needs(
+    step_receiver: ScriptedReceiver, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a system without file locks, one line at the start says so, and webhooks are sent from memory."""
+    # In place of Windows, where the import of fcntl fails.
+    for name in ("otel_step_hook.delivery.outbox", "otel_step_hook.delivery.outbox_file"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "otel_step_hook.delivery.journal", None)
+    hook = StepHookProcessor(step_receiver.url, outbox=path)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(hook)
+    provider.get_tracer("tests").start_span("step", attributes={"step_id": "step-1"}).end()
+    assert provider.force_flush()
+    assert [received.step_id for received in step_receiver.received] == ["step-1"]
+    needed = "STEP_COMPLETE_OUTBOX needs the Python module otel_step_hook.delivery.journal, which is not there"
+    assert [message for message in caplog.messages if message.startswith(needed)] != []
+    assert not path.exists()
+    provider.shutdown()
+
+
+def test_a_span_after_the_shutdown_starts_nothing(pipeline: NewPipeline, path: Path) -> None:
+    """A hook that was shut down before its first span makes no file and starts no thread."""
+    shut_down = pipeline(outbox=path)
+    shut_down.provider.shutdown()
+    begin(shut_down)
+    assert not path.exists()
+    assert threads() == []

@@ -4,10 +4,12 @@ A release that renames one, changes its meaning, or adds a method to span proces
 of httpcore is tested in `delivery/test_transport_httpx.py`.
 """
 
+import gc
 import re
 from pathlib import Path
 
 import pytest
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import (
     ReadableSpan,
     Span,
@@ -141,3 +143,37 @@ def test_no_other_module_touches_a_private_attribute_of_the_sdk() -> None:
     exempt = [line for text in sources.values() for line in text.splitlines() if "SLF001" in line]
     assert all("-- ours" in line or "_httpcore_stream" in line for line in exempt)
     assert [name for name, text in sources.items() if re.search(r"attr\(\w+, \"_[a-z]", text)] == []
+
+
+def test_a_weak_processor_passes_on_while_there_is_one() -> None:
+    """Each call reaches the processor; once that is garbage-collected, none does, and nothing is raised."""
+    calls: list[str] = []
+
+    class Recording(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 -- the SDK's
+            calls.append(f"start {span.name}")
+
+        def _on_ending(self, span: Span) -> None:
+            calls.append(f"ending {span.name}")
+
+        def on_end(self, span: ReadableSpan) -> None:
+            calls.append(f"end {span.name}")
+
+    recording = Recording()
+    provider = TracerProvider(
+        shutdown_on_exit=False,
+        active_span_processor=_sdk.WeakProcessor(recording),  # type: ignore[arg-type]  # -- as in telemetry.py
+    )
+    tracer = provider.get_tracer("tests")
+    assert isinstance(tracer, Tracer)
+    tracer.start_span("one").end()
+    known = ["start one", "ending one", "end one"]
+    assert [call for call in calls if call in known] == calls
+    assert {"start one", "end one"} <= set(calls)
+    del recording
+    gc.collect()
+    seen = list(calls)
+    tracer.start_span("two").end()
+    weak = provider._active_span_processor
+    weak._on_ending(_started(tracer, "three"))  # older SDKs do not call it
+    assert calls == seen

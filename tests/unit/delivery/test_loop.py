@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from delivering import WAIT, no_more_threads
 
-from otel_step_hook.delivery.loop import EventLoop
+from otel_step_hook.delivery.loop import EventLoop, WakeUp
 
 Addresses = list[tuple[object, ...]]
 
@@ -167,3 +167,15 @@ def test_an_answer_after_the_loop_was_closed_is_ignored(resolver: Callable[[Call
     loop.close()
     answer.set()
     assert answered.wait(WAIT)
+
+
+def test_a_wake_up_without_a_free_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the operating system is raised, and nothing else when the object is deleted."""
+
+    def refuse() -> tuple[int, int]:
+        raise OSError(24, "too many open files")
+
+    monkeypatch.setattr("os.pipe", refuse)
+    with pytest.raises(OSError, match="too many open files"):
+        WakeUp()
+    gc.collect()

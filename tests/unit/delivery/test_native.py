@@ -1,5 +1,7 @@
-"""Threads of the operating system: the signals that they get."""
+"""Threads of the operating system: the signals that they get, and how one wakes another."""
 
+import contextlib
+import os
 import queue
 import signal
 import sys
@@ -7,6 +9,7 @@ import types
 
 import pytest
 
+from otel_step_hook.delivery import native
 from otel_step_hook.delivery.native import start_thread
 
 LIMIT = 10.0  # seconds
@@ -42,3 +45,26 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(TypeError):
         start_thread("no function")  # type: ignore[arg-type]  # -- it cannot be started
     assert _blocked() == before
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_byte_is_written(monkeypatch: pytest.MonkeyPatch, *, missing: bool) -> None:
+    """Also by a Python that was built without ctypes; where there is no room for it, nothing is raised."""
+    if missing:
+        monkeypatch.setitem(sys.modules, "ctypes", None)
+    monkeypatch.setattr(native, "_write", native._writer())
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    native.write_byte(writer)
+    assert os.read(reader, 10) == b"\0"
+    written = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            written += os.write(writer, bytes(4096))
+    native.write_byte(writer)
+    os.close(writer)
+    found = 0
+    while content := os.read(reader, 65_536):
+        found += len(content)
+    os.close(reader)
+    assert found == written
