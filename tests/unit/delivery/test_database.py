@@ -154,7 +154,7 @@ def test_a_file_that_is_cut_short(path: Path, opened: Open) -> None:
     database.close()
     os.truncate(path, 8192)
     with pytest.raises(OutboxError, match="cannot be used: database disk image is malformed") as raised:
-        Database(path).execute("SELECT * FROM resource")
+        opened().execute("SELECT * FROM resource")
     assert raised.value.is_final
 
 
@@ -167,7 +167,7 @@ def test_pages_that_were_overwritten(path: Path, opened: Open) -> None:
         file.seek(4096)
         file.write(b"\xff" * 4096 * 30)
     with pytest.raises(OutboxError, match="malformed") as raised:
-        Database(path).execute("SELECT * FROM resource, delivery, clock")
+        opened().execute("SELECT * FROM resource, delivery, clock")
     assert raised.value.is_final
 
 

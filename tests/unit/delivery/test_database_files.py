@@ -26,7 +26,9 @@ def test_several_connections_of_a_process_keep_their_locks(tmp_path: Path) -> No
     first.execute("INSERT INTO resource VALUES ('hash', '{}')")
     first.close()
     second.close()
-    assert Database(path).execute("SELECT hash FROM resource") == [("hash",)]
+    third = Database(path)
+    assert third.execute("SELECT hash FROM resource") == [("hash",)]
+    third.close()
 
 
 def test_the_file_is_for_its_user_alone(tmp_path: Path) -> None:
