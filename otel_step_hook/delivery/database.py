@@ -253,7 +253,8 @@ class Database:
 
     def close(self) -> None:
         """Close the connection. Does not raise."""
-        _open_databases.discard(self)
+        with _opening:  # a fork that begins now goes through the set
+            _open_databases.discard(self)
         with contextlib.suppress(sqlite3.Error), self._inside:
             self._connection.close()
 
