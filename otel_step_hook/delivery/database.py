@@ -162,9 +162,12 @@ class Database:
         )
 
     def _prepare(self, *, may_create: bool) -> None:
-        found = self._version()
-        application = self.execute("PRAGMA application_id")[0][0]
-        if application != _APPLICATION_ID and (found or self.execute("SELECT 1 FROM sqlite_schema LIMIT 1")):
+        # In one transaction: another process may make the tables between two statements.
+        self.execute("BEGIN")
+        tables = self.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+        application, found = self.execute("PRAGMA application_id")[0][0], self._version()
+        self.execute("COMMIT")
+        if application != _APPLICATION_ID and (found or tables):
             raise OutboxError("is a database of another program: choose another file", is_final=True)
         if not (found or may_create):
             raise OutboxError("is empty: expected a file that an application has used as its outbox", is_final=True)

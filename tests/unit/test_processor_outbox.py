@@ -147,6 +147,20 @@ def test_a_discarded_delivery_stays_with_its_last_error(
     assert rows(path, "attempts") == [1]
 
 
+def test_what_has_expired_in_the_file_is_discarded_without_an_attempt(
+    pipeline: NewPipeline, step_receiver: ScriptedReceiver, closed_port: int, path: Path
+) -> None:
+    """A process that starts after the give-up time discards what waits, with the error of the last attempt."""
+    first = pipeline(f"http://127.0.0.1:{closed_port}/", outbox=path, **LATER)
+    first.end_step("step-1")
+    wait_until(lambda: rows(path, "attempts") == [1])
+    first.provider.shutdown()
+    change(path, "UPDATE delivery SET submitted_at = submitted_at - 100000, due_at = 0")
+    begin(pipeline(outbox=path))
+    wait_until(lambda: rows(path, "error_type", "discarded_at IS NOT NULL") == ["ConnectionRefusedError"])
+    assert (rows(path, "attempts"), step_receiver.received) == ([1], [])
+
+
 def test_a_step_that_is_submitted_again_is_delivered_again(
     pipeline: NewPipeline, step_receiver: ScriptedReceiver, path: Path
 ) -> None:

@@ -299,7 +299,7 @@ def test_the_bound_holds_for_many_threads(new_store: NewStore) -> None:
 def test_a_signal_handler_may_put_at_any_moment(new_store: NewStore) -> None:
     """A signal handler that interrupts a put on its own thread neither deadlocks nor loses an event."""
     count = 20_000
-    store, numbers, first = new_store(2 * count, Clock()), itertools.count(), event()
+    store, numbers, first = new_store(20 * count, Clock()), itertools.count(), event()
 
     def put() -> Stored:
         return store.put(dataclasses.replace(first, step_id=str(next(numbers))), PIPELINE)
