@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from processes import Run, Start, StepReceiver
+from test_fork_unseen import UNSEEN
 
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens on the discard port
 # A program that ends no step: its worker delivers what others have left, and then it exits.
@@ -173,23 +174,27 @@ def test_an_unseen_fork_leaves_the_parents_journal_alone(
 ) -> None:
     """A child that Python did not fork writes to a journal of its own; killed, both lose nothing."""
     ended = run(
-        """
-        import ctypes
-        end_steps("parent", 5)
-        pid = ctypes.PyDLL(None).fork()
-        if pid == 0:
-            end_steps("child", 5)
-            os.kill(os.getpid(), 9)
-        os.waitpid(pid, 0)
-        end_steps("later", 5)
-        os.kill(os.getpid(), 9)
-        """,
-        webhook=NOWHERE,
+        UNSEEN
+        + """
+def in_child():
+    end_steps("child", 5)
+    os.kill(os.getpid(), 9)
+end_steps("parent", 5)
+while hook._workers[0]._runner().store.counts().waiting:
+    time.sleep(0.01)  # until the worker thread has nothing to do, since no event says so
+os.waitpid(fork_unseen(in_child), 0)
+end_steps("later", 5)
+os.kill(os.getpid(), 9)
+""",
         outbox=file,
     )
     assert ended.code == -9
-    deliver_rest(start, receiver, file, 15)
-    assert receiver.steps == sorted(f"{who}-{number}" for who in ("parent", "child", "later") for number in range(5))
+    program = start(DELIVER, outbox=file)
+    wanted = {f"{who}-{number}" for who in ("parent", "child", "later") for number in range(5)}
+    while set(receiver.steps) != wanted:
+        receiver.wait_for(len(receiver.steps) + 1)
+    program.go_on()
+    assert program.ended().code == 0
 
 
 def test_the_applications_thread_opens_nothing(run: Run, file: Path) -> None:
