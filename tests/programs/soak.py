@@ -87,7 +87,7 @@ class Application:
                 fork_at = now + FORK_INTERVAL
                 self._fork(provider, number)
                 self._write("timers", _timers())
-            time.sleep(max(0.0, began + number / RATE - time.monotonic()))
+            time.sleep(max(0.0, began + number / RATE - time.monotonic()))  # the rate of the steps
         self._write("ended", number)
         signal.sigwait({signal.SIGTERM})
         provider.shutdown()
@@ -170,7 +170,7 @@ def _run(pid: int, receiver: FlappingReceiver, directory: Path, seconds: float) 
         if now >= next_line:
             next_line += seconds / LINES
             print(_line(phase, one), flush=True)
-        time.sleep(1)
+        time.sleep(1)  # one sample a second
     return samples
 
 

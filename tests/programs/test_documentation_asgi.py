@@ -59,7 +59,7 @@ def _request(port: int) -> None:
             urllib.request.urlopen(f"http://127.0.0.1:{port}").close()
         except urllib.error.URLError:
             assert time.monotonic() < deadline
-            time.sleep(0.05)  # seconds
+            time.sleep(0.05)  # seconds; nothing says when it listens
         else:
             return
 

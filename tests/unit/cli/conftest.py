@@ -1,9 +1,13 @@
 """The command line, run in this process."""
 
+from pathlib import Path
+
 import pytest
+from outboxes import fill
 from support import Cli, CliResult
 
 from otel_step_hook.cli.app import main
+from otel_step_hook.testing import ScriptedReceiver
 
 
 @pytest.fixture
@@ -19,3 +23,12 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return exited.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An outbox that a hook has left, see `fill`."""
+    path = tmp_path_factory.mktemp("written") / "steps.db"
+    with ScriptedReceiver() as receiver:
+        fill(path, receiver)
+    return path

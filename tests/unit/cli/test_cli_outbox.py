@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import support
-from outboxes import die_with_journal, fill, living_journal, make_older, rows, wait_for_rows
+from outboxes import die_with_journal, living_journal, make_older, rows, wait_for_rows
 from support import Cli
 
 from otel_step_hook.testing import Answer, ScriptedReceiver
@@ -26,15 +26,6 @@ SELECT NULL, 'msg_' || n, endpoint, event, resource, pipeline, submitted_at, due
        owner, lease, discarded_at
 FROM numbers, (SELECT * FROM delivery WHERE error_type = '410')
 """
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An outbox that a hook has left, see `fill`."""
-    path = tmp_path_factory.mktemp("written") / "steps.db"
-    with ScriptedReceiver() as receiver:
-        fill(path, receiver)
-    return path
 
 
 @pytest.fixture

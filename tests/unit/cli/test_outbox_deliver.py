@@ -12,21 +12,12 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource as OtlpResource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
-from outboxes import die_with_journal, fill, rows
+from outboxes import die_with_journal, rows
 from support import Cli, log_lines
 
 from otel_step_hook.cli import exporting
 from otel_step_hook.cli.outbox_display import due_in, duration, local_time
 from otel_step_hook.testing import Answer, ScriptedReceiver
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An outbox that a hook has left, see `fill`."""
-    path = tmp_path_factory.mktemp("written") / "steps.db"
-    with ScriptedReceiver() as receiver:
-        fill(path, receiver)
-    return path
 
 
 @pytest.fixture
