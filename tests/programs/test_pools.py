@@ -145,7 +145,8 @@ TERMINATED = {
             for step in steps:
                 end_step(step)
             ended.set()
-            threading.Event().wait()
+            while True:  # a signal that arrives just before a wait begins is handled when the wait ends
+                threading.Event().wait(0.1)
         ended = multiprocessing.Event()
         child = multiprocessing.Process(target=work, args=(ended,))
         child.start()

@@ -16,10 +16,12 @@ STEPS = sorted(f"step-{number}" for number in range(60))
 DRAINING = {"drain_on_sigterm": "true", "shutdown_timeout": 30}  # seconds, less than a test waits for the end
 LONG = {"timeout": 600, "give_up_after": 600}  # seconds: only the shutdown timeout ends the program in time
 
+# Waits in short slices: a signal that arrives just before a wait begins is handled when the wait ends.
 PLAIN = """
 import measured, signal
 end_steps("step", 60)
-threading.Event().wait()
+while True:
+    threading.Event().wait(0.1)
 """
 # Prints a line when the handler of the hook has begun its work, and with it changed the handler.
 WATCHED = """
@@ -30,7 +32,8 @@ def watch(known):
     print("draining", flush=True)
 threading.Thread(target=watch, args=(signal.getsignal(signal.SIGTERM),), daemon=True).start()
 end_steps("step", 60)
-threading.Event().wait()
+while True:
+    threading.Event().wait(0.1)
 """
 
 
@@ -123,7 +126,8 @@ def test_a_hook_that_was_garbage_collected(receiver: StepReceiver, start: Start)
             end_step(f"step-{number}", own.get_tracer("tests"))
         del own
         gc.collect()
-        threading.Event().wait()
+        while True:
+            threading.Event().wait(0.1)
         """,
         **DRAINING,
     )
