@@ -11,10 +11,10 @@ from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.inspection import Inspection
-from otel_step_hook.delivery.journal import count_abandoned
 from otel_step_hook.delivery.model import Delivery, Endpoint, Pipeline, Result
 from otel_step_hook.delivery.outbox import OutboxStore
 from otel_step_hook.delivery.outbox_file import OutboxOptions
+from otel_step_hook.delivery.takeover import count_abandoned
 from otel_step_hook.delivery.worker import shut_down_all
 from otel_step_hook.processor import new_workers
 from otel_step_hook.settings import StepHookSettings

@@ -27,7 +27,7 @@ from otel_step_hook.cli.outbox_display import (
 from otel_step_hook.cli.shared import FAILED, USAGE_ERROR, exit_with, print_line, required_endpoints
 from otel_step_hook.delivery.database import OutboxError
 from otel_step_hook.delivery.inspection import Filters, Inspection, RowState
-from otel_step_hook.delivery.journal import count_abandoned
+from otel_step_hook.delivery.takeover import count_abandoned
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings import StepHookSettings, endpoints_of
 from otel_step_hook.steps.event import Outcome

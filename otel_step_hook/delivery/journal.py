@@ -7,25 +7,21 @@ process. Its owner holds a lock on it, which forked children do not inherit, and
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import itertools
-import logging
 import marshal
 import mmap
 import os
 import struct
-import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
-from otel_step_hook.delivery.log import log_safely
 from otel_step_hook.delivery.model import KnownPipeline, Pipeline, pipeline_key
 from otel_step_hook.steps.event import Outcome, StepEvent
 
@@ -34,12 +30,9 @@ SLOT_SIZE = 1024  # bytes of one event with its header; most have 250 to 500
 _RESOURCE_SLOTS = 4  # a process has one or two resources
 _RESOURCE_SIZE = 65_536  # bytes of one resource with its header
 _MAX_PIPELINES = 16  # remembered; a process has one or two
-_MAGIC = b"otel-step-hook journal 1\n".ljust(64, b"\0")
-_FIRST_SLOT = len(_MAGIC) + _RESOURCE_SLOTS * _RESOURCE_SIZE
-_SIZE = _FIRST_SLOT + SLOTS * SLOT_SIZE
-_MAKING_TIME = (
-    60.0  # seconds after which a journal that is still being made is left over from a process that was killed
-)
+MAGIC = b"otel-step-hook journal 1\n".ljust(64, b"\0")
+_FIRST_SLOT = len(MAGIC) + _RESOURCE_SLOTS * _RESOURCE_SIZE
+SIZE = _FIRST_SLOT + SLOTS * SLOT_SIZE  # bytes of a journal
 _HEADER = struct.Struct("<IIQ")  # of a slot: length and CRC-32 of the content, and its number; all 0 when it is free
 _ROOM = SLOT_SIZE - _HEADER.size  # bytes of one event
 # Of `marshal`, which is four times as fast as `json`: every Python since 2.5 writes and reads it, for plain values.
@@ -83,15 +76,15 @@ class Journal:
         """
         path = directory / f"{prefix}{owner}.journal"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        _enter(path)
+        enter(path)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _allocate(file)
-            os.pwrite(file, _MAGIC, 0)
+            os.pwrite(file, MAGIC, 0)
             path.stat()  # before it was locked, another process may have removed it, as that of a dead one
-            return cls(path, file, mmap.mmap(file, _SIZE))
+            return cls(path, file, mmap.mmap(file, SIZE))
         except BaseException:
-            _remove(path, file)
+            remove_file(path, file)
             raise
 
     def write(self, event: StepEvent, pipeline: Pipeline, put_at: float, clock_offset: float = 0.0) -> bool:
@@ -147,7 +140,7 @@ class Journal:
             if len(content) > _RESOURCE_SIZE - _HEADER.size:
                 return -1
             number = self._resource_slots.popleft()
-            _write(self._mapping, len(_MAGIC) + number * _RESOURCE_SIZE, content, 1)
+            _write(self._mapping, len(MAGIC) + number * _RESOURCE_SIZE, content, 1)
         except (ValueError, IndexError):  # as in `write`
             return -1
         self._resource_contents[content] = number
@@ -189,7 +182,7 @@ class Journal:
         self._written.extend(record for _, record in sorted(found, key=lambda one: one[0]))
 
     def _resource(self, number: int) -> Resource:
-        _, content = _read(self._mapping, len(_MAGIC) + number * _RESOURCE_SIZE, _RESOURCE_SIZE)
+        _, content = _read(self._mapping, len(MAGIC) + number * _RESOURCE_SIZE, _RESOURCE_SIZE)
         return Resource(*marshal.loads(content)) if content else Resource({})  # noqa: S302 -- own file, mode 0600
 
     def close(self, *, remove: bool) -> None:
@@ -200,9 +193,9 @@ class Journal:
                 free += 1
         # A thread that has a slot already may write into it: then the record is left to the next process.
         if remove and free == SLOTS:
-            _remove(self.path, self._file)
+            remove_file(self.path, self._file)
         else:
-            _close(self.path, self._file)
+            close_file(self.path, self._file)
         # Last: a mapping has a descriptor of its own, and the lock on the file ends when that is closed.
         self._mapping.close()
 
@@ -217,99 +210,16 @@ def owner_of(path: Path) -> str:
     return path.name.split(".")[-2]
 
 
-def abandoned(directory: Path, prefix: str) -> Iterator[Journal]:
-    """Yield the journals of processes that have ended, one after the other, locked and with their records read.
-
-    The caller closes each. The lock on a file ends when its process opens and closes the file once more, so those that
-    this process has open are left out.
-    """
-    for path in sorted(directory.glob(f"{glob.escape(prefix)}*.journal")):
-        if _enter(path):
-            try:
-                file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except OSError:  # another process has removed it
-                _leave(path)
-                continue
-            journal = _take_over(path, file)
-            if journal is not None:
-                yield journal
-
-
-def count_abandoned(database: Path, endpoint: str | None = None) -> int:
-    """Return how many records there are in the journals of processes that have ended, and leave them there.
-
-    The journals beside *database* of *endpoint*, by default of all endpoints. Those that this process has open are left
-    out, as in `abandoned`.
-    """
-    any_endpoint = f"{glob.escape(database.name)}.{'[0-9a-f]' * 8}."
-    pattern = any_endpoint if endpoint is None else glob.escape(journal_prefix(database, endpoint))
-    return sum(_count(path) for path in sorted(database.parent.glob(f"{pattern}*.journal")) if _enter(path))
-
-
-def _count(path: Path) -> int:
-    """Return the number of records of *path*, which `_enter` has noted; 0 while its owner is alive."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # another process has removed it
-        _leave(path)
-        return 0
-    try:
-        if os.pread(file, len(_MAGIC), 0) != _MAGIC:  # its owner may be about to lock it
-            return 0
-        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.lockf(file, fcntl.LOCK_UN)  # at once: another process may want to take it over
-        with mmap.mmap(file, _SIZE, access=mmap.ACCESS_READ) as mapping:
-            slots = range(_FIRST_SLOT, _SIZE, SLOT_SIZE)
-            return sum(1 for start in slots if _read(mapping, start, SLOT_SIZE)[1])
-    except (OSError, ValueError):  # its owner is alive; it is shorter than a journal
-        return 0
-    finally:
-        _close(path, file)
-
-
-def _take_over(path: Path, file: int) -> Journal | None:
-    """Return the journal *path* if its owner has ended. Removes one that its owner did not finish making."""
-    magic, found = os.pread(file, len(_MAGIC), 0), os.fstat(file)
-    # Before the lock: its owner may be about to lock it.
-    if not magic.strip(b"\0") and time.time() - found.st_mtime < _MAKING_TIME:
-        _close(path, file)
-        return None
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # its owner is alive
-        _close(path, file)
-        return None
-    if not magic.strip(b"\0"):
-        _remove(path, file)
-    elif magic != _MAGIC or found.st_size < _SIZE:
-        _close(path, file)
-        _warn_once(path.name)
-    elif not _is_linked(file, path):  # another process has taken it over since it was found
-        _close(path, file)
-    else:
-        journal = Journal(path, file, mmap.mmap(file, _SIZE))
-        journal.recover()
-        return journal
-    return None
-
-
-def _warn_once(name: str) -> None:
-    if name not in _warned:
-        _warned.add(name)
-        text = "%s is no journal that this version of otel-step-hook can read, and is left as it is"
-        log_safely(logging.ERROR, text, name)
-
-
 def _allocate(file: int) -> None:
     """Allocate all blocks of *file*. Raises OSError when the disk is full."""
     if hasattr(os, "posix_fallocate"):
         with contextlib.suppress(OSError):  # a file system without it, or a full disk, which the next lines find out
-            os.posix_fallocate(file, 0, _SIZE)
+            os.posix_fallocate(file, 0, SIZE)
             return
     # macOS has no such call.
     zeros, start = bytes(65_536), 0
-    while start < _SIZE:
-        start += os.pwrite(file, zeros[: _SIZE - start], start)
+    while start < SIZE:
+        start += os.pwrite(file, zeros[: SIZE - start], start)
 
 
 def _write(mapping: mmap.mmap, start: int, content: bytes, number: int) -> None:
@@ -327,6 +237,11 @@ def _read(mapping: mmap.mmap, start: int, size: int) -> tuple[int, bytes]:
     return number, content if zlib.crc32(content) == crc else b""
 
 
+def count_records(mapping: mmap.mmap) -> int:
+    """Return how many slots of a journal hold an event."""
+    return sum(1 for start in range(_FIRST_SLOT, SIZE, SLOT_SIZE) if _read(mapping, start, SLOT_SIZE)[1])
+
+
 def _record(slot: int, content: tuple[Any, ...], resources: list[Resource]) -> JournalRecord:
     put_at, number, step_id, outcome, name, trace_id, span_id, flags, state, start, end, details = content
     trace_state = TraceState.from_header([state]) if state else TraceState()
@@ -335,7 +250,7 @@ def _record(slot: int, content: tuple[Any, ...], resources: list[Resource]) -> J
     return JournalRecord(slot, put_at, Pipeline(None, resources[number]), event)
 
 
-def _is_linked(file: int, path: Path) -> bool:
+def is_linked(file: int, path: Path) -> bool:
     """Whether *path* still names the open *file*."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
@@ -343,28 +258,30 @@ def _is_linked(file: int, path: Path) -> bool:
         return False
 
 
-def _enter(path: Path) -> bool:
+def enter(path: Path) -> bool:
     """Note that this process has *path* open. False when it has already."""
     token = object()
     return _open_here.setdefault((os.getpid(), path.name), token) is token
 
 
-def _leave(path: Path) -> None:
+def leave(path: Path) -> None:
+    """Note that this process does not have *path* open."""
     _open_here.pop((os.getpid(), path.name), None)
 
 
-def _close(path: Path, file: int) -> None:
+def close_file(path: Path, file: int) -> None:
+    """Close *file*, which is open at *path*: its lock ends."""
     os.close(file)
-    _leave(path)
+    leave(path)
 
 
-def _remove(path: Path, file: int) -> None:
+def remove_file(path: Path, file: int) -> None:
+    """Remove *path*, which this process has locked and open as *file*, and close it."""
     # Before it is closed: the lock keeps others from it until then.
-    if _is_linked(file, path):
+    if is_linked(file, path):
         path.unlink(missing_ok=True)
-    _close(path, file)
+    close_file(path, file)
 
 
 # The journals that are open, by process id and name: a forked child may open those of its parent, once it has ended.
-_warned: set[str] = set()  # the names of journals that a line has named; one for each file that is left
 _open_here: dict[tuple[int, str], object] = {}

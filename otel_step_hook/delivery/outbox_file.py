@@ -11,12 +11,13 @@ from typing import TypeVar
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.database import BUSY_TIME, ClosedByForkError, Database, OutboxError
 from otel_step_hook.delivery.filesystem import network_type
-from otel_step_hook.delivery.journal import Journal, JournalRecord, abandoned, journal_prefix
+from otel_step_hook.delivery.journal import Journal, JournalRecord, journal_prefix
 from otel_step_hook.delivery.log import log_safely
 from otel_step_hook.delivery.model import Delivery
 from otel_step_hook.delivery.pipelines import RowPipelines
 from otel_step_hook.delivery.request import webhook_id
 from otel_step_hook.delivery.rows import Changes, EndpointRows, State
+from otel_step_hook.delivery.takeover import abandoned
 
 LOOK_INTERVAL = 30.0  # seconds between two looks at what processes that have ended left
 BATCH = 1000  # rows that are written or leased in one transaction: some 20 ms

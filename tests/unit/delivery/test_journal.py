@@ -12,8 +12,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 from storing import PIPELINE, in_child, killed_after, needs_fork
 
-from otel_step_hook.delivery.journal import SLOT_SIZE, SLOTS, Journal, JournalRecord, abandoned
+from otel_step_hook.delivery.journal import SLOT_SIZE, SLOTS, Journal, JournalRecord
 from otel_step_hook.delivery.model import Pipeline
+from otel_step_hook.delivery.takeover import abandoned
 from otel_step_hook.steps.event import Outcome, StepEvent
 
 pytestmark = needs_fork

@@ -15,7 +15,9 @@ from storing import PIPELINE, end_of, forked, in_child, killed_after, needs_fork
 from support import log_lines
 
 from otel_step_hook.delivery import journal as journal_module
-from otel_step_hook.delivery.journal import SLOTS, Journal, abandoned, count_abandoned, journal_prefix
+from otel_step_hook.delivery import takeover
+from otel_step_hook.delivery.journal import MAGIC, SLOTS, Journal, journal_prefix
+from otel_step_hook.delivery.takeover import abandoned, count_abandoned
 
 pytestmark = needs_fork
 
@@ -27,7 +29,7 @@ UNREADABLE = "ERROR {} is no journal that this version of otel-step-hook can rea
 @pytest.fixture(autouse=True)
 def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forgets what other tests have logged: each file is named once in a process."""
-    monkeypatch.setattr(journal_module, "_warned", set())
+    monkeypatch.setattr(takeover, "_warned", set())
 
 
 def create(directory: Path, owner: str = "owner") -> Journal:
@@ -165,7 +167,7 @@ def test_a_journal_that_another_process_has_just_removed(tmp_path: Path, caplog:
     path = die_with(tmp_path, "step")
     file = os.open(path, os.O_RDWR)
     assert taken(tmp_path) == ["step"]
-    assert journal_module._take_over(path, file) is None
+    assert takeover._take_over(path, file) is None
     assert log_lines(caplog) == []
 
 
@@ -223,7 +225,7 @@ def test_records_are_counted_where_they_are(tmp_path: Path) -> None:
     database = tmp_path / "steps.db"
     for endpoint, step_ids in (("one", ["1", "2"]), ("two", ["3"])):
         die_with(tmp_path, *step_ids, prefix=journal_prefix(database, endpoint))
-    (tmp_path / f"{journal_prefix(database, 'one')}short.journal").write_bytes(journal_module._MAGIC)
+    (tmp_path / f"{journal_prefix(database, 'one')}short.journal").write_bytes(MAGIC)
     (tmp_path / f"{journal_prefix(database, 'one')}new.journal").touch()
     (tmp_path / f"{journal_prefix(database, 'one')}gone.journal").symlink_to(tmp_path / "nowhere")
     own = Journal.create(tmp_path, journal_prefix(database, "one"), "own")
