@@ -1,4 +1,4 @@
-"""The database of an outbox: owns sqlite3, the schema, and what a fork must know of them.
+"""The database of an outbox: owns sqlite3, and what a fork must know of it.
 
 For the worker thread and the command line: each statement gives the interpreter's lock away, and waits for it again.
 """
@@ -15,82 +15,13 @@ from typing import Any
 
 from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.schema import APPLICATION_ID, COPY, MIGRATIONS, SCHEMA, VERSION
 
-VERSION = 1  # of the schema, in the file's `user_version`
-_APPLICATION_ID = 0x0E57E900  # in the file's header: shows that the file is an outbox
 _MAX_LOG = 4_194_304  # bytes that the write-ahead log keeps after a checkpoint, which comes after as many
 BUSY_TIME = 5.0  # seconds to wait while another process writes
 _BUSY_POLL = 0.001  # seconds between two attempts meanwhile
 _FORK_TIME = 0.05  # seconds that a fork waits for a statement to end
 _FINAL_ERRORS = ("file is not a database", "malformed", "unsupported file format")  # parts of SQLite's messages
-
-_SCHEMA = """
-CREATE TABLE resource (
-    hash TEXT PRIMARY KEY,
-    content TEXT NOT NULL  -- JSON: attributes and schema_url
-) WITHOUT ROWID;
-CREATE TABLE delivery (
-    id INTEGER PRIMARY KEY,
-    webhook_id TEXT NOT NULL,
-    endpoint TEXT NOT NULL,  -- its name
-    event TEXT NOT NULL,  -- JSON: the step, with its span context
-    resource TEXT NOT NULL,  -- hash
-    pipeline TEXT,  -- id of a pipeline in the process that has put the event
-    submitted_at REAL NOT NULL,  -- all times in unix seconds
-    due_at REAL NOT NULL,  -- of a leased row: when the lease ends
-    is_new INTEGER NOT NULL,  -- 1: was never claimed
-    attempts INTEGER NOT NULL,
-    error_type TEXT NOT NULL,  -- of the last attempt
-    body TEXT NOT NULL,  -- the same for every attempt; empty before the first
-    owner TEXT,  -- the process that has leased it
-    lease INTEGER,  -- number of the lease in that process: an older one changes nothing
-    discarded_at REAL,  -- NULL: waits
-    UNIQUE (webhook_id, endpoint)
-);
-CREATE INDEX delivery_due ON delivery (endpoint, due_at) WHERE discarded_at IS NULL;
-CREATE INDEX delivery_new ON delivery (endpoint, id) WHERE discarded_at IS NULL AND is_new;
-CREATE INDEX delivery_submitted ON delivery (endpoint, submitted_at) WHERE discarded_at IS NULL;
-CREATE INDEX delivery_resource ON delivery (resource);
-CREATE INDEX delivery_discarded ON delivery (discarded_at) WHERE discarded_at IS NOT NULL;
-CREATE INDEX delivery_owner ON delivery (owner) WHERE owner IS NOT NULL;  -- of those that are leased
-CREATE TABLE clock (  -- unix seconds at monotonic time 0, for all processes of one boot: the wall clock may jump
-    boot TEXT PRIMARY KEY,
-    started_at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE row_count (  -- kept by triggers: counting a million rows takes long
-    endpoint TEXT NOT NULL,
-    is_discarded INTEGER NOT NULL,
-    rows INTEGER NOT NULL,
-    PRIMARY KEY (endpoint, is_discarded)
-) WITHOUT ROWID;
-CREATE TRIGGER delivery_inserted AFTER INSERT ON delivery BEGIN
-    INSERT INTO row_count VALUES (new.endpoint, new.discarded_at IS NOT NULL, 1)
-    ON CONFLICT DO UPDATE SET rows = rows + 1;
-END;
-CREATE TRIGGER delivery_deleted AFTER DELETE ON delivery BEGIN
-    UPDATE row_count SET rows = rows - 1
-    WHERE endpoint = old.endpoint AND is_discarded = (old.discarded_at IS NOT NULL);
-END;
-CREATE TRIGGER delivery_changed AFTER UPDATE OF discarded_at ON delivery
-WHEN (old.discarded_at IS NULL) <> (new.discarded_at IS NULL) BEGIN
-    UPDATE row_count SET rows = rows - 1
-    WHERE endpoint = old.endpoint AND is_discarded = (old.discarded_at IS NOT NULL);
-    INSERT INTO row_count VALUES (new.endpoint, new.discarded_at IS NOT NULL, 1)
-    ON CONFLICT DO UPDATE SET rows = rows + 1;
-END;
-"""
-_ROW = (
-    "webhook_id, endpoint, event, resource, pipeline, submitted_at, due_at, is_new, attempts, error_type, body, owner, "
-    "lease, discarded_at"
-)
-_COPIED = "FROM main.delivery WHERE :endpoint IS NULL OR endpoint = :endpoint"
-_COPY = (
-    "INSERT OR IGNORE INTO restored.resource SELECT * FROM main.resource",
-    "INSERT OR IGNORE INTO restored.clock SELECT * FROM main.clock",
-    f"INSERT OR IGNORE INTO restored.delivery (id, {_ROW}) SELECT id, {_ROW} {_COPIED}",  # leases go by the id
-    f"INSERT OR IGNORE INTO restored.delivery ({_ROW}) SELECT {_ROW} {_COPIED}",  # whose id another row has
-)
-_MIGRATIONS: tuple[str, ...] = ()  # the n-th changes version n to n + 1; each statement begins on a line of its own
 
 Values = Sequence[object] | dict[str, object]
 
@@ -167,7 +98,7 @@ class Database:
         tables = self.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
         application, found = self.execute("PRAGMA application_id")[0][0], self._version()
         self.execute("COMMIT")
-        if application != _APPLICATION_ID and (found or tables):
+        if application != APPLICATION_ID and (found or tables):
             raise OutboxError("is a database of another program: choose another file", is_final=True)
         if not (found or may_create):
             raise OutboxError("is empty: expected a file that an application has used as its outbox", is_final=True)
@@ -190,10 +121,10 @@ class Database:
 
     def _migrate(self) -> None:
         with self.transaction():
-            steps = (_SCHEMA, *_MIGRATIONS)[self._version() :]  # again: another process may have done it
+            steps = (SCHEMA, *MIGRATIONS)[self._version() :]  # again: another process may have done it
             for statement in _statements("".join(steps)):
                 self.execute(statement)
-            self.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            self.execute(f"PRAGMA application_id={APPLICATION_ID}")
             self.execute(f"PRAGMA user_version={VERSION}")
 
     def execute(self, statement: str, values: Values = ()) -> list[tuple[Any, ...]]:
@@ -249,7 +180,7 @@ class Database:
         self.execute("ATTACH ? AS restored", (str(self.path),))
         try:
             with self.transaction():
-                for statement in _COPY:
+                for statement in COPY:
                     self.execute(statement, {"endpoint": endpoint if is_there else None})
         finally:
             self.execute("DETACH restored")

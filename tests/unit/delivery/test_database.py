@@ -13,7 +13,8 @@ from storing import change, end_of, forked, needs_fork
 
 from otel_step_hook.delivery import database as database_module
 from otel_step_hook.delivery import native
-from otel_step_hook.delivery.database import VERSION, Database, OutboxError
+from otel_step_hook.delivery.database import Database, OutboxError
+from otel_step_hook.delivery.schema import MIGRATIONS, VERSION
 
 Open = Callable[[], Database]
 
@@ -225,7 +226,7 @@ def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     END;
     """
     monkeypatch.setattr(database_module, "VERSION", VERSION + 1)
-    monkeypatch.setattr(database_module, "_MIGRATIONS", (*database_module._MIGRATIONS, migration))
+    monkeypatch.setattr(database_module, "MIGRATIONS", (*MIGRATIONS, migration))
 
 
 _ROW = (
@@ -251,10 +252,10 @@ def test_a_migration_that_fails_leaves_the_file_as_it_is(path: Path, monkeypatch
     """All of it is done, or nothing."""
     with monkeypatch.context() as older:
         older.setattr(database_module, "VERSION", VERSION)
-        older.setattr(database_module, "_MIGRATIONS", ())
+        older.setattr(database_module, "MIGRATIONS", ())
         Database(path).close()
     broken = "CREATE TABLE other (x);\nCREATE TABLE delivery (x);"
-    monkeypatch.setattr(database_module, "_MIGRATIONS", (broken,))
+    monkeypatch.setattr(database_module, "MIGRATIONS", (broken,))
     assert "already exists" in str(refused(path))
     with monkeypatch.context() as older:
         older.setattr(database_module, "VERSION", VERSION)
