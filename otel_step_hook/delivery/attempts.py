@@ -87,7 +87,7 @@ class Attempts:
             task.add_done_callback(functools.partial(self._attempt_ended, delivery))
 
     def cancel(self) -> None:
-        """Cancel all attempts in flight: their deliveries are discarded."""
+        """Cancel all attempts in flight: their deliveries are discarded, unless the store keeps them."""
         for task in self._in_flight.values():
             if not task.cancelling():
                 task.cancel()
@@ -97,10 +97,16 @@ class Attempts:
 
         Returns whether there were any; then there may be more.
         """
-        older = self._store.claim_older(age)
-        for delivery in older:
+        return self._discard(self._store.claim_older(age), reason)
+
+    def discard_lost(self) -> bool:
+        """Discard deliveries that would be lost with the process. Returns whether there were any."""
+        return self._discard(self._store.claim_lost(), "shutdown")
+
+    def _discard(self, deliveries: list[Delivery], reason: str | None) -> bool:
+        for delivery in deliveries:
             self._finish(delivery, Finish("discarded", reason or delivery.error_type))
-        return bool(older)
+        return bool(deliveries)
 
     def wait(self, now: float) -> float:
         """Seconds until the next attempt may begin, as far as the concurrency and the circuit show it."""
@@ -132,7 +138,7 @@ class Attempts:
 
     def _attempt_ended(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         if task.cancelled():  # perhaps before its first line
-            self._apply(delivery, RetryIn(0.0) if self._store.is_durable else Finish("discarded", "shutdown"))
+            self._apply(delivery, RetryIn(0.0) if self._store.keeps(delivery) else Finish("discarded", "shutdown"))
         elif (error := task.exception()) is not None:  # a BaseException: `_attempt` handles every `Exception`
             self._apply(delivery, self._fault_of_attempt(error))
         self._on_end()
@@ -148,7 +154,7 @@ class Attempts:
             delivery.error_type = result.error_type
             self._log.failed(delivery, result, timeout)
         elapsed = now - delivery.submitted_at
-        left = math.inf if self._store.is_durable else self.stop_at - now
+        left = math.inf if self._store.keeps(delivery) else self.stop_at - now
         return decide(delivery, result, self._policy, elapsed=elapsed, left=left)
 
     def _record(self, result: AttemptResult, timeout: float, now: float) -> None:

@@ -156,22 +156,26 @@ class Dispatch:
     def _discard_expired(self, now: float) -> None:
         """Discard expired deliveries.
 
-        Discards all of them when the endpoint is disabled, or when too little time is left for another attempt.
+        Discards all of them when the endpoint is disabled, and those that would be lost with the process when too
+        little time is left for another attempt.
         """
         attempts = self._attempts
         self._set_stop(now)
         if attempts.is_disabled:
-            age, reason = 0.0, "endpoint_disabled"
-        elif not self._store.is_durable and (
-            now >= attempts.stop_at or (self.stop_at < math.inf and attempts.is_too_late(now))
-        ):
-            age, reason = 0.0, "shutdown"
+            has_discarded = attempts.discard_older(0.0, "endpoint_disabled")
+        elif self._is_over(now):
+            has_discarded = attempts.discard_lost()
         else:
-            age, reason = self._give_up_after, ""
-        if attempts.discard_older(age, reason or None):
+            has_discarded = attempts.discard_older(self._give_up_after, None)
+        if has_discarded:
             self._run_soon()
         if now >= attempts.stop_at:
             attempts.cancel()
+
+    def _is_over(self, now: float) -> bool:
+        """Whether the process ends before another attempt could begin, while what waits may be in memory alone."""
+        is_too_late = now >= self._attempts.stop_at or (self.stop_at < math.inf and self._attempts.is_too_late(now))
+        return is_too_late and not self._store.is_durable
 
     def _set_stop(self, now: float) -> None:
         """Find out until when attempts may go on."""
@@ -186,7 +190,8 @@ class Dispatch:
 
     def _end_or_sleep(self, now: float) -> None:
         """End the loop when there is nothing to do, else run again when there may be."""
-        attempts, due = self._attempts, None if self._is_left_to_others() else self._store.next_due()
+        attempts = self._attempts
+        due = None if self._is_left_to_others() or self._is_over(now) else self._store.next_due()
         if due is None and not attempts.are_in_flight:
             sleep = self._idle_time_left(now - attempts.idle_since)
             if sleep <= 0 or self._is_stopping():

@@ -4,7 +4,7 @@ import heapq
 import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from itertools import repeat
 
 from otel_step_hook.delivery.clock import monotonic
@@ -106,8 +106,20 @@ class MemoryStore:
         """Lease all deliveries, due or not, whose steps ended at least *age* seconds ago."""
         self._take_incoming()
         latest = self._monotonic() - age
-        ended = itertools.takewhile(lambda delivery: delivery.submitted_at <= latest, self._unfinished)
-        claimed = [delivery for delivery in ended if self._waiting.pop(delivery, None) is not None]
+        return self._claim(itertools.takewhile(lambda delivery: delivery.submitted_at <= latest, self._unfinished))
+
+    def claim_lost(self, kept: Container[str] = ()) -> list[Delivery]:
+        """Lease all deliveries, due or not; another store keeps those whose ids are *kept*."""
+        self._take_incoming()
+        return self._claim(delivery for delivery in self._unfinished if delivery.id not in kept)
+
+    def keeps(self, delivery: Delivery) -> bool:  # noqa: ARG002 -- other stores look at it
+        """Return false: no delivery survives the process."""
+        return False
+
+    def _claim(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """Lease those of *deliveries* that wait."""
+        claimed = [delivery for delivery in deliveries if self._waiting.pop(delivery, None) is not None]
         self._sweep()
         if len(self._retries) > _MIN_SWEEP + 2 * len(self._waiting):
             self._retries = list(filter(self._is_current, self._retries))

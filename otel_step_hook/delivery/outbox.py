@@ -20,13 +20,16 @@ from otel_step_hook.delivery.outbox_file import BATCH, OutboxFile, OutboxOptions
 from otel_step_hook.delivery.pipelines import RowPipelines
 from otel_step_hook.delivery.request import webhook_id
 from otel_step_hook.delivery.rows import Changes, EndpointRows, Row
-from otel_step_hook.delivery.serialization import event_from_json
 from otel_step_hook.delivery.store import Stored
 from otel_step_hook.steps.event import StepEvent
 
 _IN_MEMORY = (
     "%d events waited in memory before they were written to the outbox %s: its journal was full, or they were too long "
     "for it; a kill at that moment loses them (the metric step_hook.queue.in_memory counts them)"
+)
+_LEFT = (
+    "%d steps wait in a journal beside the outbox %s, which could not be used: the next process with this outbox "
+    "delivers them"
 )
 _LATE_AFTER = 1.0  # seconds; the store is late when its oldest due row has waited longer
 
@@ -59,6 +62,7 @@ class OutboxStore:
         self._changes = Changes()
         self._leased: dict[Delivery, tuple[int, int]] = {}
         self._slots: dict[str, list[int]] = {}  # of the journal, by webhook id: of deliveries that are made from it
+        self._in_slots = 0  # how many slots those are
         self._unwritten = SLOTS + max_queue_size  # events that may wait outside of the database
         self._may_be_full = self._unwritten >= options.max_rows
         self._rounds_up = True
@@ -136,6 +140,14 @@ class OutboxStore:
             claimed += self._deliveries(leased or ())
         return claimed
 
+    def claim_lost(self) -> list[Delivery]:
+        """Lease all deliveries that are in memory alone."""
+        return self._memory.claim_lost(kept=self._slots)
+
+    def keeps(self, delivery: Delivery) -> bool:
+        """Whether the leased *delivery* has a row or a slot of the journal, or is about to get a row."""
+        return self.is_durable or delivery in self._leased or delivery.id in self._slots
+
     def next_due(self) -> float | None:
         """Return the seconds until the first delivery is due: 0 when one is due, None when no delivery waits."""
         if self._has_changes():
@@ -175,11 +187,9 @@ class OutboxStore:
 
     def counts(self) -> Counts:
         """Return how many events wait, how many of them are lost with the process, and how many are discarded."""
-        in_memory, ended = len(self._memory), len(self._changes.delivered) + len(self._changes.discarded)
-        journal = self._journal
-        unwritten = in_memory + (len(journal) if journal is not None else 0)
-        state = self._file.state
-        return Counts(state.waiting + unwritten - ended, in_memory, state.discarded)
+        state, ended = self._file.state, len(self._changes.delivered) + len(self._changes.discarded)
+        in_memory = max(0, len(self._memory) - self._in_slots)
+        return Counts(state.waiting + len(self) - ended, in_memory, state.discarded)
 
     def oldest_age(self) -> float:
         """Return the age in seconds of the oldest event that is not finished; 0 when there is none. From any thread."""
@@ -197,8 +207,13 @@ class OutboxStore:
             pass
         self._file.close()
         if self._journal is not None:
-            self._journal.close(remove=not len(self._journal) and not self._slots)
+            if left := len(self._journal) + self._in_slots:
+                log_safely(logging.WARNING, _LEFT, left, self._options.path)
+            self._journal.close(remove=not left)
             self._journal = None
+        # From now on they are the next process's: a later loop of this one must not deliver or discard them.
+        self._memory.remove([delivery for delivery in self._memory.waiting() if delivery.id in self._slots])
+        self._slots, self._in_slots = {}, 0
 
     def _waiting_everywhere(self) -> int:
         ended = len(self._changes.delivered) + len(self._changes.discarded)
@@ -256,7 +271,9 @@ class OutboxStore:
         made, unreadable = [], 0
         for row in rows:
             try:
-                made.append(self._delivery(row))
+                delivery = self._file.delivery_of_row(row)
+                self._leased[delivery] = (row.id, row.lease)
+                made.append(delivery)
             except (ValueError, LookupError, TypeError):  # of another version, or damaged
                 self._changes.discarded.append((row.id, row.lease, row.attempts, "unreadable"))
                 unreadable += 1
@@ -265,19 +282,6 @@ class OutboxStore:
             log_safely(logging.ERROR, text, unreadable, self._options.path)
         return made
 
-    def _delivery(self, row: Row) -> Delivery:
-        delivery = Delivery(
-            row.webhook_id,
-            event_from_json(row.event),
-            self._pipelines.find(row.pipeline, row.resource_hash, row.resource),
-            self._monotonic() - max(0.0, self._file.now() - row.submitted_at),
-            row.body.encode("ascii"),
-            row.attempts,
-            row.error_type,
-        )
-        self._leased[delivery] = (row.id, row.lease)
-        return delivery
-
     def _claim_in_memory(self, limit: int) -> list[Delivery]:
         """Lease up to *limit* deliveries from memory and journal. Their slots stay, so that a kill loses nothing."""
         while self._journal and limit > 0 and (records := self._journal.take(1)):
@@ -285,9 +289,11 @@ class OutboxStore:
                 self._journal.put_back(records)
                 break
             self._slots.setdefault(webhook_id(records[0].event), []).append(records[0].slot)
+            self._in_slots += 1
         return self._memory.claim(limit)
 
     def _free(self, delivery: Delivery) -> None:
         slots = self._slots.pop(delivery.id, ())
+        self._in_slots -= len(slots)
         if self._journal is not None:
             self._journal.free(slots)

@@ -16,7 +16,8 @@ from otel_step_hook.delivery.log import log_safely
 from otel_step_hook.delivery.model import Delivery
 from otel_step_hook.delivery.pipelines import RowPipelines
 from otel_step_hook.delivery.request import webhook_id
-from otel_step_hook.delivery.rows import Changes, EndpointRows, State
+from otel_step_hook.delivery.rows import Changes, EndpointRows, Row, State
+from otel_step_hook.delivery.serialization import event_from_json
 from otel_step_hook.delivery.takeover import abandoned
 
 LOOK_INTERVAL = 30.0  # seconds between two looks at what processes that have ended left
@@ -178,6 +179,18 @@ class OutboxFile:
         """Return the delivery of *record*, whose time is by a clock that began at *clock_offset* (unix seconds)."""
         submitted_at = min(record.put_at - clock_offset, self._monotonic())  # the clock of a dead process may be ahead
         return Delivery(webhook_id(record.event), record.event, record.pipeline, submitted_at)
+
+    def delivery_of_row(self, row: Row) -> Delivery:
+        """Return the delivery of *row*. Raises ValueError, LookupError or TypeError for one that cannot be read."""
+        return Delivery(
+            row.webhook_id,
+            event_from_json(row.event),
+            self._pipelines.find(row.pipeline, row.resource_hash, row.resource),
+            self._monotonic() - max(0.0, self.now() - row.submitted_at),
+            row.body.encode("ascii"),
+            row.attempts,
+            row.error_type,
+        )
 
     def add(self, changes: Changes, deliveries: Iterable[Delivery]) -> None:
         """Add a new row for each of *deliveries* to *changes*."""

@@ -53,6 +53,12 @@ class Store(Protocol):
     def claim_older(self, age: float) -> list[Delivery]:
         """Lease deliveries, due or not, whose steps ended at least *age* seconds ago: all, or some of many."""
 
+    def claim_lost(self) -> list[Delivery]:
+        """Lease all deliveries, due or not, that are lost with the process: those that the store does not keep."""
+
+    def keeps(self, delivery: Delivery) -> bool:
+        """Whether the leased *delivery*, if it is not finished, survives the process."""
+
     def next_due(self) -> float | None:
         """Return the seconds until the first delivery is due: 0 when one is due, None when no delivery waits."""
 

@@ -1,11 +1,15 @@
 """The outbox in whole processes: kills, exits, forks, and what the next process delivers."""
 
+import re
 import signal
 from pathlib import Path
 
 import pytest
 from processes import Run, Start, StepReceiver
+from storing import locked
 from test_fork_unseen import UNSEEN
+
+from otel_step_hook.delivery.database import Database
 
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens on the discard port
 # A program that ends no step: its worker delivers what others have left, and then it exits.
@@ -71,6 +75,40 @@ def test_an_exit_leaves_the_rest_to_the_next_process(
     assert left_in(file) == []
     deliver_rest(start, receiver, file, 40)
     assert receiver.steps == sorted(f"step-{number}" for number in range(40))
+
+
+@pytest.mark.parametrize("is_in_flight", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_exit_while_the_file_is_locked_loses_nothing(
+    receiver: StepReceiver, start: Start, file: Path, *, is_in_flight: bool
+) -> None:
+    """What waits, or is cut off, stays in the journal for the next process; what is in memory alone is discarded."""
+    Database(file).close()
+    receiver.gate.clear()
+    with locked(file):
+        program = start(
+            """
+            from otel_step_hook.delivery import outbox_file
+            outbox_file.BUSY_TIME = 0.1  # seconds
+            end_steps("step", 40)
+            end_step("x" * 2000)  # no slot has room for it
+            wait_for_test()
+            """,
+            outbox=file,
+            concurrency=2,
+            shutdown_timeout=3,
+            **({} if is_in_flight else {"webhook": NOWHERE}),
+        )
+        receiver.wait_for(2 if is_in_flight else 0)
+        program.go_on()
+        ended = program.ended()
+    assert (ended.code, ended.noise) == (0, [])
+    assert re.findall(r"discarded step (\w)", ended.err) == ["x"]
+    assert "40 steps wait in a journal beside the outbox" in ended.err
+    receiver.gate.set()
+    sent = len(receiver.steps)
+    deliver_rest(start, receiver, file, sent + 40)
+    assert {*receiver.steps} - {"x" * 2000} == {f"step-{number}" for number in range(40)}
+    assert left_in(file) == []
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_what_waits_while_the_file_is_locked_is_written_later(
         assert (store.next_due(), store.is_durable) == (0.0, False)
         claimed = by_id(store.claim(3))
         assert len(claimed) == 3
-        assert store.counts() == (4, 4 - len(store._journal or ()), 0)
+        assert store.counts() == (4, 1, 0)
         store.finish(claimed.pop("one"), "delivered")
         for delivery in claimed.values():
             delivery.attempts, delivery.error_type, delivery.body = 1, "503", b"{}"
@@ -113,6 +113,36 @@ def test_what_is_not_delivered_from_the_journal_is_left_in_it(path: Path, new_ou
     store.close()
     path.unlink()
     assert set(by_id(new_outbox().claim(9))) == {"two", "three"}
+
+
+def test_only_what_is_in_memory_alone_is_lost_at_the_end(
+    path: Path, new_outbox: NewOutbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What has a slot of the journal is kept, also the copy that was claimed into memory, and the loop can end."""
+    new_outbox().claim(1)
+    store = new_outbox()
+    with locked(path):
+        put_steps(store, "one", LONG, "two", LONG + "2")
+        claimed = by_id(store.claim(3))
+        assert {step_id: store.keeps(delivery) for step_id, delivery in claimed.items()} == {
+            "one": True,
+            LONG: False,
+            LONG + "2": False,
+        }
+        store.unclaim([claimed["one"], claimed[LONG]])
+        put_steps(store, "three")
+        lost = by_id(store.claim_lost())
+        assert set(lost) == {LONG}
+        for delivery in (claimed[LONG + "2"], lost[LONG]):
+            store.finish(delivery, "discarded")
+        store.close()
+        assert (len(store), store.next_due(), store.counts().in_memory) == (0, None, 0)
+    assert log_lines(caplog)[-1] == (
+        f"WARNING 3 steps wait in a journal beside the outbox {path}, which could not be used: the next process with "
+        "this outbox delivers them"
+    )
+    assert set(by_id(new_outbox().claim(9))) == {"one", "two", "three"}
+    assert journals(path.parent) == []
 
 
 @pytest.mark.timeout(20)

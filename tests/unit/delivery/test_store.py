@@ -248,6 +248,17 @@ def test_events_after_a_mark_do_not_count_for_it(new_store: NewStore) -> None:
     assert store.counts().waiting == 1
 
 
+def test_what_is_lost_with_the_process(new_store: NewStore) -> None:
+    """A store that is durable keeps all deliveries, leased or not; another one gives those that wait, due or not."""
+    store = new_store(4, Clock())
+    for step_id in ("leased", "backs off", "waits"):
+        store.put(event(step_id), PIPELINE)
+    leased, backs_off = store.claim(2)
+    assert store.keeps(leased) == store.is_durable
+    store.retry(backs_off, delay=30.0)
+    assert ids(store.claim_lost()) == ([] if store.is_durable else ["backs off", "waits"])
+
+
 def test_claiming_by_age_again_and_again_duplicates_nothing(new_store: NewStore) -> None:
     """A delivery that is leased by its age and given back many times is due once."""
     store = new_store(1000, Clock())
