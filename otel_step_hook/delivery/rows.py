@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -90,7 +89,12 @@ UPDATE delivery SET due_at = :now WHERE endpoint = :endpoint AND discarded_at IS
 """
 _PURGE = """
 DELETE FROM delivery WHERE id IN
-(SELECT id FROM delivery WHERE discarded_at IS NOT NULL AND discarded_at < :before ORDER BY discarded_at LIMIT :limit)
+(SELECT id FROM delivery WHERE endpoint = :endpoint AND discarded_at IS NOT NULL AND discarded_at < :before
+ ORDER BY discarded_at LIMIT :limit)
+"""
+_PURGE_OLDEST = """
+DELETE FROM delivery WHERE id IN
+(SELECT id FROM delivery WHERE discarded_at IS NOT NULL ORDER BY discarded_at LIMIT :limit)
 """
 _UNUSED_RESOURCES = """
 DELETE FROM resource WHERE NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.resource = resource.hash)
@@ -264,14 +268,18 @@ class EndpointRows:
     def tidy(self, *, now: float, latest_due: float, discarded_before: float, limit: int) -> None:
         """Make rows due whose due time is after *latest_due*, and delete those *discarded_before*, at most *limit*.
 
-        To be called in a transaction, as `purge_beyond`.
+        Rows of other endpoints are left alone. To be called in a transaction, as `purge_beyond`.
         """
         self.database.change(_FAR_DUE, {"endpoint": self._endpoint, "now": now, "latest": latest_due})
-        self.database.change(_PURGE, {"before": discarded_before, "limit": limit})
+        self.database.change(_PURGE, {"endpoint": self._endpoint, "before": discarded_before, "limit": limit})
         self.database.change(_UNUSED_RESOURCES)
 
     def purge_beyond(self, max_rows: int, limit: int) -> None:
-        """Delete the oldest discarded rows, at most *limit*, while all rows together are more than *max_rows*."""
+        """Delete the oldest discarded rows, at most *limit*, while all rows together are more than *max_rows*.
+
+        Of all endpoints: else rows of one that no process knows would take the room for ever, and what others discard
+        would be deleted at once.
+        """
         ((rows,),) = self.database.execute("SELECT coalesce(sum(rows), 0) FROM row_count")
         if rows > max_rows:
-            self.database.change(_PURGE, {"before": math.inf, "limit": min(limit, rows - max_rows)})
+            self.database.change(_PURGE_OLDEST, {"limit": min(limit, rows - max_rows)})

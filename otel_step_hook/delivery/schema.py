@@ -31,6 +31,7 @@ CREATE INDEX delivery_new ON delivery (endpoint, id) WHERE discarded_at IS NULL 
 CREATE INDEX delivery_submitted ON delivery (endpoint, submitted_at) WHERE discarded_at IS NULL;
 CREATE INDEX delivery_resource ON delivery (resource);
 CREATE INDEX delivery_discarded ON delivery (discarded_at) WHERE discarded_at IS NOT NULL;
+CREATE INDEX delivery_kept ON delivery (endpoint, discarded_at) WHERE discarded_at IS NOT NULL;
 CREATE INDEX delivery_owner ON delivery (owner) WHERE owner IS NOT NULL;  -- of those that are leased
 CREATE TABLE clock (  -- unix seconds at monotonic time 0, for all processes of one boot: the wall clock may jump
     boot TEXT PRIMARY KEY,

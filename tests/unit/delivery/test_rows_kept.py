@@ -38,6 +38,28 @@ def test_discarded_rows_are_purged_by_age(database: Database, rows: EndpointRows
     assert rows.state()[2:] == (1, 1, 1)
 
 
+def test_discarded_rows_of_other_endpoints_stay(database: Database, rows: EndpointRows) -> None:
+    """Each endpoint keeps its rows for its own time; those of an endpoint that no process knows stay."""
+    other = rows_of(database, endpoint="other")
+    for one, webhook_id in ((rows, "msg_1"), (other, "msg_2")):
+        put(one, webhook_id)
+        discard(one, one.lease(1, 0, NOW)[0], NOW)
+    rows.tidy(now=NOW, latest_due=2 * NOW, discarded_before=NOW + 1, limit=9)
+    assert database.execute("SELECT webhook_id FROM delivery") == [("msg_2",)]
+    plan = database.execute("EXPLAIN QUERY PLAN " + rows_module._PURGE, {"endpoint": "e", "before": NOW, "limit": 9})
+    assert "delivery_kept (endpoint=? AND discarded_at>? AND discarded_at<?)" in str(plan)  # passes over no other row
+
+
+def test_the_limit_purges_the_oldest_of_all_endpoints(database: Database, rows: EndpointRows) -> None:
+    """Rows that no process tidies do not take the room of those that an endpoint has just discarded."""
+    other = rows_of(database, endpoint="other")
+    for one, webhook_id, at in ((rows, "msg_1", NOW + 2), (other, "msg_2", NOW), (other, "msg_3", NOW + 1)):
+        put(one, webhook_id)
+        discard(one, one.lease(1, 0, NOW)[0], at)
+    rows.purge_beyond(1, 9)
+    assert database.execute("SELECT webhook_id FROM delivery") == [("msg_1",)]
+
+
 def test_discarded_rows_are_purged_beyond_the_limit(database: Database, rows: EndpointRows) -> None:
     """They make room for rows that wait, the oldest first; what waits is never purged."""
     rows.purge_beyond(0, 9)
