@@ -134,7 +134,7 @@ def new(*webhook_ids: str, at: float = NOW, resource: str = "hash", **more: obje
     changes = Changes()
     for webhook_id in webhook_ids:
         delivery = Delivery(webhook_id, event(webhook_id), PIPELINE, 0.0, **more)  # type: ignore[arg-type]  # -- by name
-        changes.add(delivery, at, pipeline=None, resource=resource, content=f'"{resource}"')
+        changes.add(delivery, at, at, pipeline=None, resource=resource, content=f'"{resource}"')
     return changes
 
 

@@ -48,13 +48,16 @@ class MemoryStore:
     def use(self, pipeline: Pipeline) -> None:
         """Do nothing: no delivery is of an earlier process."""
 
-    def put(self, event: StepEvent, pipeline: Pipeline) -> Stored:
-        """Take *event*, or return FULL when the store has no room for it."""
+    def put(self, event: StepEvent, pipeline: Pipeline, at: float | None = None) -> Stored:
+        """Take *event*, or return FULL when the store has no room for it.
+
+        Another store has taken it *at* this time (monotonic seconds); by default, it is submitted now.
+        """
         try:
             self._free_slots.pop()
         except IndexError:
             return Stored.FULL
-        self._incoming.append((next(self._numbers), event, pipeline, self._monotonic()))
+        self._incoming.append((next(self._numbers), event, pipeline, self._monotonic() if at is None else at))
         return Stored.IN_MEMORY
 
     def mark(self) -> int:
@@ -144,10 +147,14 @@ class MemoryStore:
         for delivery in deliveries:
             self.retry(delivery, delay=0.0)
 
-    def waiting(self) -> list[Delivery]:
-        """Return all deliveries that are not leased, oldest first. They stay as they are."""
+    def waiting(self) -> dict[Delivery, float]:
+        """Return all deliveries that are not leased, oldest first, and when each is due (monotonic seconds).
+
+        They stay as they are.
+        """
         self._take_incoming()
-        return [delivery for delivery in self._unfinished if delivery in self._waiting]
+        due = {entry[2]: entry[0] for entry in self._retries if self._is_current(entry)}
+        return {one: due.get(one, one.submitted_at) for one in self._unfinished if one in self._waiting}
 
     def remove(self, deliveries: Iterable[Delivery]) -> None:
         """Forget *deliveries*, all that were `waiting`: another store has them now."""

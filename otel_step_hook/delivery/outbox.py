@@ -8,7 +8,7 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
@@ -239,18 +239,18 @@ class OutboxStore:
     def _exchange(
         self,
         records: Iterable[JournalRecord],
-        waiting: Iterable[Delivery],
+        waiting: dict[Delivery, float],
         lease: Callable[[EndpointRows, float], list[Row]],
         rows: EndpointRows,
         now: float,
     ) -> list[Row]:
         self._changes.forget_new()  # of an attempt that has failed
-        self._file.add(self._changes, (self._file.delivery_of(one, 0.0) for one in records))
+        self._file.add(self._changes, self._file.deliveries_of(records, 0.0))
         self._file.add(self._changes, waiting)
         rows.write(self._changes, now)
         return lease(rows, now)
 
-    def _after_write(self, records: list[JournalRecord], waiting: list[Delivery], *, is_written: bool) -> None:
+    def _after_write(self, records: list[JournalRecord], waiting: Collection[Delivery], *, is_written: bool) -> None:
         """Forget *records* and *waiting*, which are rows now, or keep them."""
         if not is_written:
             if self._journal is not None:
@@ -285,7 +285,7 @@ class OutboxStore:
     def _claim_in_memory(self, limit: int) -> list[Delivery]:
         """Lease up to *limit* deliveries from memory and journal. Their slots stay, so that a kill loses nothing."""
         while self._journal and limit > 0 and (records := self._journal.take(1)):
-            if self._memory.put(records[0].event, records[0].pipeline) is Stored.FULL:
+            if self._memory.put(records[0].event, records[0].pipeline, records[0].put_at) is Stored.FULL:
                 self._journal.put_back(records)
                 break
             self._slots.setdefault(webhook_id(records[0].event), []).append(records[0].slot)

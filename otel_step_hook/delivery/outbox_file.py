@@ -164,7 +164,7 @@ class OutboxFile:
         try:
             while records := journal.take(BATCH):
                 changes = Changes()
-                self.add(changes, (self.delivery_of(record, self.clock_offset) for record in records))
+                self.add(changes, self.deliveries_of(records, self.clock_offset))
                 with rows.database.transaction():
                     rows.write(changes, self.now())
             rows.release(journal.owner, self.now())
@@ -175,10 +175,16 @@ class OutboxFile:
             text = "took %d steps of a process that has ended over into the outbox %s"
             log_safely(logging.INFO, text, count, self._options.path)
 
-    def delivery_of(self, record: JournalRecord, clock_offset: float) -> Delivery:
-        """Return the delivery of *record*, whose time is by a clock that began at *clock_offset* (unix seconds)."""
-        submitted_at = min(record.put_at - clock_offset, self._monotonic())  # the clock of a dead process may be ahead
-        return Delivery(webhook_id(record.event), record.event, record.pipeline, submitted_at)
+    def deliveries_of(self, records: Iterable[JournalRecord], clock_offset: float) -> dict[Delivery, float]:
+        """Return the deliveries of *records*, and when each is due (monotonic seconds), which is at once.
+
+        The records' times are by a clock that began at *clock_offset* (unix seconds).
+        """
+        now, made = self._monotonic(), {}
+        for record in records:
+            submitted_at = min(record.put_at - clock_offset, now)  # the clock of a dead process may be ahead
+            made[Delivery(webhook_id(record.event), record.event, record.pipeline, submitted_at)] = submitted_at
+        return made
 
     def delivery_of_row(self, row: Row) -> Delivery:
         """Return the delivery of *row*. Raises ValueError, LookupError or TypeError for one that cannot be read."""
@@ -192,12 +198,13 @@ class OutboxFile:
             row.error_type,
         )
 
-    def add(self, changes: Changes, deliveries: Iterable[Delivery]) -> None:
-        """Add a new row for each of *deliveries* to *changes*."""
-        for one in deliveries:
+    def add(self, changes: Changes, deliveries: dict[Delivery, float]) -> None:
+        """Add a new row to *changes* for each of *deliveries*, with when it is due (monotonic seconds)."""
+        for one, due_at in deliveries.items():
             resource, content = self._pipelines.resource(one.pipeline)
             name = self._pipelines.name(one.pipeline) if one.pipeline.processor is not None else None
-            changes.add(one, one.submitted_at + self.clock_offset, pipeline=name, resource=resource, content=content)
+            times = one.submitted_at + self.clock_offset, due_at + self.clock_offset
+            changes.add(one, *times, pipeline=name, resource=resource, content=content)
 
     def _restore(self, rows: EndpointRows) -> None:
         """Make the file anew if somebody has removed it: what is written to it would be lost with the process."""

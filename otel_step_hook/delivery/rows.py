@@ -162,10 +162,12 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.new or self.delivered or self.retried or self.discarded)
 
-    def add(self, delivery: Delivery, at: float, *, pipeline: str | None, resource: str, content: str) -> None:
+    def add(
+        self, delivery: Delivery, at: float, due_at: float, *, pipeline: str | None, resource: str, content: str
+    ) -> None:
         """Add a row for *delivery*, submitted *at* (unix seconds), whose *resource* (a hash) has the JSON *content*."""
         event, body = event_json(delivery.event), delivery.body.decode("ascii")
-        row = NewRow(delivery.id, event, resource, pipeline, at, at, delivery.attempts, delivery.error_type, body)
+        row = NewRow(delivery.id, event, resource, pipeline, at, due_at, delivery.attempts, delivery.error_type, body)
         self.new.append(row)
         self.resources[resource] = content
 

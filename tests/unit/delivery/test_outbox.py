@@ -51,7 +51,10 @@ def test_what_waits_while_the_file_is_locked_is_written_later(
     assert (store.is_durable, store.counts()) == (True, (4, 0, 0))
     assert sorted(step_ids(path)) == sorted(["two", LONG, "three", "four"])
     assert sorted(rows(path, "attempts")) == [0, 0, 1, 1]
-    assert len(store.claim(9)) == 4
+    assert [delivery.attempts for delivery in store.claim(9)] == [0, 0]
+    assert store.next_due() == pytest.approx(55.0)  # seconds: the backoffs go on
+    clock.monotonic += 55.0
+    assert [delivery.attempts for delivery in store.claim(9)] == [1, 1]
     assert log_lines(caplog)[:2] == [
         f"ERROR the outbox {path} cannot be used: database is locked{UNUSABLE}",
         f"INFO the outbox {path} can be used again",
@@ -174,6 +177,20 @@ def test_backoffs_go_on_while_the_file_cannot_be_used(path: Path, clock: Clock, 
             clock.monotonic += 5.0
         put_steps(store, "new")
         assert set(by_id(store.claim(9))) == {"new"}
+
+
+def test_the_age_counts_from_the_end_of_the_step(path: Path, clock: Clock, new_outbox: NewOutbox) -> None:
+    """Also of what has waited in the journal while the file could not be used, before it is claimed into memory."""
+    new_outbox().claim(1)
+    store = new_outbox()
+    with locked(path):
+        put_steps(store, "step")
+        put_at = clock.monotonic
+        clock.monotonic += 100.0
+        (delivery,) = store.claim(1)
+        assert delivery.submitted_at == put_at
+        store.retry(delivery, delay=0.0)
+        assert store.claim_older(100.0) == [delivery]
 
 
 @pytest.mark.timeout(20)
