@@ -195,9 +195,10 @@ class Database:
     def close_for_fork(self, timeout: float) -> bool:
         """Close the connection once no statement runs, and let none begin until `end_fork`.
 
-        False when a statement has run for *timeout* seconds: then nothing has changed.
+        False when a statement has run for *timeout* seconds, or when the file was removed, whose rows only this
+        connection has any more: then nothing has changed.
         """
-        if not native.acquire(self._inside, timeout):
+        if self.is_removed() or not native.acquire(self._inside, timeout):
             return False
         self._is_closed_by_fork = True
         _open_databases.discard(self)

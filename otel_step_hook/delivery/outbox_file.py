@@ -23,7 +23,7 @@ from otel_step_hook.delivery.takeover import abandoned
 LOOK_INTERVAL = 30.0  # seconds between two looks at what processes that have ended left
 BATCH = 1000  # rows that are written or leased in one transaction: some 20 ms
 _RETRY_INTERVAL = 2.0  # seconds until a database that could not be used is tried again
-_LOG_INTERVAL = 60.0  # seconds; that it cannot be used is logged at most this often
+_LOG_INTERVAL = 60.0  # seconds; that it cannot be used, or restored, is logged at most this often
 _T = TypeVar("_T")
 
 
@@ -74,7 +74,7 @@ class OutboxFile:
         self._pipelines = pipelines
         self._monotonic = monotonic
         self._rows: EndpointRows | None = None
-        self._look_at = self._try_at = self._log_at = -math.inf  # monotonic seconds
+        self._look_at = self._try_at = self._log_at = self._removed_log_at = -math.inf  # monotonic seconds
         self._warned: set[str] = set()  # the endpoints of others that a line has named
 
     def now(self) -> float:
@@ -91,7 +91,7 @@ class OutboxFile:
                 done = action(rows, self.now())
                 state = rows.state()
         except ClosedByForkError:
-            self.close()
+            self._close_after_fork()
             return self.run(action)
         except OutboxError as error:
             self._failed(error)
@@ -117,7 +117,7 @@ class OutboxFile:
             self._restore(rows)
         except ClosedByForkError:
             self._look_at = now
-            self.close()
+            self._close_after_fork()
             self.look()  # at once: a worker that is idle looks every half minute
             return
         except OutboxError as error:
@@ -125,10 +125,25 @@ class OutboxFile:
         self.run(self._tidy)
 
     def close(self) -> None:
-        """Close the file. The next transaction opens it again."""
+        """Close the file, after it was made anew if somebody has removed it. The next transaction opens it again."""
+        if self._rows is not None and (self.state.waiting or self.state.discarded):
+            self._restore(self._rows)
+        self._close()
+
+    def _close(self) -> None:
         if self._rows is not None:
             self._rows.database.close()
             self._rows = None
+
+    def _close_after_fork(self) -> None:
+        """Close the file that a fork has closed. If it was removed since then, nobody can restore its rows."""
+        if self._rows is not None and self._rows.database.is_removed():
+            text = (
+                "the outbox %s was removed while it was closed for a fork: its %d deliveries are lost, unless another "
+                "process has it open"
+            )
+            log_safely(logging.ERROR, text, self._options.path, self.state.waiting)
+        self._close()
 
     def _open(self) -> EndpointRows:
         if self._rows is None:
@@ -214,16 +229,22 @@ class OutboxFile:
         try:
             rows.database.copy_back(self._options.endpoint)
         except OutboxError as error:  # its directory is gone, or another file is there
-            text = "the outbox %s was removed or replaced, and %s: its %d deliveries are lost if this process ends"
-            log_safely(logging.ERROR, text, path, error, self.state.waiting)
+            if (now := self._monotonic()) >= self._removed_log_at:
+                self._removed_log_at = now + _LOG_INTERVAL
+                text = "the outbox %s was removed or replaced, and %s: its %d deliveries are lost if this process ends"
+                log_safely(logging.ERROR, text, path, error, self.state.waiting)
             return
         log_safely(logging.ERROR, "the outbox %s was removed: it has been restored", path)
-        self.close()
+        self._removed_log_at = -math.inf
+        self._close()
 
     def _failed(self, error: OutboxError) -> None:
         self.fault, now = error, self._monotonic()
         self._try_at = math.inf if error.is_final else now + _RETRY_INTERVAL
-        self.close()
+        if self._rows is not None and self._rows.database.is_removed():
+            self._rows.database.busy_time = 0.0  # it stays open, as in `_open`: `look` restores its rows
+        else:
+            self._close()
         if now >= self._log_at:
             self._log_at = now + _LOG_INTERVAL
             text = "the outbox %s %s; meanwhile webhooks are sent from memory, and what waits there may be lost"

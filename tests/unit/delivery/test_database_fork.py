@@ -101,6 +101,23 @@ def test_a_child_refuses_the_file_when_the_fork_could_not_wait(tmp_path: Path, *
     database.close()
 
 
+def test_a_fork_leaves_a_file_that_was_removed_open(tmp_path: Path) -> None:
+    """Its rows are in the parent's connection alone, from where they can be copied back; the child refuses the file."""
+    path = tmp_path / "steps.db"
+    database = Database(path)
+    database.execute(INSERT, ("parent",))
+    path.unlink()
+
+    def child() -> None:
+        with pytest.raises(OutboxError, match="was in use while this process was forked"):
+            Database(path)
+
+    assert in_child(child) == 0
+    database.copy_back("default")
+    database.close()
+    assert _hashes(path) == ["parent"]
+
+
 def test_a_child_that_python_did_not_fork_refuses_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server such as uWSGI forks without Python's hooks: the process id shows it."""
     path = tmp_path / "steps.db"
