@@ -167,9 +167,13 @@ class Journal:
     def free(self, slots: Iterable[int]) -> None:
         """Make *slots* free: what they held is in the database, or finished."""
         for slot in slots:
-            start = _FIRST_SLOT + slot * SLOT_SIZE
-            self._mapping[start : start + _HEADER.size] = bytes(_HEADER.size)
+            self.clear(slot)
             self._free.append(slot)
+
+    def clear(self, slot: int) -> None:
+        """Empty *slot*. Of a journal that was recovered, for good: nobody writes to it."""
+        start = _FIRST_SLOT + slot * SLOT_SIZE
+        self._mapping[start : start + _HEADER.size] = bytes(_HEADER.size)
 
     def recover(self) -> None:
         """Read the records that the dead owner has left, in their order. A torn record is none."""

@@ -182,6 +182,11 @@ class OutboxFile:
                 self.add(changes, self.deliveries_of(records, self.clock_offset))
                 with rows.database.transaction():
                     rows.write(changes, self.now())
+                # At once: if the next batch fails, these rows may be delivered before the rest is taken over, and would
+                # be made anew. A kill before this line does so; it is harmless unless they are delivered meanwhile,
+                # since rows are unique, and then their webhook ids are the same.
+                for record in records:
+                    journal.clear(record.slot)
             rows.release(journal.owner, self.now())
             is_done = True
         finally:

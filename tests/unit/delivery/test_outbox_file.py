@@ -1,5 +1,6 @@
 """The file of an outbox: the clock it goes by, what dead processes left, and how long rows are kept."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from storing import (
 )
 from support import log_lines
 
+from otel_step_hook.delivery import outbox_file
+from otel_step_hook.delivery.database import OutboxError
 from otel_step_hook.delivery.outbox_file import LOOK_INTERVAL
-from otel_step_hook.delivery.rows import _BOOT, EndpointRows, Row
+from otel_step_hook.delivery.rows import _BOOT, Changes, EndpointRows, Row
 
 GIVE_UP = 1800.0  # seconds
 needs_boot_id = pytest.mark.skipif(not _BOOT.exists(), reason="this system does not name its boots")
@@ -155,6 +158,32 @@ def test_a_journal_stays_until_all_of_it_is_in_the_file(path: Path, new_outbox: 
     clock.monotonic += LOOK_INTERVAL
     assert set(by_id(store.claim(9))) == {"step"}
     assert journals(path.parent) == []
+
+
+@needs_fork
+def test_what_is_in_the_file_leaves_the_journal_at_once(
+    path: Path, new_outbox: NewOutbox, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a later part of a journal cannot be written, the earlier one is not delivered a second time."""
+    monkeypatch.setattr(outbox_file, "BATCH", 2)
+    killed_after(lambda: put_steps(outbox(path, clock), "one", "two", "three"))
+    write, calls = EndpointRows.write, itertools.count()
+
+    def fail_once(endpoint_rows: EndpointRows, changes: Changes, now: float) -> None:
+        if next(calls) == 1:
+            raise OutboxError("is full", is_final=False)
+        write(endpoint_rows, changes, now)
+
+    monkeypatch.setattr(EndpointRows, "write", fail_once)
+    store = new_outbox()
+    store.claim(0)
+    clock.monotonic += 3.0  # the file is tried again, before the next look
+    for delivery in store.claim(9):
+        store.finish(delivery, "delivered")
+    store.claim(0)
+    clock.monotonic += LOOK_INTERVAL
+    assert set(by_id(store.claim(9))) == {"three"}
+    assert len(journals(path.parent)) == 0
 
 
 def test_discarded_rows_are_kept_for_their_time(new_outbox: NewOutbox, clock: Clock) -> None:
