@@ -65,7 +65,7 @@ class Database:
                 self._connection = self._connect()
                 _open_databases.add(self)
         except OSError as error:
-            raise OutboxError(f"cannot be opened: {error.strerror}", is_final=False) from error
+            raise OutboxError(_unopened(path, error), is_final=False) from error
         except sqlite3.Error as error:
             raise _outbox_error(error) from error
         try:
@@ -215,6 +215,12 @@ class Database:
     def leave_to_parent(self) -> None:
         """In a forked child: keep the connection for ever, since closing it would change its parent's files."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+
+
+def _unopened(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return "is a symbolic link to a file that does not exist: choose the path of the file itself, and it is made"
+    return f"cannot be opened: {error.strerror}"
 
 
 def _outbox_error(error: sqlite3.Error) -> OutboxError:

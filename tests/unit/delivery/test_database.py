@@ -147,6 +147,16 @@ def test_a_path_that_cannot_be_opened(path: Path, prepare: Callable[[Path], obje
         path.parent.unlink()
 
 
+@pytest.mark.parametrize("may_create", [True, False])
+def test_a_link_to_nothing(path: Path, *, may_create: bool) -> None:
+    """The error says that the path is a link: "no such file" would be a riddle where an application makes its file."""
+    path.symlink_to(path.with_name("other.db"))
+    with pytest.raises(OutboxError, match="is a symbolic link to a file that does not exist: choose") as raised:
+        Database(path, may_create=may_create)
+    assert not raised.value.is_final
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_a_file_that_is_cut_short(path: Path, opened: Open) -> None:
     """A file that has lost pages is named as corrupt for good, whatever statement finds it out."""
     database = opened()
