@@ -6,6 +6,7 @@ process. Its owner holds a lock on it, which forked children do not inherit, and
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -35,6 +36,7 @@ _FIRST_SLOT = len(MAGIC) + _RESOURCE_SLOTS * _RESOURCE_SIZE
 SIZE = _FIRST_SLOT + SLOTS * SLOT_SIZE  # bytes of a journal
 _HEADER = struct.Struct("<IIQ")  # of a slot: length and CRC-32 of the content, and its number; all 0 when it is free
 _ROOM = SLOT_SIZE - _HEADER.size  # bytes of one event
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # to write zeros would fail, too, after most of them
 # Of `marshal`, which is four times as fast as `json`: every Python since 2.5 writes and reads it, for plain values.
 _FORMAT = 2
 
@@ -217,10 +219,14 @@ def owner_of(path: Path) -> str:
 def _allocate(file: int) -> None:
     """Allocate all blocks of *file*. Raises OSError when the disk is full."""
     if hasattr(os, "posix_fallocate"):
-        with contextlib.suppress(OSError):  # a file system without it, or a full disk, which the next lines find out
+        try:
             os.posix_fallocate(file, 0, SIZE)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise
+        else:
             return
-    # macOS has no such call.
+    # macOS has no such call, nor have some file systems.
     zeros, start = bytes(65_536), 0
     while start < SIZE:
         start += os.pwrite(file, zeros[: SIZE - start], start)

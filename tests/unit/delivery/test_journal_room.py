@@ -1,5 +1,6 @@
 """What a journal has no room for, and a disk that has no room for a journal."""
 
+import errno
 import os
 import resource
 import threading
@@ -149,6 +150,25 @@ def test_a_disk_without_room_is_an_error(
             Journal.create(tmp_path, PREFIX, "owner")
 
     assert _with_limit(create, size) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EOPNOTSUPP])
+def test_a_file_system_that_does_not_allocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Zeros are written where it has no such call; on a full disk that would be useless work."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    if number == errno.EOPNOTSUPP:
+        journal = Journal.create(tmp_path, PREFIX, "owner")
+        assert journal.path.stat().st_blocks * 512 > SLOTS * SLOT_SIZE
+        journal.close(remove=True)
+    else:
+        monkeypatch.delattr(os, "pwrite")
+        with pytest.raises(OSError, match="No space left"):
+            Journal.create(tmp_path, PREFIX, "owner")
     assert list(tmp_path.iterdir()) == []
 
 
