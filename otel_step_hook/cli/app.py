@@ -1,12 +1,10 @@
 """The commands ``otel-step-hook demo | check | send | listen | outbox | secret``, and what they print."""
 
 import asyncio
-import contextlib
 import io
-import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated, Any, TypeVar
@@ -21,7 +19,7 @@ from otel_step_hook.cli.display import ARRIVAL_HEADING, arrival_line, escaped, s
 from otel_step_hook.cli.listener import Arrival, Listener, Plan
 from otel_step_hook.cli.outbox import outbox
 from otel_step_hook.cli.probe import CheckResult, SentWebhook, probe, send_one
-from otel_step_hook.cli.shared import FAILED, USAGE_ERROR, exit_with, print_line, required_endpoints
+from otel_step_hook.cli.shared import FAILED, USAGE_ERROR, exit_with, on_signal, print_line, required_endpoints
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.model import Endpoint
@@ -215,7 +213,7 @@ def listen(
         exit_with(f"cannot listen on port {port}: {error.strerror}; choose another with --port", USAGE_ERROR)
     console = Console(highlight=False)
     # Ctrl-C is queued behind the arrivals: a KeyboardInterrupt could come before an arrival is printed.
-    with _on_interrupt(lambda: arrivals.put(None)), listener:
+    with on_signal("SIGINT", lambda: arrivals.put(None)), listener:
         _print_listening(console, listener.url, settings)
         if fail:
             which = "first webhook" if fail == 1 else f"first {fail} webhooks"
@@ -223,15 +221,6 @@ def listen(
         print_line(console, "Ctrl-C ends it.\n")
         count = _show(console, iter(arrivals.get, None))
     print_line(console, f"\n{count} webhook{'' if count == 1 else 's'} arrived.")
-
-
-@contextlib.contextmanager
-def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, lambda *_: act())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _show(console: Console, arrivals: Iterator[Arrival]) -> int:

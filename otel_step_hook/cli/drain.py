@@ -82,10 +82,11 @@ def drain(
     *,
     timeout: float,
     on_progress: Callable[[Drained], object],
+    stopped: Sequence[None] = (),
 ) -> Drained:
     """Deliver what waits for *endpoints* in the outbox *path* of *settings*, for *timeout* seconds and some at the end.
 
-    Returns earlier when nothing is due within that time.
+    Returns earlier when nothing is due within that time, or when *stopped* is no longer empty.
 
     Spans go to *processor*, which is shut down, each with the resource of its row. *on_progress* is called about ten
     times a second. Raises `OutboxError` for a file that cannot be used; it is made when only journals are there.
@@ -106,7 +107,7 @@ def drain(
             try:
                 for worker in workers:
                     worker.start(Pipeline(processor, Resource.create()))
-                _wait(look, stores, deadline, on_progress)
+                _wait(look, stores, deadline, on_progress, stopped)
             finally:
                 shut_down_all(workers, settings.shutdown_timeout)
             drained = look()
@@ -122,10 +123,11 @@ def _wait(
     stores: Sequence[CountingStore],
     deadline: float,
     on_progress: Callable[[Drained], object],
+    stopped: Sequence[None],
 ) -> None:
-    """Wait until nothing is in flight, and nothing is due before *deadline* (monotonic seconds)."""
+    """Wait until nothing is in flight and due before *deadline* (monotonic seconds), or *stopped* is not empty."""
     is_done = False
-    while not is_done and (left := deadline - monotonic()) > 0:
+    while not (is_done or stopped) and (left := deadline - monotonic()) > 0:
         is_idle = not any(store.is_busy for store in stores)
         on_progress(drained := look())
         time.sleep(min(_POLL_INTERVAL, left))

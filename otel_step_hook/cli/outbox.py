@@ -24,7 +24,7 @@ from otel_step_hook.cli.outbox_display import (
     local_time,
     results_line,
 )
-from otel_step_hook.cli.shared import FAILED, USAGE_ERROR, exit_with, print_line, required_endpoints
+from otel_step_hook.cli.shared import FAILED, USAGE_ERROR, exit_with, on_signal, print_line, required_endpoints
 from otel_step_hook.delivery.database import OutboxError
 from otel_step_hook.delivery.inspection import Filters, Inspection, RowState
 from otel_step_hook.delivery.takeover import count_abandoned
@@ -212,14 +212,19 @@ def deliver(
     """Deliver what waits for the endpoints of the settings, also what processes that have ended left in journals.
 
     Spans are exported as OTEL_TRACES_EXPORTER says, or by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is set. It ends when
-    nothing is due within the time.
+    nothing is due within the time, and early, but in order, when SIGTERM comes.
     Exit status: 0 if all is delivered; 1 if something is left or was discarded; 2 for wrong usage or settings;
     3 if the file cannot be used.
     """
     settings, file = _settings(path)
     endpoints, processor = required_endpoints(settings), new_span_processor()
-    with _progress(is_shown=not as_json) as on_progress, _errors(file):
-        drained = drain(file, settings, endpoints, processor, timeout=timeout, on_progress=on_progress)
+    stopped: list[None] = []
+    with (
+        on_signal("SIGTERM", lambda: stopped.append(None)),
+        _progress(is_shown=not as_json) as on_progress,
+        _errors(file),
+    ):
+        drained = drain(file, settings, endpoints, processor, timeout=timeout, on_progress=on_progress, stopped=stopped)
     results = [(name, drained.results[name]) for name in ("delivered", "handed_over", "discarded")]
     if as_json:
         _print_json(outbox=str(file), **dict(results), left=drained.left, due_at=local_time(drained.due_at))

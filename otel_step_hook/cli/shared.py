@@ -1,6 +1,9 @@
 """What the commands share: sentences on the terminal, exit statuses, and the endpoints that they need."""
 
+import contextlib
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from rich.console import Console
@@ -33,3 +36,14 @@ def required_endpoints(settings: StepHookSettings) -> tuple[Endpoint, ...]:
             "for one to try with, run: otel-step-hook listen"
         )
     return endpoints
+
+
+@contextlib.contextmanager
+def on_signal(name: str, act: Callable[[], object]) -> Iterator[None]:
+    """Call *act*, on the main thread, for each signal *name* that comes while the body runs. For the main thread."""
+    number = signal.Signals[name]
+    before = signal.signal(number, lambda *_: act())
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

@@ -72,8 +72,11 @@ def test_a_process_that_shares_the_file_goes_on(start: Start, step_receiver: Scr
     assert done.stdout.startswith("1 delivered, 0 discarded, ")
 
 
-def test_ctrl_c_makes_what_is_in_flight_due_again(step_receiver: ScriptedReceiver, tmp_path: Path) -> None:
-    """After the interrupt the delivery is not leased any more, and the exit status is not 0."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_makes_what_is_in_flight_due_again(
+    step_receiver: ScriptedReceiver, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The delivery is not leased any more; after SIGTERM, which ends a Kubernetes job, a line says what is left."""
     path = tmp_path / "steps.db"
     die_with_journal(path, "left")
     step_receiver.answers(Answer(delay=100.0))
@@ -84,10 +87,12 @@ def test_ctrl_c_makes_what_is_in_flight_due_again(step_receiver: ScriptedReceive
     )
     try:
         step_receiver.wait_for(1)
-        command.send_signal(signal.SIGINT)
+        command.send_signal(number)
         ended = command.ended()
     finally:
         command.kill_group()
+    if number == signal.SIGTERM:
+        assert (ended.code, ended.out) == (1, ["0 delivered, 0 discarded, 1 left; the next is due now"])
     assert ended.code != 0
     assert ended.noise == []
     (row,) = rows(path).values()
