@@ -1,4 +1,4 @@
-"""Dropped steps and faults: other threads count them, and the worker thread logs and records the counts."""
+"""Dropped steps, events in memory alone, and faults: other threads count them, the worker thread reports the counts."""
 
 import itertools
 import logging
@@ -48,19 +48,24 @@ class EventCounter:
 
 
 class DropCounts:
-    """Counts dropped steps by reason, and faults that lost no step.
+    """Counts dropped steps by reason, events that an outbox has in memory alone, and faults that lost no step.
 
-    `drop` and `add_fault` may be called from any thread, signal handler or finaliser.
+    `drop`, `add_in_memory` and `add_fault` may be called from any thread, signal handler or finaliser.
     """
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint  # its name
         self._drops = {reason: EventCounter() for reason in _DROPPED}
+        self._in_memory = EventCounter()
         self._faults = EventCounter()
 
     def drop(self, reason: str, error: Exception | None = None) -> None:
         """Count a step that is dropped for *reason*, perhaps because of *error*."""
         self._drops[reason].add(error)
+
+    def add_in_memory(self) -> None:
+        """Count an event that an outbox has put into memory alone: for the moment, a kill would lose it."""
+        self._in_memory.add()
 
     def add_fault(self, error: Exception) -> None:
         """Count *error*, which lost no step."""
@@ -68,7 +73,7 @@ class DropCounts:
 
     def has_new(self) -> bool:
         """Whether a count has not been reported yet. From any thread."""
-        return self._faults.has_new or any(drops.has_new for drops in self._drops.values())
+        return self._faults.has_new or self._in_memory.has_new or any(drops.has_new for drops in self._drops.values())
 
     def report(self, telemetry: Telemetry, log: RateLimitedLog) -> None:
         """Record and log the new counts.
@@ -83,6 +88,9 @@ class DropCounts:
                 telemetry.dropped(reason, count)
                 message = f"dropped a step ({reason}, endpoint {self._endpoint}): {detail or _DROPPED[reason]}"
                 log.log(logging.ERROR, ("dropped", reason), message, count)
+        count, _ = self._in_memory.take()
+        if count:
+            telemetry.put_in_memory(count)
         count, detail = self._faults.take()
         if count:
             log.log(logging.ERROR, "fault", f"a fault of otel-step-hook: {detail}", count)

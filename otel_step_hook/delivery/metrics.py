@@ -23,6 +23,7 @@ class Instruments(NamedTuple):
     deliveries: metrics.Counter
     attempts: metrics.Counter
     dropped: metrics.Counter
+    in_memory: metrics.Counter
     duration: metrics.Histogram
 
     @classmethod
@@ -49,6 +50,9 @@ class Instruments(NamedTuple):
             meter.create_counter("step_hook.deliveries", "{delivery}", "Deliveries that have ended, by result"),
             meter.create_counter("step_hook.attempts", "{attempt}", "Attempts to deliver"),
             meter.create_counter("step_hook.dropped", "{event}", "Steps lost before they were stored"),
+            meter.create_counter(
+                "step_hook.outbox.in_memory_events", "{event}", "Events put into memory alone, beside an outbox"
+            ),
             meter.create_histogram(
                 "step_hook.delivery.duration",
                 "s",

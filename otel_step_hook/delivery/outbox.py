@@ -25,7 +25,7 @@ from otel_step_hook.steps.event import StepEvent
 
 _IN_MEMORY = (
     "%d events waited in memory before they were written to the outbox %s: its journal was full, or they were too long "
-    "for it; a kill at that moment loses them (the metric step_hook.queue.in_memory counts them)"
+    "for it; a kill at that moment loses them (the metric step_hook.outbox.in_memory_events counts them)"
 )
 _LEFT = (
     "%d steps wait in a journal beside the outbox %s, which could not be used: the next process with this outbox "

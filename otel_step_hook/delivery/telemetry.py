@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -166,15 +167,20 @@ class Telemetry:
             span.end(max(time.time_ns(), end_time))
 
     def dropped(self, reason: str, count: int) -> None:
-        """Count *count* steps that were lost before they were stored.
+        """Count *count* steps that were lost before they were stored."""
+        self._count(self.instruments.dropped.add, count, {**self._labels, "reason": reason})
 
-        Not while the interpreter finalizes: no reader collects then, and a reader's thread that Python has stopped may
-        hold the lock of the instrument for ever.
-        """
+    def put_in_memory(self, count: int) -> None:
+        """Count *count* events that an outbox has put into memory alone."""
+        self._count(self.instruments.in_memory.add, count, self._labels)
+
+    def _count(self, add: Callable[[int, dict[str, str]], None], count: int, labels: dict[str, str]) -> None:
+        # Not while the interpreter finalizes: no reader collects then, and a reader's thread that Python has stopped
+        # may hold the lock of the instrument for ever.
         if sys.is_finalizing():
             return
         with self._recording:
-            self.instruments.dropped.add(count, {**self._labels, "reason": reason})
+            add(count, labels)
 
     def _delivery_span(self, delivery: Delivery) -> Span:
         if delivery.span is None:

@@ -102,9 +102,11 @@ class Worker:
         runner = self._runner()
         if self.is_closed:
             self.drop("shutdown")
-        elif runner.store.put(event, pipeline) is Stored.FULL:
+        elif (stored := runner.store.put(event, pipeline)) is Stored.FULL:
             self.drop("outbox_full" if self._is_durable else "queue_full")
         else:
+            if stored is Stored.IN_MEMORY and self._is_durable:
+                runner.dispatch.drops.add_in_memory()
             runner.wake()
 
     def drop(self, reason: str, error: Exception | None = None) -> None:

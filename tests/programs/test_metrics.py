@@ -1,6 +1,8 @@
 """The metrics, with a real MeterProvider: in a process of its own, because a process can have only one."""
 
-from processes import Start, metric_points
+from pathlib import Path
+
+from processes import Run, Start, metric_points
 
 from otel_step_hook.testing import Answer, ScriptedReceiver
 
@@ -60,3 +62,19 @@ def test_the_values_of_all_metrics(step_receiver: ScriptedReceiver, start: Start
         "step_hook.queue.oldest s": {"endpoint=default": 0},
         "step_hook.circuit.open 1": {"endpoint=default": 0},
     }
+
+
+def test_events_beside_an_outbox_are_counted(step_receiver: ScriptedReceiver, run: Run, tmp_path: Path) -> None:
+    """Those that the journal has no room for, however short they are in memory; without an outbox there are none."""
+    program = """
+        print_metrics = count_metrics()
+        end_steps("step", 3)
+        for _ in range(2):
+            end_step("x" * 2000)
+        provider.shutdown()
+        print_metrics()
+        """
+    name = "step_hook.outbox.in_memory_events {event}"
+    durable = run(program, webhook=step_receiver.url, outbox=tmp_path / "steps.db")
+    assert metric_points(durable.out[-1])[name] == {"endpoint=default": 2}
+    assert name not in metric_points(run(program, webhook=step_receiver.url).out[-1])

@@ -24,7 +24,7 @@ UNUSABLE = "; meanwhile webhooks are sent from memory, and what waits there may 
 NO_JOURNAL = "has no journal (No such file or directory): what waits in memory is lost if the process is killed"
 IN_MEMORY = (
     ": its journal was full, or they were too long for it; a kill at that moment loses them (the metric "
-    "step_hook.queue.in_memory counts them)"
+    "step_hook.outbox.in_memory_events counts them)"
 )
 
 
