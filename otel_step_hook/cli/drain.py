@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor
 
+from otel_step_hook.cli.exporting import Exporting
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.inspection import Inspection
 from otel_step_hook.delivery.model import Delivery, Endpoint, Pipeline, Result
@@ -78,7 +78,7 @@ def drain(
     path: Path,
     settings: StepHookSettings,
     endpoints: Sequence[Endpoint],
-    processor: SpanProcessor | None,
+    exporting: Exporting,
     *,
     timeout: float,
     on_progress: Callable[[Drained], object],
@@ -88,8 +88,9 @@ def drain(
 
     Returns earlier when nothing is due within that time, or when *stopped* is no longer empty.
 
-    Spans go to *processor*, which is shut down, each with the resource of its row. *on_progress* is called about ten
-    times a second. Raises `OutboxError` for a file that cannot be used; it is made when only journals are there.
+    Spans and metrics go to *exporting*, which is shut down, each span with the resource of its row. *on_progress* is
+    called about ten times a second. Raises `OutboxError` for a file that cannot be used; it is made when only journals
+    are there.
     """
     deadline = monotonic() + timeout
     stores: list[CountingStore] = []
@@ -106,14 +107,13 @@ def drain(
             workers = new_workers(endpoints, settings, make_outbox)
             try:
                 for worker in workers:
-                    worker.start(Pipeline(processor, Resource.create()))
+                    worker.start(Pipeline(exporting.processor, Resource.create()))
                 _wait(look, stores, deadline, on_progress, stopped)
             finally:
                 shut_down_all(workers, settings.shutdown_timeout)
             drained = look()
     finally:
-        if processor is not None:
-            processor.shutdown()
+        exporting.shutdown()
     drained.left += _in_journals(path, endpoints)
     return drained
 

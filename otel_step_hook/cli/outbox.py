@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from otel_step_hook.cli.drain import Drained, drain
-from otel_step_hook.cli.exporting import new_span_processor
+from otel_step_hook.cli.exporting import Exporting
 from otel_step_hook.cli.outbox_display import (
     counted,
     deliveries_table,
@@ -211,20 +211,21 @@ def deliver(
 ) -> None:
     """Deliver what waits for the endpoints of the settings, also what processes that have ended left in journals.
 
-    Spans are exported as OTEL_TRACES_EXPORTER says, or by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is set. It ends when
+    Spans and metrics are exported as OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER say, or by OTLP if
+    OTEL_EXPORTER_OTLP_ENDPOINT is set. It ends when
     nothing is due within the time, and early, but in order, when SIGTERM comes.
     Exit status: 0 if all is delivered; 1 if something is left or was discarded; 2 for wrong usage or settings;
     3 if the file cannot be used.
     """
     settings, file = _settings(path)
-    endpoints, processor = required_endpoints(settings), new_span_processor()
+    endpoints, exporting = required_endpoints(settings), Exporting()
     stopped: list[None] = []
     with (
         on_signal("SIGTERM", lambda: stopped.append(None)),
         _progress(is_shown=not as_json) as on_progress,
         _errors(file),
     ):
-        drained = drain(file, settings, endpoints, processor, timeout=timeout, on_progress=on_progress, stopped=stopped)
+        drained = drain(file, settings, endpoints, exporting, timeout=timeout, on_progress=on_progress, stopped=stopped)
     results = [(name, drained.results[name]) for name in ("delivered", "handed_over", "discarded")]
     if as_json:
         _print_json(outbox=str(file), **dict(results), left=drained.left, due_at=local_time(drained.due_at))

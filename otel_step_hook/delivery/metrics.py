@@ -62,6 +62,11 @@ class Instruments(NamedTuple):
         )
 
 
+def use_provider(provider: metrics.MeterProvider) -> None:
+    """Let *provider* be that of this process. Once, by the command line: an application has a provider of its own."""
+    metrics.set_meter_provider(provider)
+
+
 class EndpointState(NamedTuple):
     """What the observable instruments report of one endpoint."""
 

@@ -44,6 +44,7 @@ def test_what_a_killed_process_left_is_delivered_from_outside(
         STEP_COMPLETE_WEBHOOK=step_receiver.url,
         OTEL_SERVICE_NAME="cron-job",
         OTEL_TRACES_EXPORTER="console",
+        OTEL_METRICS_EXPORTER="console",
     )
     assert done.returncode == 0, done.stderr
     assert "1 delivered, 0 discarded, 0 left" in done.stdout
@@ -53,7 +54,9 @@ def test_what_a_killed_process_left_is_delivered_from_outside(
     assert done.stdout.count(trace_id) == 2
     assert f'"parent_id": "{span_id}"' in done.stdout
     assert done.stdout.count('"service.name": "application"') == 2
-    assert "cron-job" not in done.stdout
+    spans, _, metrics = done.stdout.partition('"resource_metrics"')
+    assert ("cron-job" in spans, "cron-job" in metrics) == (False, True)
+    assert '"step_hook.deliveries"' in metrics
     assert rows(path) == {}
 
 

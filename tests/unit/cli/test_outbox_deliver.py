@@ -12,11 +12,11 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource as OtlpResource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from outboxes import die_with_journal, rows
 from support import Cli, log_lines
 
 from otel_step_hook.cli import exporting
-from otel_step_hook.cli.outbox_display import due_in, duration, local_time
 from otel_step_hook.testing import Answer, ScriptedReceiver
 
 
@@ -207,7 +207,11 @@ def test_spans_are_children_of_the_steps_own(
     "variables",
     [
         {},
-        {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
+        {
+            "OTEL_TRACES_EXPORTER": "none",
+            "OTEL_METRICS_EXPORTER": "none",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1]:9",
+        },
         {"OTEL_TRACES_EXPORTER": "console", "OTEL_SDK_DISABLED": "TRUE"},
     ],
     ids=["nothing is set", "none", "disabled"],
@@ -257,33 +261,31 @@ def test_an_exporter_that_is_not_installed(
     assert errors.startswith(f"OTEL_TRACES_EXPORTER: the exporter {missing} ")
 
 
+@pytest.mark.usefixtures("step_receiver")
+def test_metrics_that_are_read_from_outside_are_left_out(
+    cli: Cli, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that fits an application, such as for Prometheus, does not keep the command from its work."""
+    asked: list[dict[str, str]] = []
+
+    class Pulled:
+        def load(self) -> type[InMemoryMetricReader]:
+            return InMemoryMetricReader
+
+    def find(**wanted: str) -> list[Pulled]:
+        asked.append(wanted)
+        return [Pulled()]
+
+    monkeypatch.setattr(exporting, "entry_points", find)
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    _make_due(outbox)
+    assert cli("outbox", "deliver") == (0, "1 delivered, 0 discarded, 0 left\n", "")
+    assert asked == [{"group": "opentelemetry_metrics_exporter", "name": "prometheus"}]
+
+
 def test_no_endpoint_to_deliver_to(cli: Cli, outbox: Path) -> None:
     """The exit status is 2, and the error names the variable."""
     before = rows(outbox)
     status, _, errors = cli("outbox", "deliver", WEBHOOK="")
     assert (status, errors.partition(",")[0]) == (2, "STEP_COMPLETE_WEBHOOK is not set")
     assert rows(outbox) == before
-
-
-# Times
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        *((-5, "0 s"), (0.4, "0 s"), (89, "89 s"), (91, "2 m"), (5399, "90 m"), (5401, "2 h"), (129_599, "36 h")),
-        *((129_601, "2 d"), (8_640_000, "100 d")),
-    ],
-)
-def test_a_duration(seconds: float, expected: str) -> None:
-    """It is in the unit that fits; below 0 it is 0, since clocks may differ."""
-    assert duration(seconds) == expected
-    assert due_in(seconds) == (expected if seconds > 0 else "now")
-
-
-@pytest.mark.parametrize("seconds", [-1e30, 0.0, 1.7e9, 1e30])
-def test_a_time_far_away(seconds: float) -> None:
-    """Any time of a span can be shown: one before 1970, or after the year 9999, is the nearest that can."""
-    shown = local_time(seconds)
-    assert shown is not None
-    assert shown[4::3][:2] == "--"
