@@ -85,9 +85,9 @@ def test_a_row_that_cannot_be_read_does_not_keep_the_others(
 ) -> None:
     """A row that another version has written, or that was damaged, is discarded, and a line says so."""
     store = new_outbox()
-    put_steps(store, "one", "bad", "two")
+    put_steps(store, "one", "broken", "two")
     store.claim(0)
-    change(path, "UPDATE delivery SET event = replace(event, 'success', 'unheard-of') WHERE event LIKE '%bad%'")
+    change(path, "UPDATE delivery SET event = replace(event, 'success', 'unheard-of') WHERE event LIKE '%broken%'")
     assert set(by_id(store.claim(9))) == {"one", "two"}
     store.claim(0)
     assert (rows(path, "error_type", "discarded_at"), store.counts()) == (["unreadable"], (2, 0, 1))
