@@ -31,7 +31,6 @@ _LEFT = (
     "%d steps wait in a journal beside the outbox %s, which could not be used: the next process with this outbox "
     "delivers them"
 )
-_LATE_AFTER = 1.0  # seconds; the store is late when its oldest due row has waited longer
 
 
 class OutboxStore:
@@ -65,7 +64,6 @@ class OutboxStore:
         self._in_slots = 0  # how many slots those are
         self._unwritten = SLOTS + max_queue_size  # events that may wait outside of the database
         self._may_be_full = self._unwritten >= options.max_rows
-        self._rounds_up = True
         self._is_said = False  # that events waited in memory
 
     @property
@@ -117,23 +115,18 @@ class OutboxStore:
         is_due = limit > 0 and next_due is not None and next_due <= self._file.now()
         leased: list[Row] | None = []
         if is_due or self._has_changes() or self._file.fault is not None:
-            leased = self._write(functools.partial(self._lease, limit))
-        return self._claim_in_memory(limit) if leased is None else self._deliveries(leased)
-
-    def _lease(self, limit: int, rows: EndpointRows, now: float) -> list[Row]:
-        """Lease up to *limit* rows, half of them the newest while the oldest has waited for long."""
-        due = rows.next_due() if limit > 0 else None
-        if due is None or due > now:
-            return []
-        if now - due <= _LATE_AFTER:
-            return rows.lease(limit, 0, now)
-        self._rounds_up = not self._rounds_up
-        newest = (limit + self._rounds_up) // 2
-        return rows.lease(limit - newest, newest, now)
+            leased = self._write(lambda rows, now: rows.lease_due(limit, now))
+        if leased is not None:
+            return self._deliveries(leased)
+        self._take_journal()
+        return self._memory.claim(limit)
 
     def claim_older(self, age: float) -> list[Delivery]:
         """Lease deliveries, due or not, whose steps ended at least *age* seconds ago: some, if there are many."""
-        claimed = self._memory.claim_older(age) if self._file.fault is not None else []
+        claimed: list[Delivery] = []
+        if self._file.fault is not None:
+            self._take_journal()
+            claimed = self._memory.claim_older(age)
         # Not for changes alone: `claim` comes next, and writes them together with its lease.
         if self.counts().waiting and self.oldest_age() >= age:
             leased = self._write(lambda rows, now: rows.lease_older(now - age, BATCH, now))
@@ -260,11 +253,12 @@ class OutboxStore:
         if self._journal is not None:
             self._journal.free(record.slot for record in records)
         self._memory.remove(waiting)
+        in_memory = sum(delivery.id not in self._slots for delivery in waiting)
         for delivery in waiting:
             self._free(delivery)
-        if waiting and not self._is_said:
+        if in_memory and not self._is_said:
             self._is_said = True
-            log_safely(logging.WARNING, _IN_MEMORY, len(waiting), self._options.path)
+            log_safely(logging.WARNING, _IN_MEMORY, in_memory, self._options.path)
 
     def _deliveries(self, rows: Iterable[Row]) -> list[Delivery]:
         """Return the deliveries of *rows*; those that cannot be read are discarded, and do not keep the others."""
@@ -282,15 +276,14 @@ class OutboxStore:
             log_safely(logging.ERROR, text, unreadable, self._options.path)
         return made
 
-    def _claim_in_memory(self, limit: int) -> list[Delivery]:
-        """Lease up to *limit* deliveries from memory and journal. Their slots stay, so that a kill loses nothing."""
-        while self._journal and limit > 0 and (records := self._journal.take(1)):
+    def _take_journal(self) -> None:
+        """Put what is in the journal into memory, if there is room. Its slots stay, so that a kill loses nothing."""
+        while self._journal and (records := self._journal.take(1)):
             if self._memory.put(records[0].event, records[0].pipeline, records[0].put_at) is Stored.FULL:
                 self._journal.put_back(records)
                 break
             self._slots.setdefault(webhook_id(records[0].event), []).append(records[0].slot)
             self._in_slots += 1
-        return self._memory.claim(limit)
 
     def _free(self, delivery: Delivery) -> None:
         slots = self._slots.pop(delivery.id, ())

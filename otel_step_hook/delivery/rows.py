@@ -12,6 +12,7 @@ from otel_step_hook.delivery.serialization import event_json
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _JSON = json.JSONEncoder(separators=(",", ":"))
+_LATE_AFTER = 1.0  # seconds; deliveries are late when the oldest that is due has waited longer
 _INSERTED = 1000  # rows of one statement: some 30 ms; a fork waits until it ends, but for 50 ms at most
 
 # Rows are passed as one JSON text: with a value for each, every row would wait for the interpreter's lock.
@@ -189,6 +190,7 @@ class EndpointRows:
         self._lease_time = lease_time
         self._lease = 0
         self._until = 0.0
+        self._rounds_up = True
 
     def write(self, changes: Changes, now: float) -> None:
         """Write *changes*. To be called in a transaction."""
@@ -204,6 +206,17 @@ class EndpointRows:
             for start in range(0, len(changes.new), _INSERTED):
                 rows = changes.new[start : start + _INSERTED]
                 change(_INSERT, {"rows": _JSON.encode(rows), "endpoint": self._endpoint})
+
+    def lease_due(self, limit: int, now: float) -> list[Row]:
+        """Lease up to *limit* due rows, half of them the newest while the oldest waits for long. In a transaction."""
+        due = self.next_due() if limit > 0 else None
+        if due is None or due > now:
+            return []
+        if now - due <= _LATE_AFTER:
+            return self.lease(limit, 0, now)
+        self._rounds_up = not self._rounds_up
+        newest = (limit + self._rounds_up) // 2
+        return self.lease(limit - newest, newest, now)
 
     def lease(self, oldest: int, newest: int, now: float) -> list[Row]:
         """Lease up to *oldest* rows that are due the longest, and up to *newest* of the newest that are new.

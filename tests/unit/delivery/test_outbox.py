@@ -179,6 +179,21 @@ def test_backoffs_go_on_while_the_file_cannot_be_used(path: Path, clock: Clock, 
         assert set(by_id(store.claim(9))) == {"new"}
 
 
+@pytest.mark.timeout(20)
+def test_what_is_in_the_journal_is_discarded_too(path: Path, new_outbox: NewOutbox) -> None:
+    """While the file cannot be used and no attempt begins, as for an endpoint that is disabled, nothing stays due."""
+    path.write_text("the notes of somebody\n" * 50)
+    store = new_outbox(size=2)
+    put_steps(store, "one", "two", "three")
+    store.claim(0)
+    discarded: list[str] = []
+    while claimed := store.claim_older(0.0):
+        for delivery in claimed:
+            discarded.append(delivery.event.step_id)
+            store.finish(delivery, "discarded")
+    assert (discarded, store.next_due()) == (["one", "two", "three"], None)
+
+
 def test_the_age_counts_from_the_end_of_the_step(path: Path, clock: Clock, new_outbox: NewOutbox) -> None:
     """Also of what has waited in the journal while the file could not be used, before it is claimed into memory."""
     new_outbox().claim(1)
