@@ -40,7 +40,7 @@ def address() -> Iterator[str]:
     with asyncio.Runner() as runner:
         environment = runner.run(
             WorkflowEnvironment.start_local(
-                dev_server_existing_path=str(binary("temporal")),
+                dev_server_existing_path=str(binary("temporal-cli")),
                 ip="127.0.0.1",
                 dev_server_log_level="error",
                 dev_server_extra_args=["--dynamic-config-value", f"history.timerProcessorMaxTimeShift={_SHIFT}"],

@@ -62,7 +62,9 @@ SERVERS = {
     for server in (
         Server("jaeger", "2.13.0", "jaeger", "github.com/jaegertracing/jaeger/cmd/jaeger", 6),
         Server("collector", "0.161.0", "otelcol", ".", 3, generator=_BUILDER),
-        Server("temporal", "1.5.1", "temporal", "github.com/temporalio/cli/cmd/temporal", 4),
+        Server("temporal-server", "1.32.0", "temporal-server", "go.temporal.io/server/cmd/server", 10),
+        Server("temporal-ui", "2.56.0", "temporal-ui", "github.com/temporalio/ui-server/v2/cmd/server", 2),
+        Server("temporal-cli", "1.5.1", "temporal", "github.com/temporalio/cli/cmd/temporal", 4),
     )
 }
 

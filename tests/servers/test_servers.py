@@ -1,17 +1,13 @@
 """Deliveries as the real Jaeger shows them, behind the real Collector, read from Jaeger's API."""
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -23,6 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from servers.build import binary
+from servers.running import LIMIT, accepts, free_ports, running, until
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
 from otel_step_hook.cli.demo import AgentRun, agent
@@ -31,7 +28,6 @@ from otel_step_hook.testing import ScriptedReceiver
 pytestmark = pytest.mark.servers
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LIMIT = 20.0  # seconds; starting the servers and finding a trace take less than one each
 _ERROR = 2  # OTLP: STATUS_CODE_ERROR
 _ENDPOINTS = (
     "JAEGER_QUERY_HTTP_ENDPOINT",
@@ -54,7 +50,7 @@ class Servers:
     def ask(self, path: str) -> Any:
         """Jaeger's answer to a GET of *path*, from JSON; None for 404, because the trace has not arrived yet."""
         try:
-            with urllib.request.urlopen(f"{self.jaeger}{path}", timeout=_LIMIT) as answer:
+            with urllib.request.urlopen(f"{self.jaeger}{path}", timeout=LIMIT) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             if error.code == HTTPStatus.NOT_FOUND:
@@ -75,56 +71,27 @@ class Node:
 
 
 def _free_endpoints() -> dict[str, str]:
-    with contextlib.ExitStack() as stack:
-        listening = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in _ENDPOINTS]
-        ports = [each.getsockname()[1] for each in listening]
+    ports = free_ports(len(_ENDPOINTS))
     return {name: f"127.0.0.1:{port}" for name, port in zip(_ENDPOINTS, ports, strict=True)}
-
-
-@contextlib.contextmanager
-def _running(command: Sequence[str | Path], endpoints: dict[str, str], log: Path) -> Iterator[None]:
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [str(argument) for argument in command], env={**os.environ, **endpoints}, stdout=output, stderr=output
-        )
-        try:
-            yield
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(_LIMIT) == 0, log.read_text()
-
-
-def _until(what: str, is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _LIMIT
-    while not is_so():
-        assert time.monotonic() < deadline, f"{what}: not within {_LIMIT:g} s"
-        time.sleep(0.02)  # the state of another process: no event to wait for
-
-
-def _accepts(endpoint: str) -> bool:
-    host, _, port = endpoint.rpartition(":")
-    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-        return True
-    return False
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Jaeger and the Collector. Jaeger starts first: without it, the Collector logs warnings."""
     logs, endpoints = tmp_path_factory.mktemp("servers"), _free_endpoints()
-    running = Servers(
+    servers = Servers(
         otlp=f"http://{endpoints['COLLECTOR_OTLP_HTTP_ENDPOINT']}",
         jaeger=f"http://{endpoints['JAEGER_QUERY_HTTP_ENDPOINT']}",
         collector_log=logs / "collector.log",
     )
     jaeger: list[str | Path] = [binary("jaeger"), "--config", _ROOT / "tests/servers/jaeger.yaml"]
     collector: list[str | Path] = [binary("collector"), "--config", _ROOT / "collector-config.yaml"]
-    with _running(jaeger, endpoints, logs / "jaeger.log"):
-        _until("Jaeger listens", lambda: _accepts(endpoints["JAEGER_QUERY_HTTP_ENDPOINT"]))
-        _until("Jaeger receives", lambda: _accepts(endpoints["JAEGER_OTLP_GRPC_ENDPOINT"]))
-        with _running(collector, endpoints, running.collector_log):
-            _until("the Collector listens", lambda: _accepts(endpoints["COLLECTOR_OTLP_HTTP_ENDPOINT"]))
-            yield running
+    with running(jaeger, logs / "jaeger.log", endpoints) as first:
+        first.wait_until("Jaeger listens", lambda: accepts(endpoints["JAEGER_QUERY_HTTP_ENDPOINT"]))
+        first.wait_until("Jaeger receives", lambda: accepts(endpoints["JAEGER_OTLP_GRPC_ENDPOINT"]))
+        with running(collector, servers.collector_log, endpoints) as second:
+            second.wait_until("the Collector listens", lambda: accepts(endpoints["COLLECTOR_OTLP_HTTP_ENDPOINT"]))
+            yield servers
 
 
 def _run_agent(servers: Servers, url: str) -> AgentRun:
@@ -169,7 +136,7 @@ def test_the_trace_in_jaeger_shows_every_delivery(servers: Servers, step_receive
     step_receiver.answers(503, 503)
     done = _run_agent(servers, step_receiver.url)
     expected = 1 + 2 * len(done.outcomes) + len(step_receiver.received)
-    _until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == expected)
+    until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == expected)
     nodes = _nodes(servers, done.trace_id)
     steps = {node.attributes["step_id"]: node for node in nodes if "step_id" in node.attributes}
     assert steps.keys() == done.outcomes.keys()
@@ -190,7 +157,7 @@ def test_the_trace_in_jaeger_shows_every_delivery(servers: Servers, step_receive
 def test_jaeger_does_not_adjust_clock_skew(servers: Servers, step_receiver: ScriptedReceiver) -> None:
     """With host.name, Jaeger does not take deliveries, which begin after their step has ended, for clock skew."""
     done = _run_agent(servers, step_receiver.url)
-    _until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == 1 + 3 * len(done.outcomes))
+    until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == 1 + 3 * len(done.outcomes))
     assert not [node.raw for node in _nodes(servers, done.trace_id) if "skew" in node.raw or "warning" in node.raw]
 
 
@@ -198,7 +165,7 @@ def test_jaeger_finds_a_discarded_delivery(servers: Servers, step_receiver: Scri
     """A discarded delivery has status error, and a search for its result finds it."""
     step_receiver.answers(*[410] * 6)
     done = _run_agent(servers, step_receiver.url)
-    _until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == 1 + 3 * len(done.outcomes))
+    until("the whole trace", lambda: len(_nodes(servers, done.trace_id)) == 1 + 3 * len(done.outcomes))
     deliveries = [node for node in _nodes(servers, done.trace_id) if node.name == "step_hook.deliver"]
     assert [(node.status, node.attributes["step_hook.result"]) for node in deliveries] == [(_ERROR, "discarded")] * 6
     tags = urllib.parse.quote('{"step_hook.result":"discarded"}')
@@ -209,7 +176,7 @@ def test_jaeger_finds_a_discarded_delivery(servers: Servers, step_receiver: Scri
 def test_the_collector_accepts_its_configuration_without_warnings(servers: Servers) -> None:
     """`collector-config.yaml` is valid, and neither its validation nor a run with it logs a warning."""
     command = [str(binary("collector")), "validate", "--config", str(_ROOT / "collector-config.yaml")]
-    validated = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT)
+    validated = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
     assert (validated.returncode, validated.stdout + validated.stderr) == (0, "")
     log = servers.collector_log.read_text()
     assert "Everything is ready" in log
@@ -219,5 +186,5 @@ def test_the_collector_accepts_its_configuration_without_warnings(servers: Serve
 
 def test_temporal_starts() -> None:
     """The Temporal server has been built and prints its version."""
-    version = subprocess.run([str(binary("temporal")), "--version"], capture_output=True, text=True, check=True)
+    version = subprocess.run([str(binary("temporal-cli")), "--version"], capture_output=True, text=True, check=True)
     assert "temporal version" in version.stdout
