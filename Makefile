@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 ENVS := .venvs
 # As many processes as there are cores; the real servers have ports of their own, and are tried one by one.
-PYTEST := -m pytest -q --numprocesses auto --dist worksteal -m "not servers"
+PYTEST := -m pytest -q --numprocesses auto --dist worksteal -m "not servers" --ignore tests/servers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # pyenv hides all versions but one; this makes each of them a python3.x on the path.
 ifneq ($(shell command -v pyenv),)

@@ -43,8 +43,8 @@ class Running:
         until(what, lambda: self._look(what, is_so), self.log)
 
     def stop(self) -> None:
-        """End it by SIGTERM, and wait until it has ended, with status 0."""
-        assert self._end(signal.SIGTERM) == 0, self._text()
+        """End it by SIGTERM, and wait until it has ended, with status 0 or by a signal that it does not catch."""
+        assert self._end(signal.SIGTERM) in {0, -signal.SIGTERM}, self._text()
 
     def kill(self) -> None:
         """End it by SIGKILL, and wait until the system has closed its connections and files."""

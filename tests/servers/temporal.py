@@ -10,6 +10,7 @@ Owns the processes. For fixtures and for plain scripts:
 `TemporalServer` is 1.32, which knows standalone activities; `OlderTemporalServer` is 1.29, which does not.
 """
 
+import contextlib
 import json
 import urllib.error
 import urllib.request
@@ -59,8 +60,9 @@ class _Temporal(ABC):
 
     def stop(self) -> None:
         """End the server and its web page by SIGTERM. Does nothing when they do not run."""
-        while self._running:
-            self._running.pop().stop()
+        with contextlib.ExitStack() as stack:  # the last first, and each, whatever the others raise
+            while self._running:
+                stack.callback(self._running.pop(0).stop)
 
     def kill(self) -> None:
         """End the server and its web page by SIGKILL. Does nothing when they do not run."""
@@ -89,7 +91,9 @@ class _Temporal(ABC):
         server.wait_until("the server listens", lambda: accepts(self.address))  # after its HTTP API does
 
     def _wait_until_page(self, page: Running) -> None:
-        page.wait_until("the web page answers", lambda: _ask(self.ui)[0] == HTTPStatus.OK)
+        # Not only the page itself: it may have asked the server too early, and then waits before it asks again.
+        url = f"{self.ui}/api/v1/system-info"
+        page.wait_until("the web page knows the server", lambda: _ask(url)[0] == HTTPStatus.OK)
 
     def _is_ready(self) -> bool:
         """Whether the server looks into its history for a workflow; registers the namespace if it is missing."""
