@@ -16,8 +16,8 @@ from otel_step_hook.delivery.outbox import OutboxStore
 from otel_step_hook.delivery.outbox_file import OutboxOptions
 from otel_step_hook.delivery.takeover import count_abandoned
 from otel_step_hook.delivery.worker import shut_down_all
-from otel_step_hook.processor import new_workers
 from otel_step_hook.settings import StepHookSettings
+from otel_step_hook.workers import new_workers
 
 _POLL_INTERVAL = 0.1  # seconds between two looks at the rows; a person sees the bar move
 

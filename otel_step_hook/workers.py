@@ -1,0 +1,88 @@
+"""Makes the worker of each endpoint from the settings: chooses its store and its sender."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otel_step_hook.delivery.model import Endpoint
+from otel_step_hook.delivery.retry import RetryPolicy
+from otel_step_hook.settings import StepHookSettings
+
+if TYPE_CHECKING:
+    from otel_step_hook.delivery.outbox_file import OutboxOptions
+    from otel_step_hook.delivery.store import Store
+    from otel_step_hook.delivery.worker import Worker
+
+_log = logging.getLogger("otel_step_hook")
+_LEASE_MARGIN = 10.0  # seconds that a lease lasts beyond twice the timeout of an attempt
+
+
+def new_workers(
+    endpoints: Iterable[Endpoint],
+    settings: StepHookSettings,
+    make_outbox: "Callable[[OutboxOptions, int], Store] | None" = None,
+) -> "tuple[Worker, ...]":
+    """Return a worker for each of *endpoints*. With an outbox, its store is made by *make_outbox*, if that is given."""
+    make_store = _store_maker(endpoints, settings, make_outbox)
+    return tuple(_worker(endpoint, settings, make_store(endpoint)) for endpoint in endpoints)
+
+
+def _store_maker(
+    endpoints: Iterable[Endpoint],
+    settings: StepHookSettings,
+    make_outbox: "Callable[[OutboxOptions, int], Store] | None",
+) -> "Callable[[Endpoint], Callable[[int], Store]]":
+    """Return what makes, for an endpoint, what makes its store in each process."""
+    from otel_step_hook.delivery.memory import MemoryStore  # noqa: PLC0415 -- see `_worker`
+
+    if (path := settings.outbox) is None:
+        return lambda _: MemoryStore
+    try:
+        from otel_step_hook.delivery.outbox import OutboxStore  # noqa: PLC0415 -- see `_worker`
+        from otel_step_hook.delivery.outbox_file import OutboxOptions  # noqa: PLC0415 -- see `_worker`
+    except ImportError as error:  # Windows has no module fcntl, and a Python may be built without sqlite3
+        text = "STEP_COMPLETE_OUTBOX needs the Python module %s, which is not there: webhooks are sent from memory"
+        _log.error(text, error.name)
+        return lambda _: MemoryStore
+
+    names = frozenset(endpoint.name for endpoint in endpoints)
+
+    def maker(endpoint: Endpoint) -> "Callable[[int], Store]":
+        options = OutboxOptions(
+            Path(path).absolute(),
+            endpoint.name,
+            names,
+            lease_time=2 * endpoint.timeout + _LEASE_MARGIN,
+            longest_wait=settings.max_backoff,
+            keep=settings.outbox_keep,
+            max_rows=settings.outbox_max_rows,
+        )
+        return functools.partial(make_outbox or OutboxStore, options)
+
+    return maker
+
+
+def _worker(endpoint: Endpoint, settings: StepHookSettings, make_store: "Callable[[int], Store]") -> "Worker":
+    # Not at the top: a process without a webhook must not pay for the HTTP client. Not in the worker's thread: an
+    # unusable setting is reported at start-up, and no fork or exit finds a module half imported.
+    from otel_step_hook.delivery.sender import HttpSender  # noqa: PLC0415 -- see above
+    from otel_step_hook.delivery.transport import connector  # noqa: PLC0415 -- see above
+    from otel_step_hook.delivery.worker import Worker  # noqa: PLC0415 -- see above
+
+    connect = connector(endpoint)
+    return Worker(
+        endpoint,
+        RetryPolicy(
+            initial_backoff=settings.initial_backoff,
+            max_backoff=settings.max_backoff,
+            backoff_multiplier=settings.backoff_multiplier,
+            give_up_after=settings.give_up_after,
+        ),
+        lambda telemetry: HttpSender(endpoint, telemetry, connect),
+        max_queue_size=settings.max_queue_size,
+        concurrency=settings.concurrency,
+        shutdown_timeout=settings.shutdown_timeout,
+        make_store=make_store,
+    )
