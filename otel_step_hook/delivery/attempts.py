@@ -152,7 +152,7 @@ class Attempts:
         self._record(result, timeout, now)
         if result.error_type is not None:
             delivery.error_type = result.error_type
-            self._log.failed(delivery, result, timeout)
+            self._log.failed(delivery, result, timeout, self._sender.to)
         elapsed = now - delivery.submitted_at
         left = math.inf if self._store.keeps(delivery) else self.stop_at - now
         return decide(delivery, result, self._policy, elapsed=elapsed, left=left)
@@ -182,7 +182,9 @@ class Attempts:
             self._finish(delivery, decision)
 
     def _finish(self, delivery: Delivery, finish: Finish) -> None:
-        if finish.error_type is None:
+        if finish.result == "handed_over":
+            self._log.handed_over(delivery, self._sender.to)
+        elif finish.error_type is None:
             self._log.delivered(delivery)
         else:
             self._log.discarded(delivery, finish.error_type)

@@ -14,12 +14,12 @@ class DeliveryLog:
         self._name = endpoint.name
         self._log = limited
 
-    def failed(self, delivery: Delivery, result: AttemptResult, timeout: float) -> None:
-        """Log that an attempt failed; it had *timeout* seconds."""
+    def failed(self, delivery: Delivery, result: AttemptResult, timeout: float, to: str = "the receiver") -> None:
+        """Log that an attempt to deliver *to* a system failed; it had *timeout* seconds."""
         what = f"answered {result.status_code}" if result.status_code else f"could not be reached: {result.error_type}"
         if result.error_type == "timeout":
             what = f"did not answer within {timeout:.3g} s"
-        text = f"the receiver {what} (step {printable(delivery.event.step_id)}, {self._ids(delivery)}"
+        text = f"{to} {what} (step {printable(delivery.event.step_id)}, {self._ids(delivery)}"
         kind = ("attempt", result.error_type)
         self._log.log(_level(delivery.error_type), kind, f"{text}, attempt {delivery.attempts})")
 
@@ -27,6 +27,12 @@ class DeliveryLog:
         """Log that the receiver has accepted a delivery."""
         if log.isEnabledFor(logging.INFO):
             text = f"delivered step {printable(delivery.event.step_id)} ({delivery.event.outcome}"
+            log_safely(logging.INFO, "%s, %s, attempt %d)", text, self._ids(delivery), delivery.attempts)
+
+    def handed_over(self, delivery: Delivery, to: str) -> None:
+        """Log that another system, named *to*, has accepted a delivery."""
+        if log.isEnabledFor(logging.INFO):
+            text = f"handed step {printable(delivery.event.step_id)} over to {to} ({delivery.event.outcome}"
             log_safely(logging.INFO, "%s, %s, attempt %d)", text, self._ids(delivery), delivery.attempts)
 
     def discarded(self, delivery: Delivery, error_type: str) -> None:

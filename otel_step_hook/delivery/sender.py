@@ -15,6 +15,10 @@ from otel_step_hook.delivery.telemetry import Telemetry
 class Sender(Protocol):
     """Makes attempts, several at a time. For one event loop and its thread."""
 
+    @property
+    def to(self) -> str:
+        """What log lines call the system that accepts the deliveries."""
+
     async def send(self, delivery: Delivery, *, timeout: float) -> AttemptResult:
         """Make one attempt within *timeout* seconds, record it, and return its result.
 
@@ -40,6 +44,8 @@ class Transport(Protocol):
 
 class HttpSender:
     """Sends webhooks, each attempt in flight over its own connection; *connect* makes a transport."""
+
+    to = "the receiver"
 
     def __init__(self, endpoint: Endpoint, telemetry: Telemetry, connect: Callable[[], Transport]) -> None:
         self._endpoint = endpoint

@@ -151,12 +151,14 @@ class Telemetry:
             span.end()
 
     def end_delivery(self, delivery: Delivery, finish: Finish) -> None:
-        """Record the result of *delivery*, and end its span."""
+        """Record the result of *delivery*, and end its span, unless another system has the delivery and records it."""
         end_time = delivery.event.end_time
         with self._recording:
             labels = {**self._labels, "outcome": str(delivery.event.outcome), "result": finish.result}
             self.instruments.deliveries.add(1, labels)
             self.instruments.duration.record(max(0.0, (time.time_ns() - end_time) / 1e9), labels)
+        if finish.result == "handed_over":
+            return
         with self._recording:
             span = self._delivery_span(delivery)
             span.set_attributes({"step_hook.attempts": delivery.attempts, "step_hook.result": finish.result})
