@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -94,6 +94,21 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
         meaning="Whether a `SIGTERM` that would end the process at once "
         "[delivers what is queued first](processes.md#sigterm), within the longest shutdown timeout.",
         expected="true or false (or 1 or 0, yes or no, on or off)",
+    )
+    engine: Literal["local", "temporal"] = setting(
+        "local",
+        "`local`: this process sends the webhooks. `temporal`: it hands them over [to Temporal](temporal.md), whose "
+        "address and credentials come from Temporal's own variables.",
+        "local or temporal",
+    )
+    task_queue: Annotated[str, Field(min_length=1, max_length=200)] = setting(
+        "step-webhooks", "Temporal task queue of the webhooks.", "a name of 1 to 200 characters, such as step-webhooks"
+    )
+    schedule_to_close: Seconds = setting(
+        30.0,
+        "Seconds from Temporal's acceptance of a webhook until it is discarded. `…_TIMEOUT` is the start-to-close "
+        "timeout of an attempt, and `…_GIVE_UP_AFTER` limits the handover.",
+        SECONDS,
     )
 
     _arguments: frozenset[str] = PrivateAttr(frozenset())

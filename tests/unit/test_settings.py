@@ -45,6 +45,9 @@ _GIVEN: dict[str, tuple[str, object, object]] = {
     "outbox_keep": ("60", 60, 60.0),
     "outbox_max_rows": ("1", 1, 1),
     "drain_on_sigterm": ("yes", True, True),
+    "engine": ("temporal", "temporal", "temporal"),
+    "task_queue": ("webhooks", "webhooks", "webhooks"),
+    "schedule_to_close": ("3600", 3600, 3600.0),
 }
 _NEEDS = {"client_key": {"client_certificate": "client.pem"}}  # settings that need another
 
@@ -261,6 +264,9 @@ def test_every_setting_has_a_row() -> None:
         "outbox_keep": "604800",
         "outbox_max_rows": "10000000",
         "drain_on_sigterm": "false",
+        "engine": "local",
+        "task_queue": "step-webhooks",
+        "schedule_to_close": "30",
     }
     hidden = {name for name, row in rows.items() if row.is_secret}
     assert hidden == {"webhook", "key", "signing_secret", "headers", "proxy"}
