@@ -16,10 +16,7 @@ class DeliveryLog:
 
     def failed(self, delivery: Delivery, result: AttemptResult, timeout: float, to: str = "the receiver") -> None:
         """Log that an attempt to deliver *to* a system failed; it had *timeout* seconds."""
-        what = f"answered {result.status_code}" if result.status_code else f"could not be reached: {result.error_type}"
-        if result.error_type == "timeout":
-            what = f"did not answer within {timeout:.3g} s"
-        text = f"{to} {what} (step {printable(delivery.event.step_id)}, {self._ids(delivery)}"
+        text = f"{to} {what_failed(result, timeout)} (step {printable(delivery.event.step_id)}, {self._ids(delivery)}"
         kind = ("attempt", result.error_type)
         self._log.log(_level(delivery.error_type), kind, f"{text}, attempt {delivery.attempts})")
 
@@ -65,6 +62,13 @@ class DeliveryLog:
 
     def _ids(self, delivery: Delivery) -> str:
         return f"endpoint {self._name}, webhook {delivery.id}"
+
+
+def what_failed(result: AttemptResult, timeout: float) -> str:
+    """Return how an attempt failed that had *timeout* seconds, for a sentence that begins with the receiver."""
+    if result.error_type == "timeout":
+        return f"did not answer within {timeout:.3g} s"
+    return f"answered {result.status_code}" if result.status_code else f"could not be reached: {result.error_type}"
 
 
 def _level(error_type: str) -> int:

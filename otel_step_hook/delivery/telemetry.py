@@ -60,14 +60,18 @@ def shown_url(url: str) -> str:
 
 
 class _Ids(RandomIdGenerator):
-    """Generates random span ids, except for the next span when `next_span_id` is set."""
+    """Generates random ids, except for the next span when `next_span_id` or `next_trace_id` is set."""
 
     def __init__(self) -> None:
         self.next_span_id: int | None = None
+        self.next_trace_id = 0
 
     def generate_span_id(self) -> int:
         known, self.next_span_id = self.next_span_id, None
         return super().generate_span_id() if known is None else known
+
+    def generate_trace_id(self) -> int:
+        return self.next_trace_id or super().generate_trace_id()
 
 
 def span_id_of(message_id: str, endpoint: Endpoint) -> int:
@@ -189,6 +193,7 @@ class Telemetry:
             event, known = delivery.event, self._tracer(delivery.pipeline)
             if known.ids is not None:
                 known.ids.next_span_id = span_id_of(delivery.id, self._endpoint)
+                known.ids.next_trace_id = event.context.trace_id  # used where the step has no span, and only a trace
             delivery.span = known.tracer.start_span(
                 "step_hook.deliver",
                 # An empty context, so that this thread's context does not leak into the application's trace.
