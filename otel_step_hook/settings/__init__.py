@@ -1,6 +1,6 @@
 """All settings: their names, their values, and the messages about values that cannot be used."""
 
-from otel_step_hook.settings.endpoints import endpoints_of
+from otel_step_hook.settings.endpoints import endpoints_of, retry_policy_of
 from otel_step_hook.settings.hook import (
     SettingRow,
     StepHookSettings,
@@ -16,6 +16,7 @@ __all__ = [
     "StepHookSettings",
     "effective_settings",
     "endpoints_of",
+    "retry_policy_of",
     "setting_rows",
     "unknown_variables",
 ]

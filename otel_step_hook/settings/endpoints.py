@@ -1,9 +1,10 @@
-"""Makes the `Endpoint` values that delivery works on from settings. Pure."""
+"""Makes the values that delivery works on from settings: each `Endpoint`, and the `RetryPolicy`. Pure."""
 
 import base64
 from urllib.parse import unquote, urlsplit
 
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
+from otel_step_hook.delivery.retry import RetryPolicy
 from otel_step_hook.settings.hook import StepHookSettings
 from otel_step_hook.settings.parsing import name_from_url, without_user_info
 from otel_step_hook.settings.receiver import EndpointSettings, ReceiverSettings
@@ -23,6 +24,16 @@ def endpoints_of(settings: StepHookSettings) -> tuple[Endpoint, ...]:
         )
     urls = (settings.webhook or "").split()
     return tuple(_endpoint("default" if len(urls) == 1 else name_from_url(url), url, settings) for url in urls)
+
+
+def retry_policy_of(settings: StepHookSettings) -> RetryPolicy:
+    """Return when deliveries are tried again, and when they are given up, at every receiver of *settings*."""
+    return RetryPolicy(
+        initial_backoff=settings.initial_backoff,
+        max_backoff=settings.max_backoff,
+        backoff_multiplier=settings.backoff_multiplier,
+        give_up_after=settings.give_up_after,
+    )
 
 
 def _with_shared(endpoint: EndpointSettings, settings: StepHookSettings) -> EndpointSettings:
