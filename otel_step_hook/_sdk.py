@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, TracerProvider
 
 Processors = tuple[SpanProcessor, ...]
 
@@ -77,6 +77,14 @@ def registered(span: ReadableSpan) -> tuple[SpanProcessor | None, object]:
     """
     holder = getattr(span, "_span_processor", None)
     return holder, getattr(holder, "_span_processors", None)
+
+
+def processor_of(provider: TracerProvider) -> SpanProcessor | None:
+    """Return the processor that holds all processors of *provider*; None where *provider* is not of the SDK.
+
+    The SDK has no public way to end a span on the way that the provider's own spans take.
+    """
+    return getattr(provider, "_active_span_processor", None)
 
 
 def movable(holder: SpanProcessor) -> Processors | None:
