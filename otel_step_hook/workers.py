@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otel_step_hook.delivery.model import Endpoint
-from otel_step_hook.delivery.retry import RetryPolicy
-from otel_step_hook.settings import StepHookSettings
+from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.settings import StepHookSettings, retry_policy_of
 
 if TYPE_CHECKING:
+    from otel_step_hook.delivery.dispatch import MakeSender
     from otel_step_hook.delivery.outbox_file import OutboxOptions
     from otel_step_hook.delivery.store import Store
     from otel_step_hook.delivery.worker import Worker
@@ -67,22 +68,40 @@ def _store_maker(
 def _worker(endpoint: Endpoint, settings: StepHookSettings, make_store: "Callable[[int], Store]") -> "Worker":
     # Not at the top: a process without a webhook must not pay for the HTTP client. Not in the worker's thread: an
     # unusable setting is reported at start-up, and no fork or exit finds a module half imported.
-    from otel_step_hook.delivery.sender import HttpSender  # noqa: PLC0415 -- see above
-    from otel_step_hook.delivery.transport import connector  # noqa: PLC0415 -- see above
     from otel_step_hook.delivery.worker import Worker  # noqa: PLC0415 -- see above
 
-    connect = connector(endpoint)
     return Worker(
         endpoint,
-        RetryPolicy(
-            initial_backoff=settings.initial_backoff,
-            max_backoff=settings.max_backoff,
-            backoff_multiplier=settings.backoff_multiplier,
-            give_up_after=settings.give_up_after,
-        ),
-        lambda telemetry: HttpSender(endpoint, telemetry, connect),
+        retry_policy_of(settings),
+        _sender_maker(endpoint, settings),
         max_queue_size=settings.max_queue_size,
         concurrency=settings.concurrency,
         shutdown_timeout=settings.shutdown_timeout,
         make_store=make_store,
+    )
+
+
+def _sender_maker(endpoint: Endpoint, settings: StepHookSettings) -> "MakeSender":
+    """Return what makes the sender of *endpoint* for each event loop."""
+    if settings.engine == "temporal":
+        return _temporal_maker(endpoint, settings)
+    from otel_step_hook.delivery.sender import HttpSender  # noqa: PLC0415 -- see `_worker`
+    from otel_step_hook.delivery.transport import connector  # noqa: PLC0415 -- see `_worker`
+
+    connect = connector(endpoint)
+    return lambda telemetry: HttpSender(endpoint, telemetry, connect)
+
+
+def _temporal_maker(endpoint: Endpoint, settings: StepHookSettings) -> "MakeSender":
+    try:
+        from otel_step_hook.temporal.client import connect_config  # noqa: PLC0415 -- see `_worker`
+        from otel_step_hook.temporal.sender import TemporalSender  # noqa: PLC0415 -- see `_worker`
+    except ImportError as error:
+        raise ConfigurationError(
+            f"STEP_COMPLETE_ENGINE=temporal needs a package that is not there ({error.name}); "
+            "install it with: pip install 'otel-step-hook[temporal]'"
+        ) from None
+    config = connect_config()
+    return lambda _: TemporalSender(
+        endpoint, config, task_queue=settings.task_queue, schedule_to_close=settings.schedule_to_close
     )
