@@ -1,0 +1,102 @@
+"""The activity that sends a webhook: owns the receivers of one Temporal worker, and where their spans go."""
+
+import asyncio
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import get_current_span
+from temporalio import activity
+
+from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.log import RateLimitedLog
+from otel_step_hook.delivery.loop import uninstrumented
+from otel_step_hook.delivery.model import Delivery, Endpoint, Pipeline
+from otel_step_hook.delivery.pipelines import RowPipelines
+from otel_step_hook.delivery.retry import Finish, RetryPolicy
+from otel_step_hook.delivery.telemetry import Telemetry
+from otel_step_hook.delivery.transport import connector
+from otel_step_hook.temporal.arguments import ACTIVITY, WebhookArguments, WebhookResult, event_of, resource_of
+from otel_step_hook.temporal.attempt import ReceiverAttempts, refusal
+
+_MAX_UNKNOWN = 16  # names of endpoints that this worker does not know; an application has a few
+
+
+class WebhookActivities:
+    """Makes the attempts that Temporal asks for: to *endpoints*, on the event loops of Temporal workers.
+
+    *processor* returns what gets the spans of the deliveries, and is called once, for the first of them; where it
+    returns None, they go to the global provider. Raises `ConfigurationError` for an endpoint that cannot be used.
+    """
+
+    def __init__(
+        self, endpoints: Iterable[Endpoint], policy: RetryPolicy, processor: Callable[[], SpanProcessor | None]
+    ) -> None:
+        self._processor = processor
+        self._pipelines: RowPipelines | None = None
+        self._policy = policy
+        self._connectors = {endpoint: connector(endpoint) for endpoint in endpoints}
+        # By event loop, since a plugin may belong to several workers. Connections are for one loop.
+        self._receivers: dict[asyncio.AbstractEventLoop, dict[str, ReceiverAttempts]] = {}
+        self._workers: Counter[asyncio.AbstractEventLoop] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Close the connections of the running event loop when the last of its workers has ended."""
+        loop = asyncio.get_running_loop()
+        self._workers[loop] += 1
+        try:
+            yield
+        finally:
+            self._workers[loop] -= 1
+            if not self._workers[loop]:
+                del self._workers[loop]
+                receivers = self._receivers.pop(loop, {})
+                await asyncio.gather(*(receiver.aclose() for receiver in receivers.values()))
+
+    @activity.defn(name=ACTIVITY)
+    async def send_step_complete_webhook(self, webhook: WebhookArguments) -> WebhookResult:
+        """Make one attempt. Raises ApplicationError, with the delay until the next one, when it has failed."""
+        if not self._connectors:  # as everywhere: without a webhook nothing is sent
+            return WebhookResult("skipped")
+        receivers, delivery = self._of_this_loop(), self._delivery(webhook)
+        receiver = receivers.get(webhook.endpoint)
+        if receiver is None:
+            _telemetry_of_unknown(webhook.endpoint).end_delivery(delivery, Finish("discarded", "unknown_endpoint"))
+            expected = ", ".join(sorted(receivers))
+            raise refusal(
+                f"this worker knows no endpoint {webhook.endpoint!r}; expected one of: {expected}; give worker and "
+                "application the same STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_ENDPOINTS",
+                "unknown_endpoint",
+            )
+        attempt = receiver.attempt(delivery, activity.info())
+        # In a context in which the instrumentations of httpx make no spans beside ours.
+        return await asyncio.get_running_loop().create_task(attempt, context=uninstrumented())
+
+    def _of_this_loop(self) -> dict[str, ReceiverAttempts]:
+        loop = asyncio.get_running_loop()
+        if loop not in self._receivers:
+            self._receivers[loop] = {
+                endpoint.name: ReceiverAttempts(endpoint, self._policy, connect)
+                for endpoint, connect in self._connectors.items()
+            }
+        return self._receivers[loop]
+
+    def _delivery(self, webhook: WebhookArguments) -> Delivery:
+        event, (resource_hash, resource) = event_of(webhook), resource_of(webhook)
+        if not event.context.is_valid and (current := get_current_span().get_span_context()).is_valid:
+            event = replace(event, context=current)  # that of the activity, where a workflow has none
+        if self._pipelines is None:
+            self._pipelines = RowPipelines("")
+            self._pipelines.use(Pipeline(self._processor(), Resource({})))
+        pipeline = self._pipelines.find(None, resource_hash, resource)
+        return Delivery(webhook.webhook_id, event, pipeline, monotonic(), webhook.body.encode("ascii"))
+
+
+@functools.lru_cache(maxsize=_MAX_UNKNOWN)
+def _telemetry_of_unknown(name: str) -> Telemetry:
+    return Telemetry(Endpoint(name, ""), RateLimitedLog())
