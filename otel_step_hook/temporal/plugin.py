@@ -1,0 +1,47 @@
+"""`StepHookPlugin`: adds activity and workflow to somebody's own Temporal worker."""
+
+from dataclasses import replace
+from typing import Any
+
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import get_tracer_provider
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from otel_step_hook import _sdk
+from otel_step_hook.settings import StepHookSettings, endpoints_of, retry_policy_of
+from otel_step_hook.temporal.activity import WebhookActivities
+from otel_step_hook.temporal.workflow import SendStepCompleteWebhook
+
+
+class StepHookPlugin(SimplePlugin):
+    """Adds the activity ``send_step_complete_webhook``, and its workflow for older servers, to Temporal workers.
+
+    ``Worker(…, plugins=[StepHookPlugin()])``; given to a client, it is that of all of the client's workers. Settings
+    are those of `StepHookProcessor`, by name or from ``STEP_COMPLETE_…`` variables; without a webhook the activity
+    sends nothing. Spans of deliveries go to the global TracerProvider. Raises `ConfigurationError` for settings that
+    cannot be used.
+    """
+
+    def __init__(self, settings: StepHookSettings | None = None, /, **values: Any) -> None:
+        chosen = settings if settings is not None else StepHookSettings(**values)
+        activities = WebhookActivities(endpoints_of(chosen), retry_policy_of(chosen), _processor)
+        super().__init__(
+            "otel-step-hook",
+            activities=[activities.send_step_complete_webhook],
+            workflows=[SendStepCompleteWebhook],
+            workflow_runner=_with_passthrough,
+            run_context=activities.run,
+        )
+
+
+def _processor() -> SpanProcessor | None:
+    return _sdk.processor_of(get_tracer_provider())
+
+
+def _with_passthrough(runner: WorkflowRunner | None) -> WorkflowRunner:
+    """Let a sandbox use this package as it is: it is deterministic, and importing it again takes long."""
+    if isinstance(runner, SandboxedWorkflowRunner):
+        return replace(runner, restrictions=runner.restrictions.with_passthrough_modules("otel_step_hook"))
+    return runner or SandboxedWorkflowRunner()
