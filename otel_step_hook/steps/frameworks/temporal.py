@@ -95,7 +95,10 @@ PROFILES = (
     FrameworkProfile(
         name="temporal",
         required_attributes=("temporalActivityID",),  # without scopes: the application may supply the tracer
-        is_step=both(has_attribute("temporalActivityID"), name_matches("RunActivity:.*")),
+        # Not our own activity: its webhook would be followed by one about itself, and so on.
+        is_step=both(
+            has_attribute("temporalActivityID"), name_matches("RunActivity:(?!send_step_complete_webhook$).*")
+        ),
         step_id=joined_attributes("temporalRunID", "temporalActivityID"),
         outcome=outcome,
     ),
