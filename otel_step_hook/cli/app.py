@@ -1,4 +1,4 @@
-"""The commands ``otel-step-hook demo | check | send | listen | outbox | secret``, and what they print."""
+"""The commands ``otel-step-hook demo | check | send | listen | outbox | worker | secret``, and what they print."""
 
 import asyncio
 import io
@@ -20,6 +20,7 @@ from otel_step_hook.cli.listener import Arrival, Listener, Plan
 from otel_step_hook.cli.outbox import outbox
 from otel_step_hook.cli.probe import CheckResult, SentWebhook, probe, send_one
 from otel_step_hook.cli.shared import FAILED, USAGE_ERROR, exit_with, on_signal, print_line, required_endpoints
+from otel_step_hook.cli.worker import worker
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.model import Endpoint
@@ -48,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they show local variables, which may hold the key
 )
 app.add_typer(outbox, name="outbox")
+app.command()(worker)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
