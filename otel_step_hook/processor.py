@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from otel_step_hook import _sdk
 from otel_step_hook.delivery.model import Pipeline
 from otel_step_hook.errors import ConfigurationError
-from otel_step_hook.settings import StepHookSettings, endpoints_of, unknown_variables
+from otel_step_hook.settings import StepHookSettings, endpoints_of, settings_of, unknown_variables
 from otel_step_hook.steps.event import SCOPE, StepEvent
 from otel_step_hook.steps.plugins import selected_profiles
 from otel_step_hook.steps.profile import Profile
@@ -59,7 +59,7 @@ class StepHookProcessor(SpanProcessor):
         is_step: Callable[[ReadableSpan], bool] | None = None,
         **settings: Any,
     ) -> None:
-        self._settings = _settings(webhook, settings)
+        self._settings = settings_of("StepHookProcessor", webhook, settings)
         own = _checked(extra_profiles)
         self._processors: SpanProcessor | None = None  # the SDK's holder of all processors of the last seen provider
         self._first_among: object = ()  # the processors in that holder when this one was last made their first
@@ -176,18 +176,6 @@ class StepHookProcessor(SpanProcessor):
         if late:
             _log.debug("force_flush: deliveries to %s go on", ", ".join(worker.endpoint.name for worker in late))
         return not late
-
-
-def _settings(webhook: str | StepHookSettings | None, settings: dict[str, Any]) -> StepHookSettings:
-    if not isinstance(webhook, StepHookSettings):
-        if webhook is not None and "webhook" in settings:
-            raise ConfigurationError("webhook is given twice; expected it first, or by its name")
-        return StepHookSettings(**(settings if webhook is None else {"webhook": webhook, **settings}))
-    if settings:
-        raise ConfigurationError(
-            f"StepHookProcessor got a StepHookSettings, and beside it {', '.join(settings)}; put all into one"
-        )
-    return webhook
 
 
 def _drop(workers: "tuple[Worker, ...]", error: Exception) -> None:

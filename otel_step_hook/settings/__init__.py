@@ -6,6 +6,7 @@ from otel_step_hook.settings.hook import (
     StepHookSettings,
     effective_settings,
     setting_rows,
+    settings_of,
     unknown_variables,
 )
 from otel_step_hook.settings.receiver import EndpointSettings
@@ -18,5 +19,6 @@ __all__ = [
     "endpoints_of",
     "retry_policy_of",
     "setting_rows",
+    "settings_of",
     "unknown_variables",
 ]

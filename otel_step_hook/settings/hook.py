@@ -185,6 +185,17 @@ class SettingRow:
     is_secret: bool
 
 
+def settings_of(owner: str, webhook: str | StepHookSettings | None, values: dict[str, Any]) -> StepHookSettings:
+    """Return the settings that *owner*, a class, was called with: a webhook or all settings first, others by name."""
+    if not isinstance(webhook, StepHookSettings):
+        if webhook is not None and "webhook" in values:
+            raise ConfigurationError("webhook is given twice; expected it first, or by its name")
+        return StepHookSettings(**(values if webhook is None else {"webhook": webhook, **values}))
+    if values:
+        raise ConfigurationError(f"{owner} got a StepHookSettings, and beside it {', '.join(values)}; put all into one")
+    return webhook
+
+
 def setting_rows() -> list[SettingRow]:
     """Return a row for each setting, in the order of the class."""
     return [

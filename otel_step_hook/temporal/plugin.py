@@ -10,7 +10,7 @@ from temporalio.worker import WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from otel_step_hook import _sdk
-from otel_step_hook.settings import StepHookSettings, endpoints_of, retry_policy_of
+from otel_step_hook.settings import StepHookSettings, endpoints_of, retry_policy_of, settings_of
 from otel_step_hook.temporal.activity import WebhookActivities
 from otel_step_hook.temporal.workflow import SendStepCompleteWebhook
 
@@ -19,13 +19,13 @@ class StepHookPlugin(SimplePlugin):
     """Adds the activity ``send_step_complete_webhook``, and its workflow for older servers, to Temporal workers.
 
     ``Worker(…, plugins=[StepHookPlugin()])``; given to a client, it is that of all of the client's workers. Settings
-    are those of `StepHookProcessor`, by name or from ``STEP_COMPLETE_…`` variables; without a webhook the activity
+    are given as to `StepHookProcessor`, by name or from ``STEP_COMPLETE_…`` variables; without a webhook the activity
     sends nothing. Spans of deliveries go to the global TracerProvider. Raises `ConfigurationError` for settings that
     cannot be used.
     """
 
-    def __init__(self, settings: StepHookSettings | None = None, /, **values: Any) -> None:
-        chosen = settings if settings is not None else StepHookSettings(**values)
+    def __init__(self, webhook: str | StepHookSettings | None = None, /, **settings: Any) -> None:
+        chosen = settings_of("StepHookPlugin", webhook, settings)
         activities = WebhookActivities(endpoints_of(chosen), retry_policy_of(chosen), _processor)
         super().__init__(
             "otel-step-hook",
