@@ -27,7 +27,7 @@ class TemporalSender:
     """A `Sender` for which a delivery has succeeded when Temporal has accepted it.
 
     Each is a standalone activity. A server that does not know those gets a workflow of one activity, under the same id.
-    Both exist once for each webhook and endpoint, until they have failed, whoever submits the step again.
+    A step that is submitted again, by this process or another one, starts none while the first runs or has succeeded.
     """
 
     to = "Temporal"
