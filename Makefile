@@ -26,7 +26,7 @@ $(VENV)/ready: pyproject.toml
 	@echo "setting up $(VENV) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cli,otlp,testing]' --group dev
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cli,otlp,testing,temporal]' --group dev
 	@touch $@
 
 demo: $(VENV)/ready ## an agent whose steps succeed, fail and are cancelled; the webhooks and the trace
@@ -52,7 +52,7 @@ docs: $(ENVS)/docs/ready ## the site of docs/, in docs/_build; warnings are erro
 
 $(ENVS)/docs/ready: pyproject.toml $(VENV)/ready
 	@$(MAKE_ENV) $(BIN)/python $(ENVS)/docs
-	@$(UV) pip install --quiet --python $(ENVS)/docs/bin/python --editable '.[testing]' --group docs
+	@$(UV) pip install --quiet --python $(ENVS)/docs/bin/python --editable '.[testing,temporal]' --group docs
 	@touch $@
 
 # The other Pythons from 3.11 to 3.13 that are here; without any, everything runs on the one of $(VENV).
@@ -68,13 +68,13 @@ test-pythons: $(VENV)/ready ## the tests on the Pythons that test-lowest and tes
 	@for version in $(filter-out $(LOWEST_PYTHON) $(WHEEL_PYTHON),$(OTHERS)); do \
 	  echo "Python $$version:" && \
 	  $(MAKE_ENV) $$version $(ENVS)/$$version && \
-	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing]' --group test --group frameworks && \
+	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing,temporal]' --group test --group frameworks && \
 	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*' || exit 1; \
 	done
 
 test-live: $(VENV)/ready servers ## the rules for steps against the newest releases of the frameworks, which run here
 	@$(MAKE_ENV) $(BIN)/python $(ENVS)/live
-	@$(UV) pip install --quiet --python $(ENVS)/live/bin/python --upgrade --editable '.[cli,otlp,testing]' --group test --group frameworks --group live
+	@$(UV) pip install --quiet --python $(ENVS)/live/bin/python --upgrade --editable '.[cli,otlp,testing,temporal]' --group test --group frameworks --group live
 	@$(ENVS)/live/bin/python -m pytest -q tests/live
 
 accuracy: $(VENV)/ready ## how often recorded steps are reported right, and how often their status alone would be
@@ -82,7 +82,7 @@ accuracy: $(VENV)/ready ## how often recorded steps are reported right, and how 
 
 test-lowest: $(VENV)/ready ## the tests with the oldest versions that pyproject.toml allows, on the oldest other Python
 	@$(MAKE_ENV) $(LOWEST_PYTHON) $(ENVS)/lowest
-	@$(UV) pip install --quiet --python $(ENVS)/lowest/bin/python --resolution lowest-direct --editable '.[cli,otlp,testing]' --group test
+	@$(UV) pip install --quiet --python $(ENVS)/lowest/bin/python --resolution lowest-direct --editable '.[cli,otlp,testing,temporal]' --group test
 	@# the frameworks ask for newer versions than these
 	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore-glob 'tests/*/test_frameworks*' --ignore-glob 'tests/*/test_documentation*'
 
@@ -90,7 +90,7 @@ test-wheel: $(VENV)/ready ## the tests against the built wheel, without the sour
 	@rm -rf dist
 	@$(UV) build --quiet --wheel --out-dir dist
 	@$(MAKE_ENV) $(WHEEL_PYTHON) $(ENVS)/wheel
-	@$(UV) pip install --quiet --python $(ENVS)/wheel/bin/python "$$(ls dist/*.whl)[cli,otlp,testing]" --group test --group frameworks
+	@$(UV) pip install --quiet --python $(ENVS)/wheel/bin/python "$$(ls dist/*.whl)[cli,otlp,testing,temporal]" --group test --group frameworks
 	@mkdir $(ENVS)/wheel/elsewhere && cp -r tests pyproject.toml $(ENVS)/wheel/elsewhere/
 	@# README and the benchmarks are not in a wheel
 	@cd $(ENVS)/wheel/elsewhere && ../bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*'

@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 # Environment variables of the shell that runs pytest must not reach the code under test.
-for _name in [name for name in os.environ if name.startswith(("STEP_COMPLETE_", "OTEL_"))]:
+for _name in [name for name in os.environ if name.startswith(("STEP_COMPLETE_", "OTEL_", "TEMPORAL_"))]:
     del os.environ[_name]
 
 # A shell starts background jobs with SIGINT ignored, and child processes inherit that: restore Python's handler.

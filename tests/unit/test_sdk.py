@@ -19,7 +19,9 @@ from opentelemetry.sdk.trace import (
     Tracer,
     TracerProvider,
 )
-from opentelemetry.trace import set_span_in_context
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NoOpTracerProvider, set_span_in_context
 
 import otel_step_hook
 from otel_step_hook import _sdk
@@ -124,6 +126,19 @@ def test_a_processor_is_moved_before_the_others() -> None:
     assert _sdk.registered(span)[1] == (second, first)
     span.end()
     assert calls == ["second", "first"]
+
+
+def test_the_processor_of_a_provider_gets_its_spans() -> None:
+    """The processor that holds those of a provider is found; a provider that is not of the SDK has none."""
+    provider, exporter = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
+    holder = _sdk.processor_of(provider)
+    assert holder is not None
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    other = TracerProvider(shutdown_on_exit=False)
+    other.add_span_processor(holder)
+    other.get_tracer("tests").start_span("span").end()
+    assert [span.name for span in exporter.get_finished_spans()] == ["span"]
+    assert _sdk.processor_of(NoOpTracerProvider()) is None
 
 
 def test_the_keys_that_suppress_instrumentations_exist() -> None:

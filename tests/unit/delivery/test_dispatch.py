@@ -251,3 +251,16 @@ def test_a_disabled_endpoint_gets_nothing_more_from_a_busy_application(
     wait_until(lambda: len(rig.results) == 2)
     assert rig.results == [("first", "discarded", "410"), ("late", "discarded", "endpoint_disabled")]
     assert len(script.posts) == 1
+
+
+def test_another_system_takes_a_delivery_over(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """A success without a status is a handover: the span is left to the system that owns the delivery from then on."""
+    caplog.set_level("INFO", "otel_step_hook")
+    rig = rigged(Script(AttemptResult()))
+    rig.deliver(event("step-1"))
+    assert rig.results == []
+    assert [line.split(" (")[0] for line in caplog.messages] == ["handed step step-1 over to the receiver"]
+    caplog.clear()
+    caplog.set_level("WARNING", "otel_step_hook")
+    rig.deliver()
+    assert caplog.messages == []
