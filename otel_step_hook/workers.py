@@ -102,6 +102,10 @@ def _temporal_maker(endpoint: Endpoint, settings: StepHookSettings) -> "MakeSend
             "install it with: pip install 'otel-step-hook[temporal]'"
         ) from None
     config = connect_config()
-    return lambda _: TemporalSender(
-        endpoint, config, task_queue=settings.task_queue, schedule_to_close=settings.schedule_to_close
+    return lambda telemetry: TemporalSender(
+        endpoint,
+        telemetry,
+        config,
+        task_queue=settings.task_queue,
+        schedule_to_close=settings.schedule_to_close,
     )

@@ -146,13 +146,16 @@ class Telemetry:
 
     def end_attempt(self, span: Span, result: AttemptResult | None) -> None:
         """End *span* with the *result* of its attempt; None when the attempt was cancelled."""
-        error_type = "shutdown" if result is None else result.error_type
-        with self._recording:
-            self.instruments.attempts.add(1, self._labels | ({ERROR_TYPE: error_type} if error_type else {}))
+        self.count_attempt("shutdown" if result is None else result.error_type)
         with self._recording:
             if result is not None:
                 _describe(span, result)
             span.end()
+
+    def count_attempt(self, error_type: str | None) -> None:
+        """Count an attempt, which failed because of *error_type*, if that is given."""
+        with self._recording:
+            self.instruments.attempts.add(1, self._labels | ({ERROR_TYPE: error_type} if error_type else {}))
 
     def end_delivery(self, delivery: Delivery, finish: Finish) -> None:
         """Record the result of *delivery*, and end its span, unless another system has the delivery and records it."""

@@ -14,6 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from otel_step_hook.delivery.log import log_safely
 from otel_step_hook.delivery.model import Delivery, Endpoint
 from otel_step_hook.delivery.retry import AttemptResult
+from otel_step_hook.delivery.telemetry import Telemetry
 from otel_step_hook.temporal.arguments import ACTIVITY, WORKFLOW, WebhookArguments, activity_id, arguments_of, summary
 from otel_step_hook.temporal.client import connect
 from otel_step_hook.temporal.options import retry_policy
@@ -33,9 +34,16 @@ class TemporalSender:
     to = "Temporal"
 
     def __init__(
-        self, endpoint: Endpoint, config: dict[str, Any], *, task_queue: str, schedule_to_close: float
+        self,
+        endpoint: Endpoint,
+        telemetry: Telemetry,
+        config: dict[str, Any],
+        *,
+        task_queue: str,
+        schedule_to_close: float,
     ) -> None:
         self._endpoint = endpoint
+        self._telemetry = telemetry
         self._config = config  # the arguments of `Client.connect`
         self._task_queue = task_queue
         self._schedule_to_close = schedule_to_close
@@ -44,6 +52,11 @@ class TemporalSender:
 
     async def send(self, delivery: Delivery, *, timeout: float) -> AttemptResult:
         """Hand *delivery* over within *timeout* seconds. Its spans are those of the worker that sends the webhook."""
+        result = await self._hand_over(delivery, timeout)
+        self._telemetry.count_attempt(result.error_type)
+        return result
+
+    async def _hand_over(self, delivery: Delivery, timeout: float) -> AttemptResult:
         arguments = arguments_of(
             delivery,
             self._endpoint.name,
