@@ -20,7 +20,7 @@ from otel_step_hook.cli.listener import Arrival, Listener, Plan
 from otel_step_hook.cli.outbox import outbox
 from otel_step_hook.cli.probe import CheckResult, SentWebhook, probe, send_one
 from otel_step_hook.cli.shared import FAILED, USAGE_ERROR, exit_with, on_signal, print_line, required_endpoints
-from otel_step_hook.cli.worker import worker
+from otel_step_hook.cli.worker import check_temporal, worker
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.model import Endpoint
@@ -106,7 +106,8 @@ def demo(
 def check() -> None:
     """Show the settings in force, and whether the endpoint answers. Sends no webhook.
 
-    It sends a HEAD request without key or signature; with a proxy it only connects to the proxy.
+    It sends a HEAD request without key or signature; with a proxy it only connects to the proxy. With
+    STEP_COMPLETE_ENGINE=temporal it also asks the Temporal server.
     Exit status: 0 if every endpoint (or its proxy) answers, 1 if not, 2 if a setting is wrong.
     """
     console = Console(highlight=False)
@@ -114,6 +115,8 @@ def check() -> None:
         print_line(console, f"! {sentence}", "yellow")
     settings = StepHookSettings()
     console.print(settings_table(settings))
+    if settings.engine == "temporal":
+        print_line(console, f"\nTemporal answers: {check_temporal()}")
     raise typer.Exit(max([_check(console, endpoint) for endpoint in required_endpoints(settings)]))
 
 

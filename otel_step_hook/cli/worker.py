@@ -1,9 +1,10 @@
 """The command ``otel-step-hook worker``: sends the webhooks that applications hand over to Temporal."""
 
 import asyncio
+import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,15 +46,10 @@ def worker(
     """
     settings = StepHookSettings()
     endpoints, exporting = required_endpoints(settings), Exporting()
-    try:
+    with _extra():
         from otel_step_hook.temporal.activity import WebhookActivities  # noqa: PLC0415 -- an extra
         from otel_step_hook.temporal.client import connect_config  # noqa: PLC0415 -- an extra
         from otel_step_hook.temporal.worker import WorkerError, WorkerOptions  # noqa: PLC0415 -- an extra
-    except ImportError as error:
-        raise ConfigurationError(
-            f"the command needs a package that is not there ({error.name}); "
-            "install it with: pip install 'otel-step-hook[cli,temporal]'"
-        ) from None
     options = WorkerOptions(
         connect_config(),
         settings.task_queue,
@@ -69,6 +65,31 @@ def worker(
         exit_with(str(error), FAILED)
     finally:
         exporting.shutdown()
+
+
+def check_temporal() -> str:
+    """Return where the Temporal server of the settings is, once it has answered; else exit with a sentence."""
+    with _extra():
+        from otel_step_hook.temporal.client import connect_config  # noqa: PLC0415 -- an extra
+        from otel_step_hook.temporal.worker import WorkerError, connected  # noqa: PLC0415 -- an extra
+    config = connect_config()
+    try:
+        client = asyncio.run(connected(config))
+    except WorkerError as error:
+        exit_with(str(error), FAILED)
+    return f"namespace {client.namespace} at {config['target_host']}"
+
+
+@contextlib.contextmanager
+def _extra() -> Iterator[None]:
+    """Turn the failed import of Temporal's SDK into a sentence."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigurationError(
+            f"Temporal needs a package that is not there ({error.name}); "
+            "install it with: pip install 'otel-step-hook[cli,temporal]'"
+        ) from None
 
 
 async def _run(options: "WorkerOptions", activities: "WebhookActivities", names: str, health_file: Path | None) -> None:

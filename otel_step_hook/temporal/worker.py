@@ -38,7 +38,7 @@ async def run_worker(
 
     Raises `WorkerError` when the server cannot be used.
     """
-    client = await _connected(options.config)
+    client = await connected(options.config)
     worker = Worker(
         client,
         task_queue=options.task_queue,
@@ -62,8 +62,8 @@ async def run_worker(
             stopped.cancel()
 
 
-async def _connected(config: dict[str, Any]) -> Client:
-    """Return a client whose namespace is there. Raises `WorkerError`."""
+async def connected(config: dict[str, Any]) -> Client:
+    """Return a client for the running event loop whose namespace is there. Raises `WorkerError`."""
     address = config["target_host"]
     try:
         client = await Client.connect(**config)
