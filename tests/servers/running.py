@@ -12,6 +12,7 @@ from pathlib import Path
 
 LIMIT = 40.0  # seconds; a server starts within ten on a busy machine, and ends within two
 _PORTS = range(20000, 32000)  # below those that Linux (from 32768) and macOS (from 49152) give to outgoing connections
+_SHOWN = 4000  # characters of a log in an error: its end
 _PAUSE = 0.02  # seconds between two looks at another process, which has no event to wait for
 
 
@@ -40,7 +41,7 @@ class Running:
 
     def wait_until(self, what: str, is_so: Callable[[], object]) -> None:
         """Wait until *is_so()* is true; *what* says in an error what that means."""
-        until(what, lambda: self._look(what, is_so), self.log)
+        until(what, lambda: self._look(what, is_so), self._text)
 
     def stop(self) -> None:
         """End it by SIGTERM, and wait until it has ended, with status 0 or by a signal that it does not catch."""
@@ -65,7 +66,7 @@ class Running:
         return result
 
     def _text(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace")[-_SHOWN:]
 
 
 @contextlib.contextmanager
@@ -80,12 +81,11 @@ def running(
         server.stop()
 
 
-def until(what: str, is_so: Callable[[], object], log: Path | None = None) -> None:
-    """Wait until *is_so()* is true, at most `LIMIT` seconds; an error says *what*, and shows the end of *log*."""
+def until(what: str, is_so: Callable[[], object], seen: Callable[[], str] = str) -> None:
+    """Wait until *is_so()* is true, at most `LIMIT` seconds; an error says *what*, and shows what *seen()* returns."""
     deadline = time.monotonic() + LIMIT
     while not is_so():
-        shown = "" if log is None else f":\n{log.read_text(errors='replace')[-4000:]}"
-        assert time.monotonic() < deadline, f"{what}: not within {LIMIT:g} s{shown}"
+        assert time.monotonic() < deadline, f"{what}: not within {LIMIT:g} s\n{seen()}"
         time.sleep(_PAUSE)
 
 
