@@ -12,7 +12,7 @@ ifneq ($(shell command -v pyenv),)
 export PYENV_VERSION := $(shell pyenv versions --bare | grep -E '^3\.1[1-9]\.[0-9]+$$' | paste -sd:)
 endif
 
-.PHONY: help demo test test-all lint docs test-pythons test-live accuracy test-lowest test-wheel servers test-servers torture soak bench format clean environment
+.PHONY: help demo test test-all lint docs test-pythons test-live accuracy test-lowest test-wheel servers jaeger temporal test-servers screenshots torture soak bench format clean environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -106,8 +106,17 @@ SECONDS ?= 600
 soak: $(VENV)/ready ## an outbox for ten minutes, or SECONDS=180, with outages and forks; nothing may grow
 	@$(BIN)/python tests/programs/soak.py --seconds $(SECONDS)
 
-servers: ## build the real Jaeger, Collector and Temporal into a cache; ten minutes the first time
+servers: ## build the real Jaeger, Collector and Temporal into a cache; half an hour the first time
 	@$(PYTHON) tests/servers/build.py
+
+jaeger: ## of the servers only Jaeger
+	@$(PYTHON) tests/servers/build.py jaeger
+
+temporal: ## of the servers only Temporal's: 1.32 with its web page, and the command line, which has 1.29
+	@$(PYTHON) tests/servers/build.py temporal-server temporal-ui temporal-cli
+
+screenshots: $(VENV)/ready temporal ## the pictures of Temporal's web page in docs/; needs Chromium
+	@$(BIN)/python tests/servers/screenshots.py docs/_static
 
 test-servers: $(VENV)/ready servers ## the tests against the real servers
 	@$(BIN)/python -m pytest -m servers tests/servers tests/programs/test_documentation_servers.py
