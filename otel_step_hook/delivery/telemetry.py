@@ -139,7 +139,12 @@ class Telemetry:
         return INVALID_SPAN
 
     def trace_headers(self, span: Span) -> Headers:
-        """Return ``traceparent``, and ``tracestate`` if any: they make the receiver's spans children of *span*."""
+        """Return ``traceparent``, and ``tracestate`` if any: they make the receiver's spans children of *span*.
+
+        Nothing where there is no span: where no tracing is set up, a step of a workflow has only a trace id.
+        """
+        if not span.get_span_context().is_valid:
+            return []
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier, context=set_span_in_context(span, Context()))
         return list(carrier.items())

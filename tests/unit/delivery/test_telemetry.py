@@ -222,7 +222,10 @@ def test_the_spans_of_each_step_go_to_its_own_provider() -> None:
 
 
 def test_a_pipeline_that_is_not_known_falls_back_on_the_global_provider() -> None:
-    """Without the step's processors delivery spans go to the global provider, which is not set here."""
+    """Without the step's processors delivery spans go to the global provider, which is not set here.
+
+    A step that has a trace id and no span, as in a workflow without tracing, then sends no trace.
+    """
     delivery = delivery_to(None)
     each = telemetry()
     span = each.start_attempt(delivery)
@@ -231,6 +234,7 @@ def test_a_pipeline_that_is_not_known_falls_back_on_the_global_provider() -> Non
     assert dict(each.trace_headers(span)).get("traceparent", trace_id).startswith(trace_id)
     each.end_attempt(span, DELIVERED)
     each.end_delivery(delivery, END)
+    assert each.trace_headers(each.start_attempt(delivery_to(None, context=SpanContext(1, 0, is_remote=True)))) == []
 
 
 class _Raising(SpanProcessor):
