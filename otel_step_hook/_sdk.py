@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 
 from opentelemetry import context as otel_context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext, TracerProvider
 
@@ -79,12 +80,14 @@ def registered(span: ReadableSpan) -> tuple[SpanProcessor | None, object]:
     return holder, getattr(holder, "_span_processors", None)
 
 
-def processor_of(provider: TracerProvider) -> SpanProcessor | None:
-    """Return the processor that holds all processors of *provider*; None where *provider* is not of the SDK.
+def pipeline_of(provider: TracerProvider) -> tuple[SpanProcessor | None, Resource]:
+    """Return the processor that holds all processors of *provider*, and its resource.
 
-    The SDK has no public way to end a span on the way that the provider's own spans take.
+    None and an empty resource where *provider* is not of the SDK. That of Temporal's OpenTelemetryPlugin contains one
+    of the SDK, which has no public name there. Nor has the SDK one for the way that a provider's own spans take.
     """
-    return getattr(provider, "_active_span_processor", None)
+    inner = getattr(provider, "_tracer_provider", provider)
+    return getattr(inner, "_active_span_processor", None), getattr(inner, "resource", None) or Resource({})
 
 
 def movable(holder: SpanProcessor) -> Processors | None:

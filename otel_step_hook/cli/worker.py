@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from opentelemetry.sdk.resources import Resource
 from rich.console import Console
 
 from otel_step_hook.cli.exporting import Exporting
 from otel_step_hook.cli.shared import FAILED, exit_with, print_line, required_endpoints
+from otel_step_hook.delivery.model import Pipeline
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings import StepHookSettings, retry_policy_of
 
@@ -56,7 +58,9 @@ def worker(
         concurrency or settings.concurrency * len(endpoints),
         shutdown_timeout=max(endpoint.timeout for endpoint in endpoints),
     )
-    activities = WebhookActivities(endpoints, retry_policy_of(settings), lambda: exporting.processor)
+    activities = WebhookActivities(
+        endpoints, retry_policy_of(settings), lambda: Pipeline(exporting.processor, Resource.create())
+    )
     _show_log()
     names = ", ".join(endpoint.name for endpoint in endpoints)
     try:

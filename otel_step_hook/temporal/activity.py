@@ -5,11 +5,7 @@ import contextlib
 import functools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import replace
 
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.trace import get_current_span
 from temporalio import activity
 
 from otel_step_hook.delivery.clock import monotonic
@@ -29,15 +25,13 @@ _MAX_UNKNOWN = 16  # names of endpoints that this worker does not know; an appli
 class WebhookActivities:
     """Makes the attempts that Temporal asks for: to *endpoints*, on the event loops of Temporal workers.
 
-    *processor* returns what gets the spans of the deliveries, and is called once, for the first of them; where it
-    returns None, they go to the global provider. Raises `ConfigurationError` for an endpoint that cannot be used.
+    *pipeline* returns where the spans of the deliveries go, and the resource of those that a workflow asks for; it is
+    called once, for the first of them. Raises `ConfigurationError` for an endpoint that cannot be used.
     """
 
-    def __init__(
-        self, endpoints: Iterable[Endpoint], policy: RetryPolicy, processor: Callable[[], SpanProcessor | None]
-    ) -> None:
-        self._processor = processor
-        self._pipelines: RowPipelines | None = None
+    def __init__(self, endpoints: Iterable[Endpoint], policy: RetryPolicy, pipeline: Callable[[], Pipeline]) -> None:
+        self._pipeline = functools.cache(pipeline)
+        self._pipelines = RowPipelines("")
         self._policy = policy
         self._connectors = {endpoint: connector(endpoint) for endpoint in endpoints}
         # By event loop, since a plugin may belong to several workers. Connections are for one loop.
@@ -87,14 +81,11 @@ class WebhookActivities:
         return self._receivers[loop]
 
     def _delivery(self, webhook: WebhookArguments) -> Delivery:
-        event, (resource_hash, resource) = event_of(webhook), resource_of(webhook)
-        if not event.context.is_valid and (current := get_current_span().get_span_context()).is_valid:
-            event = replace(event, context=current)  # that of the activity, where a workflow has none
-        if self._pipelines is None:
-            self._pipelines = RowPipelines("")
-            self._pipelines.use(Pipeline(self._processor(), Resource({})))
-        pipeline = self._pipelines.find(None, resource_hash, resource)
-        return Delivery(webhook.webhook_id, event, pipeline, monotonic(), webhook.body.encode("ascii"))
+        pipeline = self._pipeline()
+        if webhook.resource:
+            self._pipelines.use(pipeline)
+            pipeline = self._pipelines.find(None, *resource_of(webhook))
+        return Delivery(webhook.webhook_id, event_of(webhook), pipeline, monotonic(), webhook.body.encode("ascii"))
 
 
 @functools.lru_cache(maxsize=_MAX_UNKNOWN)

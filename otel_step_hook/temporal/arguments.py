@@ -67,8 +67,8 @@ def event_of(webhook: WebhookArguments) -> StepEvent:
 
 
 def resource_of(webhook: WebhookArguments) -> tuple[str, str]:
-    """Return a hash and the JSON of the resource of the step's span; of an empty one where a workflow has none."""
-    content = json.dumps(webhook.resource or {"attributes": {}, "schema_url": ""}, sort_keys=True)
+    """Return a hash and the JSON of the resource of the step's span. A step of a workflow has none."""
+    content = json.dumps(webhook.resource, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest(), content
 
 

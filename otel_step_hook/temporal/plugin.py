@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import get_tracer_provider
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from otel_step_hook import _sdk
+from otel_step_hook.delivery.model import Pipeline
 from otel_step_hook.settings import StepHookSettings, endpoints_of, retry_policy_of, settings_of
 from otel_step_hook.temporal.activity import WebhookActivities
 from otel_step_hook.temporal.workflow import SendStepCompleteWebhook
@@ -26,7 +26,7 @@ class StepHookPlugin(SimplePlugin):
 
     def __init__(self, webhook: str | StepHookSettings | None = None, /, **settings: Any) -> None:
         chosen = settings_of("StepHookPlugin", webhook, settings)
-        activities = WebhookActivities(endpoints_of(chosen), retry_policy_of(chosen), _processor)
+        activities = WebhookActivities(endpoints_of(chosen), retry_policy_of(chosen), _pipeline)
         super().__init__(
             "otel-step-hook",
             activities=[activities.send_step_complete_webhook],
@@ -36,8 +36,9 @@ class StepHookPlugin(SimplePlugin):
         )
 
 
-def _processor() -> SpanProcessor | None:
-    return _sdk.processor_of(get_tracer_provider())
+def _pipeline() -> Pipeline:
+    """Return where the spans of the global provider go."""
+    return Pipeline(*_sdk.pipeline_of(get_tracer_provider()))
 
 
 def _with_passthrough(runner: WorkflowRunner | None) -> WorkflowRunner:

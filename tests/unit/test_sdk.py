@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import (
     ReadableSpan,
     Span,
@@ -19,8 +20,6 @@ from opentelemetry.sdk.trace import (
     Tracer,
     TracerProvider,
 )
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NoOpTracerProvider, set_span_in_context
 
 import otel_step_hook
@@ -128,17 +127,13 @@ def test_a_processor_is_moved_before_the_others() -> None:
     assert calls == ["second", "first"]
 
 
-def test_the_processor_of_a_provider_gets_its_spans() -> None:
-    """The processor that holds those of a provider is found; a provider that is not of the SDK has none."""
-    provider, exporter = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
-    holder = _sdk.processor_of(provider)
-    assert holder is not None
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    other = TracerProvider(shutdown_on_exit=False)
-    other.add_span_processor(holder)
-    other.get_tracer("tests").start_span("span").end()
-    assert [span.name for span in exporter.get_finished_spans()] == ["span"]
-    assert _sdk.processor_of(NoOpTracerProvider()) is None
+def test_the_pipeline_of_a_provider_is_that_of_its_spans() -> None:
+    """Processor and resource are those of the SDK's provider; another provider has neither."""
+    provider = TracerProvider(resource=Resource({"service.name": "tests"}), shutdown_on_exit=False)
+    span = provider.get_tracer("tests").start_span("span")
+    assert isinstance(span, Span)
+    assert _sdk.pipeline_of(provider) == (_sdk.registered(span)[0], span.resource)
+    assert _sdk.pipeline_of(NoOpTracerProvider()) == (None, Resource({}))
 
 
 def test_the_keys_that_suppress_instrumentations_exist() -> None:

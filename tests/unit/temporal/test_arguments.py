@@ -77,13 +77,6 @@ def test_what_is_kept() -> None:
     ]
 
 
-def test_an_empty_resource() -> None:
-    """A workflow has no resource; its deliveries have an empty one, always under the same hash."""
-    webhook = dataclasses.replace(_arguments(), resource={})
-    assert resource_from_json(resource_of(webhook)[1]).attributes == {}
-    assert resource_of(webhook) == resource_of(webhook)
-
-
 @given(step_id=st.text(min_size=1, max_size=MAX_STEP_ID))
 def test_the_summary_is_short(step_id: str) -> None:
     """The summary is text that the server accepts: at most 200 bytes of UTF-8, without control characters."""

@@ -55,8 +55,8 @@ async def attempt(step_receiver: ScriptedReceiver, spans: InMemorySpanExporter) 
             key = tuple(sorted(settings.items()))
             if key not in made:
                 chosen = StepHookSettings(**{"webhook": step_receiver.url, **settings})
-                processor = _sdk.processor_of(provider)
-                made[key] = WebhookActivities(endpoints_of(chosen), retry_policy_of(chosen), lambda: processor)
+                pipeline = Pipeline(*_sdk.pipeline_of(provider))
+                made[key] = WebhookActivities(endpoints_of(chosen), retry_policy_of(chosen), lambda: pipeline)
                 await workers.enter_async_context(made[key].run())
             environment = ActivityEnvironment()
             fields: dict[str, Any] = {"scheduled_time": datetime.now(UTC), **_LIMITS, **(info or {})}
@@ -209,12 +209,3 @@ async def test_no_span(attempt: Attempt, step_receiver: ScriptedReceiver, spans:
     (delivery,) = _named(spans, "step_hook.deliver")
     assert delivery.parent is None
     assert len(_named(spans, "POST")) == 2
-
-
-async def test_the_span_of_the_activity(attempt: Attempt, spans: InMemorySpanExporter) -> None:
-    """Where a workflow has no span, the delivery is below the activity's, if there is one."""
-    with TracerProvider(shutdown_on_exit=False).get_tracer("tests").start_as_current_span("activity") as current:
-        await attempt(_webhook(context=SpanContext(0x33, 0, is_remote=True)))
-    (delivery,) = _named(spans, "step_hook.deliver")
-    assert delivery.parent is not None
-    assert delivery.parent.span_id == current.get_span_context().span_id
