@@ -4,11 +4,12 @@ A workflow's sandbox imports this module again.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from otel_step_hook.temporal.arguments import (
@@ -52,22 +53,29 @@ async def notify_step_complete(
     attempt, and *schedule_to_close*, from the first attempt to the last, are in seconds.
 
     A webhook that is not delivered is logged and shown by Temporal, and does not fail the workflow. Deterministic under
-    replay. Raises nothing but the workflow's own cancellation, and ValueError for an *outcome* that there is not.
+    replay. Raises nothing but the workflow's own cancellation, once the webhooks are delivered or given up, and
+    ValueError for an *outcome* that there is not.
     """
     event = event_of_workflow(step_id, outcome, workflow.info(), int(workflow.time_ns()))
     all_arguments = (
         WebhookArguments(name, event.webhook_id, "", event.fields, {}, timeout, schedule_to_close) for name in endpoints
     )
     left = timedelta(seconds=schedule_to_close)
-    return all(await asyncio.gather(*(_notify(arguments, left, task_queue) for arguments in all_arguments)))
+    notifying = asyncio.gather(*(_notify(arguments, left, task_queue) for arguments in all_arguments))
+    try:
+        return all(await asyncio.shield(notifying))
+    except asyncio.CancelledError:
+        # With the workflow, Temporal ends its activities that wait for their next attempt.
+        while workflow.cancellation_reason() is not None and not notifying.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(notifying)
+        raise
 
 
 async def _notify(arguments: WebhookArguments, schedule_to_close: timedelta, task_queue: str | None) -> bool:
     try:
         await _execute(arguments, schedule_to_close, task_queue)
     except ActivityError as error:
-        if is_cancelled_exception(error):
-            raise
         text = "the webhook of step %s was not delivered to endpoint %s: %s"
         workflow.logger.warning(text, arguments.event["step_id"], arguments.endpoint, error.cause or error)
         return False
@@ -85,7 +93,7 @@ async def _execute(
         start_to_close_timeout=timedelta(seconds=arguments.start_to_close),
         schedule_to_close_timeout=schedule_to_close,
         retry_policy=retry_policy(),
-        # The webhook of a step that has ended is sent also when the workflow is cancelled meanwhile.
+        # An attempt takes no notice of a cancellation: the request may have arrived.
         cancellation_type=workflow.ActivityCancellationType.ABANDON,
         summary=summary(arguments.event),
     )
