@@ -91,7 +91,7 @@ test-wheel: $(VENV)/ready ## the tests against the built wheel, without the sour
 	@$(UV) build --quiet --wheel --out-dir dist
 	@$(MAKE_ENV) $(WHEEL_PYTHON) $(ENVS)/wheel
 	@$(UV) pip install --quiet --python $(ENVS)/wheel/bin/python "$$(ls dist/*.whl)[cli,otlp,testing,temporal]" --group test --group frameworks
-	@mkdir $(ENVS)/wheel/elsewhere && cp -r tests pyproject.toml $(ENVS)/wheel/elsewhere/
+	@mkdir $(ENVS)/wheel/elsewhere && cp -r tests examples pyproject.toml $(ENVS)/wheel/elsewhere/
 	@# README and the benchmarks are not in a wheel
 	@cd $(ENVS)/wheel/elsewhere && ../bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*'
 
