@@ -39,7 +39,7 @@ class Workflows:
             self.client,
             task_queue=self.queue,
             build_id="tests",  # without one the SDK hashes all imported modules, which takes seconds
-            workflows=[example.Agent, thinking.Thinking],
+            workflows=[example.Agent, thinking.Thinking, thinking.Impatient],
             activities=[example.create_step],
             interceptors=self.interceptors,
             plugins=[plugin],

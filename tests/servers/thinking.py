@@ -1,5 +1,6 @@
-"""A workflow with steps in its own code, in a module that Temporal's sandbox can import again."""
+"""Workflows with steps in their own code, in a module that Temporal's sandbox can import again."""
 
+import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
@@ -29,3 +30,16 @@ class Thinking:
                 )
         await notify_step_complete(step_id)
         return step_id
+
+
+@workflow.defn
+class Impatient:
+    """Waits for its webhook for a second."""
+
+    @workflow.run
+    async def run(self, task: str) -> str:
+        """Return whether the webhook was delivered, or that this took too long."""
+        try:
+            return str(await asyncio.wait_for(notify_step_complete(task), 1))
+        except TimeoutError:
+            return "too late"

@@ -222,9 +222,9 @@ def test_the_spans_of_each_step_go_to_its_own_provider() -> None:
 
 
 def test_a_pipeline_that_is_not_known_falls_back_on_the_global_provider() -> None:
-    """Without the step's processors delivery spans go to the global provider, which is not set here.
+    """Without the step's processors spans go to the global provider, which is not set here.
 
-    A step that has a trace id and no span, as in a workflow without tracing, then sends no trace.
+    A step without a span, as in a workflow that is not traced, then sends no trace.
     """
     delivery = delivery_to(None)
     each = telemetry()
