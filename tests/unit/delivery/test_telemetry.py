@@ -222,10 +222,7 @@ def test_the_spans_of_each_step_go_to_its_own_provider() -> None:
 
 
 def test_a_pipeline_that_is_not_known_falls_back_on_the_global_provider() -> None:
-    """Without the step's processors spans go to the global provider, which is not set here.
-
-    A step without a span, as in a workflow that is not traced, then sends no trace.
-    """
+    """Without the step's processors spans go to the global provider; where none is set, no trace is made up."""
     delivery = delivery_to(None)
     each = telemetry()
     span = each.start_attempt(delivery)
