@@ -89,15 +89,22 @@ class ReceiverAttempts:
         await self._sender.aclose()
 
 
-def refusal(text: str, error_type: str) -> ApplicationError:
+class AttemptError(ApplicationError):
+    """The failure of an attempt, as Temporal's web page shows it: a sentence, without a stack trace of this package."""
+
+    # What Temporal's SDK reads, and contextlib sets. Python itself keeps the traceback elsewhere.
+    __traceback__ = property(lambda _: None, lambda _, __: None)
+
+
+def refusal(text: str, error_type: str) -> AttemptError:
     """Return an error that ends the activity: it is not tried again."""
-    return ApplicationError(text, type=error_type, non_retryable=True, category=_category(error_type))
+    return AttemptError(text, type=error_type, non_retryable=True, category=_category(error_type))
 
 
-def _failure(text: str, result: AttemptResult, delay: float) -> ApplicationError:
+def _failure(text: str, result: AttemptResult, delay: float) -> AttemptError:
     """Return an error after which Temporal tries again in *delay* seconds."""
     error_type = str(result.error_type)
-    return ApplicationError(
+    return AttemptError(
         f"{text}; next attempt in {delay:.3g} s",
         type=error_type,
         next_retry_delay=timedelta(seconds=delay),

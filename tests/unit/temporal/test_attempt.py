@@ -11,6 +11,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext, TraceFlags, format_trace_id
+from temporalio.api.failure.v1 import Failure
+from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.testing import ActivityEnvironment
 
@@ -100,6 +102,9 @@ async def test_retried(attempt: Attempt, step_receiver: ScriptedReceiver, spans:
     assert (error.type, error.non_retryable) == ("503", False)
     assert error.category is ApplicationErrorCategory.BENIGN
     assert error.next_retry_delay == timedelta(seconds=7)
+    failure = Failure()
+    DataConverter.default.failure_converter.to_failure(error, DataConverter.default.payload_converter, failure)
+    assert (failure.message, failure.stack_trace) == (error.message, "")
     again = await _error(attempt(_webhook(), {"attempt": 2}))
     assert timedelta(seconds=1) <= again.next_retry_delay <= timedelta(seconds=2)  # type: ignore[operator]  # -- it has one
     assert not _named(spans, "step_hook.deliver")
