@@ -119,7 +119,7 @@ screenshots: $(VENV)/ready temporal ## the pictures of Temporal's web page in do
 	@$(BIN)/python tests/servers/screenshots.py docs/_static
 
 test-servers: $(VENV)/ready servers ## the tests against the real servers
-	@$(BIN)/python -m pytest -m servers tests/servers tests/programs/test_documentation_servers.py
+	@$(BIN)/python -m pytest -m servers tests/servers tests/programs/test_documentation_servers.py tests/programs/test_documentation_temporal.py
 
 bench: $(VENV)/ready ## what the processor costs, and what it delivers, beside the usual ways
 	@$(BIN)/python benchmarks/bench.py

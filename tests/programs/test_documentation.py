@@ -52,7 +52,7 @@ def test_the_numbers_of_accuracy_are_counted() -> None:
 def test_the_map_has_each_module() -> None:
     """CONTRIBUTING names every module of the package in the row of its folder, and no module that does not exist."""
     rows = re.findall(r"^\| (`otel_step_hook/.*?) \| (.*) \|$", page("CONTRIBUTING.md"), re.MULTILINE)
-    named = dict.fromkeys(("", "settings", "steps", "steps/frameworks", "delivery", "cli"), "")
+    named = dict.fromkeys(("", "settings", "steps", "steps/frameworks", "delivery", "temporal", "cli"), "")
     for where, what in rows:
         folder = where.removeprefix("`otel_step_hook/").rpartition("/")[0].partition("`")[0]
         named[folder] += where if folder == "" else what
