@@ -39,7 +39,9 @@ SELECT webhook_id, endpoint, state, attempts, error_type, submitted_at + :ahead,
 _OLDEST = "ORDER BY submitted_at, found.id LIMIT :limit"
 _NEXT_DISCARDED = "AND discarded_at IS NOT NULL AND found.id > :after ORDER BY found.id LIMIT :limit"
 _REDELIVER = """
-UPDATE delivery SET discarded_at = NULL, owner = NULL, is_new = 1, attempts = 0, submitted_at = :now, due_at = :now
+UPDATE delivery
+SET discarded_at = NULL, owner = NULL, is_new = 1, attempts = 0, submitted_at = :now, due_at = :now,
+    redeliveries = redeliveries + 1
 WHERE id IN (SELECT value FROM json_each(:rows)) AND discarded_at IS NOT NULL
 """
 _PURGE = "DELETE FROM delivery WHERE id IN (SELECT value FROM json_each(:rows)) AND discarded_at IS NOT NULL"

@@ -100,4 +100,5 @@ class Delivery:
     body: bytes = b""
     attempts: int = 0
     error_type: str = "expired"  # the value when no attempt was made
+    redeliveries: int = 0  # how often somebody has asked for it again after it was discarded
     span: Span | None = None

@@ -216,6 +216,7 @@ class OutboxFile:
             row.body.encode("ascii"),
             row.attempts,
             row.error_type,
+            redeliveries=row.redeliveries,
         )
 
     def add(self, changes: Changes, deliveries: dict[Delivery, float]) -> None:

@@ -69,7 +69,7 @@ _OLDER = """
 # Without the name of the index, SQLite goes through all rows in the order that is asked for.
 _LEASED = """
 SELECT id, lease, webhook_id, event, pipeline, submitted_at, attempts, error_type, body, resource,
-       (SELECT content FROM resource WHERE hash = delivery.resource)
+       (SELECT content FROM resource WHERE hash = delivery.resource), redeliveries
 FROM delivery INDEXED BY delivery_due
 WHERE endpoint = :endpoint AND discarded_at IS NULL AND due_at = :until AND owner = :owner
 ORDER BY submitted_at, id
@@ -138,6 +138,7 @@ class Row(NamedTuple):
     body: str
     resource_hash: str
     resource: str | None
+    redeliveries: int
 
 
 class State(NamedTuple):
@@ -240,9 +241,8 @@ class EndpointRows:
     def _next_lease(self, now: float) -> dict[str, object]:
         self._lease = max(self._lease + 1, int(now * 1e6))  # also above those from before the file was opened again
         self._until = max(self._until + 1e-3, now + self._lease_time)  # no two leases end at the same moment
-        return {
-            "owner": self._owner, "lease": self._lease, "until": self._until, "endpoint": self._endpoint, "now": now,
-        }  # fmt: skip
+        owner = {"owner": self._owner, "endpoint": self._endpoint}
+        return {**owner, "lease": self._lease, "until": self._until, "now": now}
 
     def _leased(self, values: dict[str, object]) -> list[Row]:
         return [Row(*found) for found in self.database.execute(_LEASED, values)]

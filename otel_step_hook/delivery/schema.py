@@ -24,6 +24,7 @@ CREATE TABLE delivery (
     owner TEXT,  -- the process that has leased it
     lease INTEGER,  -- number of the lease in that process: an older one changes nothing
     discarded_at REAL,  -- NULL: waits
+    redeliveries INTEGER NOT NULL DEFAULT 0,  -- how often it was made due again after it was discarded
     UNIQUE (webhook_id, endpoint)
 );
 CREATE INDEX delivery_due ON delivery (endpoint, due_at) WHERE discarded_at IS NULL;
@@ -61,7 +62,7 @@ END;
 """
 _ROW = (
     "webhook_id, endpoint, event, resource, pipeline, submitted_at, due_at, is_new, attempts, error_type, body, owner, "
-    "lease, discarded_at"
+    "lease, discarded_at, redeliveries"
 )
 _COPIED = "FROM main.delivery WHERE :endpoint IS NULL OR endpoint = :endpoint"
 COPY = (

@@ -72,9 +72,14 @@ def resource_of(webhook: WebhookArguments) -> tuple[str, str]:
     return hashlib.sha256(content.encode()).hexdigest(), content
 
 
-def activity_id(webhook_id: str, endpoint: str) -> str:
-    """Return the id of the activity or workflow for a webhook: the same in every process that submits the step."""
-    return f"{endpoint}/{webhook_id}"
+def activity_id(delivery: Delivery, endpoint: str) -> str:
+    """Return the id of the activity or workflow for *delivery*: the same in every process that submits the step.
+
+    A delivery that somebody has asked for again has one of its own, under the same webhook id: Temporal may have sent
+    it after the application had given the handover up.
+    """
+    again = f"/redelivery-{delivery.redeliveries}" if delivery.redeliveries else ""
+    return f"{endpoint}/{delivery.id}{again}"
 
 
 def summary(event: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ class TemporalSender:
         )
         try:
             async with asyncio.timeout(timeout):  # that of a call does not limit the connection that it waits for
-                await self._start(arguments, timedelta(seconds=timeout))
+                await self._start(activity_id(delivery, self._endpoint.name), arguments, timedelta(seconds=timeout))
         except (ActivityAlreadyStartedError, WorkflowAlreadyStartedError):
             pass  # it has ended, and not failed: the webhook has been delivered
         except RPCError as error:
@@ -76,11 +76,11 @@ class TemporalSender:
             return AttemptResult(error_type=RPCStatusCode.UNAVAILABLE.name)
         return AttemptResult()
 
-    async def _start(self, arguments: WebhookArguments, timeout: timedelta) -> None:
+    async def _start(self, name: str, arguments: WebhookArguments, timeout: timedelta) -> None:
         client = self._client = self._client or await connect(self._config, lazy=True)
         if self._knows_activities:
             try:
-                await self._start_activity(client, arguments, timeout)
+                await self._start_activity(client, name, arguments, timeout)
             except RPCError as error:
                 if error.status is not RPCStatusCode.UNIMPLEMENTED:
                     raise
@@ -88,13 +88,13 @@ class TemporalSender:
                 text = "the Temporal server has no standalone activities: each webhook for endpoint %s is a workflow"
                 log_safely(logging.INFO, text, self._endpoint.name)
         if not self._knows_activities:
-            await self._start_workflow(client, arguments, timeout)
+            await self._start_workflow(client, name, arguments, timeout)
 
-    async def _start_activity(self, client: Client, arguments: WebhookArguments, timeout: timedelta) -> None:
+    async def _start_activity(self, client: Client, name: str, arguments: WebhookArguments, timeout: timedelta) -> None:
         await client.start_activity(
             ACTIVITY,
             arguments,
-            id=activity_id(arguments.webhook_id, arguments.endpoint),
+            id=name,
             task_queue=self._task_queue,
             start_to_close_timeout=timedelta(seconds=arguments.start_to_close),
             schedule_to_close_timeout=timedelta(seconds=arguments.schedule_to_close),
@@ -105,11 +105,11 @@ class TemporalSender:
             rpc_timeout=timeout,
         )
 
-    async def _start_workflow(self, client: Client, arguments: WebhookArguments, timeout: timedelta) -> None:
+    async def _start_workflow(self, client: Client, name: str, arguments: WebhookArguments, timeout: timedelta) -> None:
         await client.start_workflow(
             WORKFLOW,
             arguments,
-            id=activity_id(arguments.webhook_id, arguments.endpoint),
+            id=name,
             task_queue=self._task_queue,
             # Else it would wait for ever while no worker runs.
             execution_timeout=timedelta(seconds=arguments.schedule_to_close + _TASK_TIME),

@@ -23,7 +23,7 @@ _COPIES = """
 WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 1200)
 INSERT INTO delivery
 SELECT NULL, 'msg_' || n, endpoint, event, resource, pipeline, submitted_at, due_at, is_new, attempts, error_type, body,
-       owner, lease, discarded_at
+       owner, lease, discarded_at, 0
 FROM numbers, (SELECT * FROM delivery WHERE error_type = '410')
 """
 

@@ -240,7 +240,8 @@ def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _ROW = (
-    "INSERT INTO delivery VALUES (1, 'msg_1', 'default', '{}', 'hash', NULL, 1.0, 1.0, 1, 0, '', '', NULL, NULL, NULL)"
+    "INSERT INTO delivery "
+    "VALUES (1, 'msg_1', 'default', '{}', 'hash', NULL, 1.0, 1.0, 1, 0, '', '', NULL, NULL, NULL, 0)"
 )
 
 

@@ -36,6 +36,9 @@ def test_times_are_those_of_the_wall_clock(tmp_path: Path, step_receiver: Script
         assert inspection.redeliver(Filters(ids=["gone"])) == 1
         (again,) = inspection.find(Filters(ids=["gone"]), 9)
         assert again.submitted_at == pytest.approx(time.time(), abs=60.0)
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            found = database.execute("SELECT sum(redeliveries), sum(event LIKE '%gone%') FROM delivery").fetchone()
+        assert found == (1, 1)
 
 
 def test_where_processes_share_no_clock(

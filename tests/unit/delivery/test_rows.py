@@ -13,7 +13,9 @@ def test_a_row_has_all_that_a_later_attempt_needs(rows: EndpointRows) -> None:
     changes = new("msg_1", attempts=3, error_type="503", body=SENT)
     rows.write(changes, NOW)
     (row,) = rows.lease(5, 5, NOW)
-    assert row == Row(1, row.lease, "msg_1", changes.new[0].event, None, NOW, 3, "503", SENT.decode(), "hash", '"hash"')
+    assert row == Row(
+        1, row.lease, "msg_1", changes.new[0].event, None, NOW, 3, "503", SENT.decode(), "hash", '"hash"', 0
+    )
     assert json.loads(row.event)["step_id"] == "msg_1"
 
 

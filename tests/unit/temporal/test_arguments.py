@@ -42,11 +42,14 @@ class _Workflow:
     workflow_type: str = "Agent"
 
 
-def _arguments(step_id: str = "step-1", **details: str) -> WebhookArguments:
+def _delivery(step_id: str = "step-1", **details: str) -> Delivery:
     event = StepEvent(step_id, Outcome.FAILED, "step", _CONTEXT, 1, 2, details)
     resource = Resource({"service.name": "tests", "ports": (1, 2)}, "https://example.com/schema")
-    delivery = Delivery(webhook_id(event), event, Pipeline(None, resource), 0.0, b'{"step_id": "step-1"}')
-    return arguments_of(delivery, "billing", start_to_close=15, schedule_to_close=30)
+    return Delivery(webhook_id(event), event, Pipeline(None, resource), 0.0, b'{"step_id": "step-1"}')
+
+
+def _arguments(step_id: str = "step-1", **details: str) -> WebhookArguments:
+    return arguments_of(_delivery(step_id, **details), "billing", start_to_close=15, schedule_to_close=30)
 
 
 @pytest.mark.anyio
@@ -86,8 +89,11 @@ def test_the_summary_is_short(step_id: str) -> None:
 
 
 def test_ids() -> None:
-    """An activity's id is that of endpoint and webhook."""
-    assert activity_id("msg_1", "billing") == "billing/msg_1"
+    """An activity's id is that of endpoint and webhook; one that somebody has asked for again has its own."""
+    delivery = _delivery()
+    assert activity_id(delivery, "billing") == f"billing/{delivery.id}"
+    delivery.redeliveries = 2
+    assert activity_id(delivery, "billing") == f"billing/{delivery.id}/redelivery-2"
     assert summary({"step_id": "step-1", "outcome": "failed"}) == "step-1 failed"
 
 
