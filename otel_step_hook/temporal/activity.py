@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from temporalio import activity
 
 from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.delivery_log import DeliveryLog
 from otel_step_hook.delivery.log import RateLimitedLog
 from otel_step_hook.delivery.loop import uninstrumented
 from otel_step_hook.delivery.model import Delivery, Endpoint, Pipeline
@@ -60,7 +61,7 @@ class WebhookActivities:
         receivers, delivery = self._of_this_loop(), self._delivery(webhook)
         receiver = receivers.get(webhook.endpoint)
         if receiver is None:
-            _telemetry_of_unknown(webhook.endpoint).end_delivery(delivery, Finish("discarded", "unknown_endpoint"))
+            _discard_unknown(delivery, webhook.endpoint)
             expected = ", ".join(sorted(receivers))
             raise refusal(
                 f"this worker knows no endpoint {webhook.endpoint!r}; expected one of: {expected}; give worker and "
@@ -88,6 +89,14 @@ class WebhookActivities:
         return Delivery(webhook.webhook_id, event_of(webhook), pipeline, monotonic(), webhook.body.encode("ascii"))
 
 
+def _discard_unknown(delivery: Delivery, name: str) -> None:
+    limited, shown, telemetry = _records_of_unknown(name)
+    limited.use_timer(asyncio.get_running_loop().call_later)
+    shown.discarded(delivery, "unknown_endpoint")
+    telemetry.end_delivery(delivery, Finish("discarded", "unknown_endpoint"))
+
+
 @functools.lru_cache(maxsize=_MAX_UNKNOWN)
-def _telemetry_of_unknown(name: str) -> Telemetry:
-    return Telemetry(Endpoint(name, ""), RateLimitedLog())
+def _records_of_unknown(name: str) -> tuple[RateLimitedLog, DeliveryLog, Telemetry]:
+    endpoint, limited = Endpoint(name, ""), RateLimitedLog()
+    return limited, DeliveryLog(endpoint, limited), Telemetry(endpoint, limited)

@@ -177,9 +177,9 @@ async def test_a_disabled_endpoint(
 
 
 async def test_an_unknown_endpoint(
-    attempt: Attempt, step_receiver: ScriptedReceiver, spans: InMemorySpanExporter
+    attempt: Attempt, step_receiver: ScriptedReceiver, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that does not know the endpoint fails the activity for good, with a sentence, and records it."""
+    """A worker that does not know the endpoint fails the activity for good, with a sentence, records and logs it."""
     error = await _error(attempt(_webhook("billing")))
     assert (error.type, error.non_retryable) == ("unknown_endpoint", True)
     assert error.message == (
@@ -188,6 +188,7 @@ async def test_an_unknown_endpoint(
     )
     (delivery,) = _named(spans, "step_hook.deliver")
     assert dict(delivery.attributes or {})["error.type"] == "unknown_endpoint"
+    assert any(line.startswith("discarded step step-1: unknown_endpoint (success, ") for line in caplog.messages)
     assert not step_receiver.received
 
 
