@@ -84,11 +84,15 @@ class TemporalSender:
             except RPCError as error:
                 if error.status is not RPCStatusCode.UNIMPLEMENTED:
                     raise
-                self._knows_activities = False
-                text = "the Temporal server has no standalone activities: each webhook for endpoint %s is a workflow"
-                log_safely(logging.INFO, text, self._endpoint.name)
+                self._use_workflows()
         if not self._knows_activities:
             await self._start_workflow(client, name, arguments, timeout)
+
+    def _use_workflows(self) -> None:
+        if self._knows_activities:  # several deliveries at a time may find that out
+            self._knows_activities = False
+            text = "the Temporal server has no standalone activities: each webhook for endpoint %s is a workflow"
+            log_safely(logging.INFO, text, self._endpoint.name)
 
     async def _start_activity(self, client: Client, name: str, arguments: WebhookArguments, timeout: timedelta) -> None:
         await client.start_activity(
