@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from opentelemetry.sdk.resources import Resource
@@ -62,13 +64,15 @@ def worker(
         endpoints, retry_policy_of(settings), lambda: Pipeline(exporting.processor, Resource.create())
     )
     _show_log()
-    names = ", ".join(endpoint.name for endpoint in endpoints)
+    names, exit_status = ", ".join(endpoint.name for endpoint in endpoints), 0
     try:
         asyncio.run(_run(options, activities, names, health_file))
     except WorkerError as error:
-        exit_with(str(error), FAILED)
+        print_line(Console(stderr=True), str(error))
+        exit_status = FAILED
     finally:
         exporting.shutdown()
+    _end_process(exit_status)
 
 
 def check_temporal() -> str:
@@ -142,6 +146,16 @@ async def _beat(health_file: Path) -> None:
             await asyncio.sleep(_BEAT)
     finally:
         health_file.unlink(missing_ok=True)  # noqa: ASYNC240 -- see above
+
+
+def _end_process(exit_status: int) -> NoReturn:
+    """End this process without the end of the interpreter.
+
+    While that runs, a thread of Temporal's SDK that releases an object kills the process by SIGABRT now and then.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_status)
 
 
 def _show_log() -> None:
