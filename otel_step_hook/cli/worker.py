@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from otel_step_hook.temporal.worker import WorkerOptions
 
 _BEAT = 5.0  # seconds between two touches of the health file: a probe may ask for an age of 15 seconds
+_INTERRUPTED = 130  # exit status, as shells show SIGINT
 _STOPPING = "stopping: attempts in flight get up to {:g} s"
 
 
@@ -131,6 +132,8 @@ def _stop_by_signals(stop: asyncio.Event, on_stop: Callable[[], None]) -> None:
     def on_signal() -> None:
         if not stop.is_set():  # `timeout`, and some shells, send SIGTERM twice
             loop.remove_signal_handler(signal.SIGINT)
+            # Not a KeyboardInterrupt: Temporal's SDK would wait for the attempts in flight all the same.
+            signal.signal(signal.SIGINT, lambda *_: _end_process(_INTERRUPTED))
             on_stop()
             stop.set()
 
