@@ -78,36 +78,34 @@ class TemporalSender:
 
     async def _start(self, name: str, arguments: WebhookArguments, timeout: timedelta) -> None:
         client = self._client = self._client or await connect(self._config, lazy=True)
-        if self._knows_activities:
-            try:
-                await self._start_activity(client, name, arguments, timeout)
-            except RPCError as error:
-                if error.status is not RPCStatusCode.UNIMPLEMENTED:
-                    raise
-                self._use_workflows()
-        if not self._knows_activities:
+        if not (self._knows_activities and await self._start_activity(client, name, arguments, timeout)):
             await self._start_workflow(client, name, arguments, timeout)
 
-    def _use_workflows(self) -> None:
-        if self._knows_activities:  # several deliveries at a time may find that out
+    async def _start_activity(self, client: Client, name: str, arguments: WebhookArguments, timeout: timedelta) -> bool:
+        """Return whether the server knows standalone activities: then it has accepted this one."""
+        try:
+            await client.start_activity(
+                ACTIVITY,
+                arguments,
+                id=name,
+                task_queue=self._task_queue,
+                start_to_close_timeout=timedelta(seconds=arguments.start_to_close),
+                schedule_to_close_timeout=timedelta(seconds=arguments.schedule_to_close),
+                id_reuse_policy=ActivityIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
+                retry_policy=retry_policy(),
+                summary=summary(arguments.event),
+                rpc_timeout=timeout,
+            )
+        except RPCError as error:
+            if error.status is not RPCStatusCode.UNIMPLEMENTED:
+                raise
+            level = logging.INFO if self._knows_activities else logging.DEBUG  # several at a time may find that out
             self._knows_activities = False
             text = "the Temporal server has no standalone activities: each webhook for endpoint %s is a workflow"
-            log_safely(logging.INFO, text, self._endpoint.name)
-
-    async def _start_activity(self, client: Client, name: str, arguments: WebhookArguments, timeout: timedelta) -> None:
-        await client.start_activity(
-            ACTIVITY,
-            arguments,
-            id=name,
-            task_queue=self._task_queue,
-            start_to_close_timeout=timedelta(seconds=arguments.start_to_close),
-            schedule_to_close_timeout=timedelta(seconds=arguments.schedule_to_close),
-            id_reuse_policy=ActivityIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-            id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
-            retry_policy=retry_policy(),
-            summary=summary(arguments.event),
-            rpc_timeout=timeout,
-        )
+            log_safely(level, text, self._endpoint.name)
+            return False
+        return True
 
     async def _start_workflow(self, client: Client, name: str, arguments: WebhookArguments, timeout: timedelta) -> None:
         await client.start_workflow(

@@ -18,7 +18,7 @@ _CONNECT_TIME = timedelta(seconds=10)  # for the first call; a server that resta
 
 
 class WorkerError(Exception):
-    """The worker cannot begin, or cannot go on; the message says why, and what to do."""
+    """The server cannot be used; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ async def run_worker(
 ) -> None:
     """Make attempts until *stop* is set; then finish those in flight. *on_ready* is called once the worker polls.
 
-    Raises `WorkerError` when the server cannot be used.
+    Raises `WorkerError` when the server cannot be used, and RuntimeError when the worker cannot go on.
     """
     client = await connected(options.config)
     worker = Worker(
@@ -51,15 +51,10 @@ async def run_worker(
     async with activities.run():
         running, stopped = asyncio.ensure_future(worker.run()), asyncio.ensure_future(stop.wait())
         on_ready(client)
-        try:
-            await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                await worker.shutdown()
-            await running
-        except RuntimeError as error:
-            raise WorkerError(f"the worker cannot go on: {error}") from error
-        finally:
-            stopped.cancel()
+        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        await worker.shutdown()
+        await running  # raises what the worker has ended with, if it has not been stopped
 
 
 async def connected(config: dict[str, Any]) -> Client:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -215,3 +216,19 @@ async def test_no_span(attempt: Attempt, step_receiver: ScriptedReceiver, spans:
     (delivery,) = _named(spans, "step_hook.deliver")
     assert delivery.parent is None
     assert len(_named(spans, "POST")) == 2
+
+
+async def test_several_workers_on_one_loop(step_receiver: ScriptedReceiver) -> None:
+    """The connections of an event loop are closed when the last of its workers has ended, and not sooner."""
+    settings = StepHookSettings(webhook=step_receiver.url)
+    pipeline = Pipeline(None, Resource({}))
+    activities = WebhookActivities(endpoints_of(settings), retry_policy_of(settings), lambda: pipeline)
+    environment = ActivityEnvironment()
+    fields: dict[str, Any] = {"scheduled_time": datetime.now(UTC), **_LIMITS}
+    environment.info = replace(environment.info, **fields)
+    async with activities.run():
+        async with activities.run():
+            await environment.run(activities.send_step_complete_webhook, _webhook())
+        await environment.run(activities.send_step_complete_webhook, _webhook())
+    first, second = step_receiver.received
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]

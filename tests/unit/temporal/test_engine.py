@@ -10,6 +10,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings, temporal
+from otel_step_hook.cli.worker import check_temporal
 from otel_step_hook.temporal.client import connect_config
 from otel_step_hook.temporal.plugin import StepHookPlugin
 
@@ -23,6 +24,14 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "temporalio.client", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'otel-step-hook\[temporal\]'"):
         StepHookProcessor(_WEBHOOK, engine="temporal")
+
+
+def test_the_commands_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does the command that asks the server."""
+    monkeypatch.delitem(sys.modules, "otel_step_hook.temporal.client", raising=False)
+    monkeypatch.setitem(sys.modules, "temporalio.client", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'otel-step-hook\[cli,temporal\]'"):
+        check_temporal()
 
 
 def test_temporal_s_own_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
