@@ -41,6 +41,7 @@ class Attempts:
         self.stop_at = math.inf
         self.idle_since = 0.0  # monotonic seconds: when the last attempt ended, or this loop began
         self.is_disabled = False
+        self.is_hopeless = False  # no attempt of this process can succeed
         self._endpoint = endpoint
         self._store = store
         self._policy = policy
@@ -148,13 +149,16 @@ class Attempts:
         return Finish("discarded", type(error).__name__)
 
     def _decide(self, delivery: Delivery, result: AttemptResult, timeout: float) -> Finish | RetryIn:
-        now = monotonic()
+        now, keeps = monotonic(), self._store.keeps(delivery)
+        if result.is_hopeless:
+            self.is_hopeless = True
+            return RetryIn(0.0) if keeps else Finish("discarded", result.error_type)
         self._record(result, timeout, now)
         if result.error_type is not None:
             delivery.error_type = result.error_type
             self._log.failed(delivery, result, timeout, self._sender.to)
         elapsed = now - delivery.submitted_at
-        left = math.inf if self._store.keeps(delivery) else self.stop_at - now
+        left = math.inf if keeps else self.stop_at - now
         return decide(delivery, result, self._policy, elapsed=elapsed, left=left)
 
     def _record(self, result: AttemptResult, timeout: float, now: float) -> None:

@@ -132,7 +132,7 @@ class Dispatch:
 
     def _is_left_to_others(self) -> bool:
         """Whether no attempt begins any more: what waits is left to other processes, or to the next one."""
-        return self._store.is_durable and self._is_stopping()
+        return self._store.is_durable and (self._is_stopping() or self._attempts.is_hopeless)
 
     def goes_on(self) -> bool:
         """Whether there may be work although no event was put: an earlier process has left it. From any thread."""

@@ -36,7 +36,8 @@ class AttemptResult:
     raises ValueError.
     *retry_after* is in seconds. *directive* is the answer's `webhook-delivery` header; "disable" asks for no
     further events, even with a 2xx. *is_stale*: a kept-alive connection ended before the first byte of an
-    answer, so the request is sent again once, at once. *peer* is the address and port that was connected to.
+    answer, so the request is sent again once, at once. *is_hopeless*: no attempt of this process can succeed; a
+    store that outlives it keeps the delivery for another one. *peer* is the address and port that was connected to.
     *excerpt* is the start of the answer's body; it may echo secrets and is not in the repr.
     """
 
@@ -45,6 +46,7 @@ class AttemptResult:
     retry_after: float | None = None
     directive: Literal["", "abort-message", "disable"] = ""
     is_stale: bool = False
+    is_hopeless: bool = False
     peer: tuple[str, int] | None = None
     excerpt: bytes = field(default=b"", repr=False)
 

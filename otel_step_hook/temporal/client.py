@@ -1,21 +1,39 @@
-"""The client of Temporal: owns the configuration of its connection, and one runtime for each process."""
+"""The client of Temporal: owns the configuration of its connection, and the runtime of this process."""
 
 import ctypes
 import os
+from dataclasses import dataclass
 from typing import Any
 
+import temporalio.runtime
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RetryConfig
 
+from otel_step_hook.delivery import native
 from otel_step_hook.errors import ConfigurationError
 
 _ADDRESS = "localhost:7233"  # Temporal's own default
 _NO_RETRY = RetryConfig(max_retries=1)  # the store retries: two layers of retries would multiply
 
-# By process id: a runtime does not work across a fork. An entry per process that a process descends from.
-_runtimes: dict[int, Runtime] = {}
+_NOBODY = -1  # no process has this id
+
+
+class ForkedError(RuntimeError):
+    """This process was forked from one that had a runtime, and can have none."""
+
+
+@dataclass
+class _Owned:
+    """The *runtime*, and the id of the *process* that makes it. A forked child inherits both."""
+
+    process: int | None = None
+    runtime: Runtime | None = None
+
+
+_owned = _Owned()
+_making = native.allocate_lock()
 
 
 def connect_config() -> dict[str, Any]:
@@ -41,18 +59,35 @@ def runtime() -> Runtime:
 
     It logs nothing: what fails is a result. It is never freed, since that waits for threads, which a forked child does
     not have.
+
+    Raises `ForkedError` where an ancestor of this process had a runtime when it forked: the threads of a second one
+    meet what those of the first have left in the SDK's memory, and the process is killed by SIGSEGV or SIGABRT, or
+    hangs.
     """
-    pid = os.getpid()
-    if pid not in _runtimes:
-        made = Runtime(telemetry=TelemetryConfig(logging=None), worker_heartbeat_interval=None)
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
-        _runtimes[pid] = made
-    return _runtimes[pid]
+    _owned.process = _owned.process or os.getpid()
+    if _owned.process != os.getpid():
+        raise ForkedError
+    with _making:  # not sooner: a child may inherit it locked
+        if _owned.runtime is None:
+            _owned.runtime = Runtime(telemetry=TelemetryConfig(logging=None), worker_heartbeat_interval=None)
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(_owned.runtime))
+    return _owned.runtime
+
+
+def _after_fork_in_child() -> None:
+    # The default runtime is the application's. Temporal's SDK has no public way to ask whether there is one.
+    default = getattr(getattr(temporalio.runtime, "_runtime_ref", None), "_default_runtime", None)
+    if default is not None or _owned.process is not None:
+        _owned.process = _NOBODY  # not the parent's: a child of this one may get that again
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch -- Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 async def connect(config: dict[str, Any], *, lazy: bool) -> Client:
     """Return a client for the running event loop; a *lazy* one connects with its first call.
 
-    Raises RuntimeError when the server cannot be reached.
+    Raises RuntimeError when the server cannot be reached, and `ForkedError` as `runtime` does.
     """
     return await Client.connect(**config, lazy=lazy, runtime=runtime(), retry_config=_NO_RETRY)

@@ -16,12 +16,17 @@ from otel_step_hook.delivery.model import Delivery, Endpoint
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.telemetry import Telemetry
 from otel_step_hook.temporal.arguments import ACTIVITY, WORKFLOW, WebhookArguments, activity_id, arguments_of, summary
-from otel_step_hook.temporal.client import connect
+from otel_step_hook.temporal.client import ForkedError, connect
 from otel_step_hook.temporal.options import retry_policy
 
 _CLOSE_TIME = 0.05  # seconds after the last call, in which the threads of Temporal's SDK release Python's objects
 _TASK_TIME = 10.0  # seconds that a workflow has beyond its activity, to record how that has ended
 _TIMEOUTS = frozenset({RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED})  # what a client's deadline becomes
+_FORKED = (
+    "this process was forked from one that had used Temporal, whose SDK does not work across forks: its steps for "
+    "endpoint %s are discarded, or left in the outbox to another process; start it with the method spawn or "
+    "forkserver, or before the first step ends"
+)
 
 
 class TemporalSender:
@@ -49,6 +54,7 @@ class TemporalSender:
         self._schedule_to_close = schedule_to_close
         self._client: Client | None = None
         self._knows_activities = True
+        self._is_warned = False
 
     async def send(self, delivery: Delivery, *, timeout: float) -> AttemptResult:
         """Hand *delivery* over within *timeout* seconds. Its spans are those of the worker that sends the webhook."""
@@ -72,6 +78,11 @@ class TemporalSender:
             return AttemptResult(error_type="timeout" if error.status in _TIMEOUTS else error.status.name)
         except TimeoutError:
             return AttemptResult(error_type="timeout")
+        except ForkedError:
+            if not self._is_warned:
+                self._is_warned = True
+                log_safely(logging.ERROR, _FORKED, self._endpoint.name)
+            return AttemptResult(error_type=ForkedError.__name__, is_hopeless=True)
         except RuntimeError:  # no connection
             return AttemptResult(error_type=RPCStatusCode.UNAVAILABLE.name)
         return AttemptResult()
