@@ -115,8 +115,7 @@ def check() -> None:
         print_line(console, f"! {sentence}", "yellow")
     settings = StepHookSettings()
     console.print(settings_table(settings))
-    if settings.engine == "temporal":
-        print_line(console, f"\nTemporal answers: {check_temporal()}")
+    check_temporal(console, settings)
     raise typer.Exit(max([_check(console, endpoint) for endpoint in required_endpoints(settings)]))
 
 

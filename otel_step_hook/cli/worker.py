@@ -76,8 +76,10 @@ def worker(
     _end_process(exit_status)
 
 
-def check_temporal() -> str:
-    """Return where the Temporal server of the settings is, once it has answered; else exit with a sentence."""
+def check_temporal(console: Console, settings: StepHookSettings) -> None:
+    """Print that the Temporal server of *settings*, if they want one, has answered; else exit with a sentence."""
+    if settings.engine != "temporal":
+        return
     with _extra():
         from otel_step_hook.temporal.client import connect_config  # noqa: PLC0415 -- an extra
         from otel_step_hook.temporal.worker import WorkerError, connected  # noqa: PLC0415 -- an extra
@@ -86,7 +88,7 @@ def check_temporal() -> str:
         client = asyncio.run(connected(config))
     except WorkerError as error:
         exit_with(str(error), FAILED)
-    return f"namespace {client.namespace} at {config['target_host']}"
+    print_line(console, f"\nTemporal answers: namespace {client.namespace} at {config['target_host']}")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import support
+from rich.console import Console
 from support import NewPipeline
 from temporalio.worker import UnsandboxedWorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
@@ -31,7 +32,7 @@ def test_the_commands_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delitem(sys.modules, "otel_step_hook.temporal.client", raising=False)
     monkeypatch.setitem(sys.modules, "temporalio.client", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'otel-step-hook\[cli,temporal\]'"):
-        check_temporal()
+        check_temporal(Console(), StepHookSettings(engine="temporal"))
 
 
 def test_temporal_s_own_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
