@@ -160,6 +160,7 @@ class Torture:
     def _kill_often(self) -> int:
         lanes = 2 if self._mode == "two" else 1
         running = [(self._start(), self._next_kill()) for _ in range(lanes)]
+        self._wait_for_first_step()
         for _ in range(self._kills):
             running.sort(key=lambda one: one[1])
             pid, at = running.pop(0)
@@ -171,6 +172,12 @@ class Torture:
             self._kill(pid, with_children=True)
         self._free_disk()
         return self._kills + lanes
+
+    def _wait_for_first_step(self) -> None:
+        """Let one process come as far as a step: on a busy machine all of them could be killed before."""
+        began = time.monotonic()
+        while not os.fstat(self._log).st_size and time.monotonic() - began < END_LIMIT:
+            time.sleep(0.01)  # nothing wakes a process outside
 
     def _next_kill(self) -> float:
         return time.monotonic() + self._rand.uniform(0.01, LONGEST_LIFE)
