@@ -14,7 +14,7 @@ ifneq ($(shell command -v pyenv),)
 export PYENV_VERSION := $(shell pyenv versions --bare | grep -E '^3\.1[1-9]\.[0-9]+$$' | paste -sd:)
 endif
 
-.PHONY: help demo test test-all lint docs test-pythons test-live accuracy test-lowest test-wheel servers jaeger temporal test-servers screenshots torture soak bench format clean environment
+.PHONY: help demo test test-all lint docs test-pythons test-live accuracy test-lowest test-wheel servers jaeger temporal test-servers screenshots torture soak bench bench-temporal format clean environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -128,6 +128,9 @@ test-servers: $(VENV)/ready servers ## the tests against the real servers, with 
 
 bench: $(VENV)/ready ## what the processor costs, and what it delivers, beside the usual ways
 	@$(BIN)/python benchmarks/bench.py
+
+bench-temporal: $(VENV)/ready temporal ## what a delivery through Temporal costs, as an activity and as a workflow
+	@PYTHONPATH=tests $(BIN)/python benchmarks/temporal.py
 
 clean: ## remove what the other targets made here
 	@rm -rf $(VENV) .venvs dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

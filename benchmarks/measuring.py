@@ -83,14 +83,17 @@ def median(rows: Sequence[tuple[float, float]], column: int) -> float:
     return statistics.median(row[column] for row in rows)
 
 
+def make_provider(url: str, count: int, **more: object) -> TracerProvider:
+    """Return a provider with a hook that has room for *count* steps."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    settings = {"concurrency": IN_FLIGHT, "max_queue_size": count, "give_up_after": 600, "shutdown_timeout": 60}
+    provider.add_span_processor(StepHookProcessor(StepHookSettings(webhook=url, **(settings | more))))
+    return provider
+
+
 def deliver(url: str, count: int, *, outbox: str | None = None) -> None:
     """Send *count* steps through a whole pipeline: span, hook, delivery spans, batch processor."""
-    stored = {} if outbox is None else {"outbox": outbox}
-    provider = TracerProvider(shutdown_on_exit=False)
-    settings = StepHookSettings(
-        webhook=url, concurrency=IN_FLIGHT, max_queue_size=count, give_up_after=600, shutdown_timeout=60, **stored
-    )
-    provider.add_span_processor(StepHookProcessor(settings))
+    provider = make_provider(url, count, **({} if outbox is None else {"outbox": outbox}))
     provider.add_span_processor(exporting())
     provider.add_span_processor(counting := _Counting(count))
     tracer = provider.get_tracer("bench")

@@ -1,7 +1,14 @@
-"""A receiver for benchmarks with as little cost as possible: it answers every request with 204, on loopback."""
+"""A receiver for benchmarks with as little cost as possible: it answers every request with 204, on loopback.
+
+It prints its URL, and with a number as its argument a line whenever so many more requests have arrived.
+"""
 
 import asyncio
+import itertools
+import sys
 
+_EVERY = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+_numbers = itertools.count(1)
 _ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
@@ -18,6 +25,8 @@ class _Receiver(asyncio.Protocol):
             self._seen = rest[length:]
             assert isinstance(self._transport, asyncio.Transport)  # noqa: S101 -- for mypy: a TCP connection has one
             self._transport.write(_ANSWER)
+            if _EVERY and (number := next(_numbers)) % _EVERY == 0:
+                print(number, flush=True)
 
 
 async def _serve() -> None:
