@@ -62,7 +62,7 @@ def test_no_server(
 ) -> None:
     """While Temporal cannot be reached, the application goes on; what is given up is discarded, visibly."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{closed_port}")
-    hooked = pipeline(engine="temporal", give_up_after=0.2)
+    hooked = pipeline(engine="temporal", initial_backoff=100.0, max_backoff=100.0)  # one attempt
     hooked.end_step()
     (delivery,) = hooked.named("step_hook.deliver")
     attributes = dict(delivery.attributes or {})
