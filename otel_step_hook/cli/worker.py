@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from rich.console import Console
 
 from otel_step_hook.cli.exporting import Exporting
-from otel_step_hook.cli.shared import FAILED, exit_with, print_line, required_endpoints
+from otel_step_hook.cli.shared import FAILED, print_line, required_endpoints
 from otel_step_hook.delivery.model import Pipeline
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings import StepHookSettings, retry_policy_of
@@ -87,7 +87,8 @@ def check_temporal(console: Console, settings: StepHookSettings) -> None:
     try:
         client = asyncio.run(connected(config))
     except WorkerError as error:
-        exit_with(str(error), FAILED)
+        print_line(Console(stderr=True), str(error))
+        _end_process(FAILED)
     print_line(console, f"\nTemporal answers: namespace {client.namespace} at {config['target_host']}")
 
 
