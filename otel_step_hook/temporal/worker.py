@@ -38,8 +38,21 @@ async def run_worker(
 
     Raises `WorkerError` when the server cannot be used, and RuntimeError when the worker cannot go on.
     """
-    client = await connected(options.config)
-    worker = Worker(
+    stopped, connecting = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(connected(options.config))
+    try:
+        # An address that accepts connections and never answers takes half a minute to fail.
+        await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if connecting.done():
+            client = connecting.result()
+            async with activities.run():
+                await _work(_worker(client, options, activities), stopped, lambda: on_ready(client))
+    finally:
+        connecting.cancel()
+        stopped.cancel()
+
+
+def _worker(client: Client, options: WorkerOptions, activities: WebhookActivities) -> Worker:
+    return Worker(
         client,
         task_queue=options.task_queue,
         activities=[activities.send_step_complete_webhook],
@@ -48,13 +61,15 @@ async def run_worker(
         max_concurrent_activities=options.concurrency,
         graceful_shutdown_timeout=timedelta(seconds=options.shutdown_timeout),
     )
-    async with activities.run():
-        running, stopped = asyncio.ensure_future(worker.run()), asyncio.ensure_future(stop.wait())
-        on_ready(client)
-        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        await worker.shutdown()
-        await running  # raises what the worker has ended with, if it has not been stopped
+
+
+async def _work(worker: Worker, stopped: asyncio.Future[Any], on_ready: Callable[[], None]) -> None:
+    """Run *worker* until *stopped* is done."""
+    running = asyncio.ensure_future(worker.run())
+    on_ready()
+    await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    await worker.shutdown()
+    await running  # raises what the worker has ended with, if it has not been stopped
 
 
 async def connected(config: dict[str, Any]) -> Client:

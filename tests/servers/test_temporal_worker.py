@@ -1,11 +1,12 @@
 """The command `otel-step-hook worker`: how it begins, what it shows, and how it ends."""
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Ended, StepReceiver
+from processes import LIMIT, Ended, StepReceiver
 from servers.deployment import Deployment, Webhooks, stopped
 from servers.temporal import TemporalServer
 
@@ -96,6 +97,18 @@ def test_no_server(deployment: Deployment, closed_port: int, command: str) -> No
         assert (
             ended.err == f"no Temporal server answers at {address}; start one, or set TEMPORAL_ADDRESS to host:port\n"
         )
+
+
+def test_sigterm_before_the_server_has_answered(deployment: Deployment) -> None:
+    """A worker that waits for what has accepted its connection, and does not answer, ends at once, with 0."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(LIMIT)
+        worker = deployment.command("worker", TEMPORAL_ADDRESS=f"127.0.0.1:{silent.getsockname()[1]}")
+        connection, _ = silent.accept()
+        with connection:
+            worker.terminate()
+            ended = worker.ended()
+    assert (ended.code, ended.out, ended.err) == (0, [_STOPPING, "stopped"], "")
 
 
 def test_an_unknown_namespace(deployment: Deployment, newer_temporal: TemporalServer) -> None:
