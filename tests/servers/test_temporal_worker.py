@@ -1,5 +1,6 @@
 """The command `otel-step-hook worker`: how it begins, what it shows, and how it ends."""
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from processes import LIMIT, Ended, StepReceiver
 from servers.deployment import Deployment, Webhooks, stopped
+from servers.running import until
 from servers.temporal import TemporalServer
 
 from otel_step_hook.testing import ScriptedReceiver
@@ -46,11 +48,12 @@ def test_what_it_prints(deployment: Deployment, newer_temporal: TemporalServer) 
 
 
 def test_the_health_file(deployment: Deployment, tmp_path: Path) -> None:
-    """The health file is there while the worker runs, and gone at its end."""
+    """The health file is touched again and again while the worker runs, and gone at its end."""
     file = tmp_path / "alive"
     worker = deployment.worker("--health-file", str(file))
-    while not file.exists():  # touched by a task that the line "ready" does not wait for
-        assert worker.poll() is None
+    until("the file is there", file.exists)  # made by a task that the line "ready" does not wait for
+    os.utime(file, (1, 1))
+    until("it is touched again", lambda: file.stat().st_mtime > 1)
     stopped(worker)
     assert not file.exists()
 
