@@ -67,8 +67,8 @@ def _command_of(block: Block) -> list[str]:
 def test_application_and_worker(addresses: dict[str, str], step_receiver: ScriptedReceiver, tmp_path: Path) -> None:
     """The application hands its step over, and the worker, which a probe finds alive, sends it, until SIGTERM."""
     alive = tmp_path / "worker.alive"
-    options = _OPTIONS.at({"/tmp/worker.alive": str(alive)})  # noqa: S108 -- the path on the page
-    probe = [part.replace("/tmp/worker.alive", str(alive)) for part in _command_of(_PROBE)]  # noqa: S108 -- as above
+    options = _OPTIONS.at({"worker.alive": str(alive)})
+    probe = [part.replace("worker.alive", str(alive)) for part in _command_of(_PROBE)]
     settings = _WORKER.at(addresses).text.replace("otel-step-hook worker\n", "")
     worker = _start(f"{settings}exec {options.text}")
     try:
