@@ -68,8 +68,8 @@ def worker(
     names, exit_status = ", ".join(endpoint.name for endpoint in endpoints), 0
     try:
         asyncio.run(_run(options, activities, names, health_file))
-    except WorkerError as error:
-        print_line(Console(stderr=True), str(error))
+    except (WorkerError, RuntimeError) as error:  # the latter when the server refuses a worker that has begun
+        print_line(Console(stderr=True), str(error.__cause__ or error))
         exit_status = FAILED
     finally:
         exporting.shutdown()
@@ -119,7 +119,7 @@ async def _run(options: "WorkerOptions", activities: "WebhookActivities", names:
         if health_file is not None:
             beats.append(asyncio.ensure_future(_beat(health_file)))
 
-    _stop_by_signals(stop, lambda: print_line(console, _STOPPING.format(options.shutdown_timeout)))
+    _stop_by_signals(stop, lambda: print_line(console, _STOPPING.format(options.shutdown_timeout)), health_file)
     try:
         await run_worker(options, activities, stop, on_ready)
     finally:
@@ -128,15 +128,20 @@ async def _run(options: "WorkerOptions", activities: "WebhookActivities", names:
     print_line(console, "stopped")
 
 
-def _stop_by_signals(stop: asyncio.Event, on_stop: Callable[[], None]) -> None:
-    """Set *stop* at the first SIGTERM or Ctrl-C. A second Ctrl-C ends the process at once."""
+def _stop_by_signals(stop: asyncio.Event, on_stop: Callable[[], None], health_file: Path | None) -> None:
+    """Set *stop* at the first SIGTERM or Ctrl-C. A second Ctrl-C ends the process at once, without *health_file*."""
     loop = asyncio.get_running_loop()
+
+    def end(*_: object) -> None:
+        if health_file is not None:
+            health_file.unlink(missing_ok=True)
+        _end_process(_INTERRUPTED)
 
     def on_signal() -> None:
         if not stop.is_set():  # `timeout`, and some shells, send SIGTERM twice
             loop.remove_signal_handler(signal.SIGINT)
             # Not a KeyboardInterrupt: Temporal's SDK would wait for the attempts in flight all the same.
-            signal.signal(signal.SIGINT, lambda *_: _end_process(_INTERRUPTED))
+            signal.signal(signal.SIGINT, end)
             on_stop()
             stop.set()
 
