@@ -1,8 +1,8 @@
 """An OpenTelemetry SpanProcessor that sends a webhook when a step ends."""
 
-import importlib
 from typing import TYPE_CHECKING
 
+from otel_step_hook.lazy import importing
 from otel_step_hook.version import __version__
 
 if TYPE_CHECKING:
@@ -43,14 +43,7 @@ _MODULES = {
 }
 
 if not TYPE_CHECKING:  # pragma: no branch -- type checkers would accept any attribute of this module
-
-    def __getattr__(name: str) -> object:
-        """Import the public *name* at its first use, and keep it."""
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-        globals()[name] = value
-        return value
+    __getattr__ = importing(__name__, _MODULES, globals())
 
 
 def __dir__() -> list[str]:

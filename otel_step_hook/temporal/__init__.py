@@ -1,7 +1,8 @@
 """The same delivery on Temporal: what a Temporal worker and a workflow need. Needs the extra ``temporal``."""
 
-import importlib
 from typing import TYPE_CHECKING
+
+from otel_step_hook.lazy import importing
 
 if TYPE_CHECKING:
     from otel_step_hook.temporal.plugin import StepHookPlugin
@@ -13,11 +14,4 @@ __all__ = ["StepHookPlugin", "notify_step_complete"]
 _MODULES = {"StepHookPlugin": "plugin", "notify_step_complete": "workflow"}
 
 if not TYPE_CHECKING:  # pragma: no branch -- type checkers would accept any attribute of this module
-
-    def __getattr__(name: str) -> object:
-        """Import the public *name* at its first use, and keep it."""
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-        globals()[name] = value
-        return value
+    __getattr__ = importing(__name__, _MODULES, globals())
