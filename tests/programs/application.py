@@ -1,7 +1,9 @@
 """The application that the programs share: a provider with a hook, whose settings come from the environment."""
 
+import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -61,6 +63,19 @@ def fork(in_child: Callable[[], object] = lambda: end_steps("child", 2)) -> None
 def wait_for_test() -> None:
     """Wait until the test calls `Program.go_on`."""
     os.read(0, 1)
+
+
+def print_log() -> threading.Event:
+    """Print each line that the hook logs from now on; the event is set with the first."""
+    has_logged = threading.Event()
+
+    class Printing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(record.getMessage(), flush=True)
+            has_logged.set()
+
+    logging.getLogger("otel_step_hook").addHandler(Printing())
+    return has_logged
 
 
 def compute(seconds: float) -> None:

@@ -73,17 +73,11 @@ def test_an_outbox_keeps_the_steps_of_a_child(forked: Run, tmp_path: Path) -> No
     """The child leaves its steps to other processes after one attempt each, and ends at once."""
     path = tmp_path / "steps.db"
     program = """
-    import logging
-    class Shown(logging.Handler):
-        def emit(self, record):
-            print(record.getMessage(), flush=True)
-            has_tried.set()
     def in_child():
-        logging.getLogger("otel_step_hook").addHandler(Shown())
+        has_logged = print_log()
         end_steps("child", 20)
-        has_tried.wait()
+        has_logged.wait()
         end_step("child-last")
-    has_tried = threading.Event()
     deliver("parent")
     fork(in_child)
     """

@@ -151,16 +151,10 @@ def test_with_an_outbox_another_process_hands_over_what_a_child_cannot(
     program = start(
         newer_temporal.address,
         """
-        import logging
-        class Shown(logging.Handler):
-            def emit(self, record):
-                print(record.getMessage(), flush=True)
-                has_tried.set()
         def in_child():
-            logging.getLogger("otel_step_hook").addHandler(Shown())
+            has_logged = print_log()
             end_steps("child", 2)
-            has_tried.wait()
-        has_tried = threading.Event()
+            has_logged.wait()
         end_step("parent-0")
         wait_for_test()
         fork(in_child)

@@ -18,27 +18,14 @@ from temporalio.worker import Worker
 pytestmark = [pytest.mark.servers, pytest.mark.anyio]
 
 Server = TemporalServer | OlderTemporalServer
+pytest_plugins = ["servers.temporal_fixtures"]
 
 
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
-    """Temporal Server 1.32, shared by all tests here."""
-    with TemporalServer(tmp_path_factory.mktemp("newer")) as server:
+    """Temporal Server 1.32, for tests that look at its start and stop it."""
+    with TemporalServer(tmp_path_factory.mktemp("restarted")) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OlderTemporalServer]:
-    """Temporal Server 1.29, shared by all tests here."""
-    with OlderTemporalServer(tmp_path_factory.mktemp("older")) as server:
-        yield server
-
-
-@pytest.fixture(params=["newer", "older"])
-def server(request: pytest.FixtureRequest) -> Server:
-    """Each of both servers."""
-    found: Server = request.getfixturevalue(request.param)
-    return found
 
 
 @activity.defn(name="answer")
@@ -67,19 +54,19 @@ def _listed(server: Server) -> set[str]:
     return {activity["activityId"] for activity in answer.get("executions", [])}
 
 
-async def test_a_server_accepts_clients(server: Server) -> None:
+async def test_a_server_accepts_clients(temporal_server: Server) -> None:
     """A client connects, and the namespace is there."""
-    client = await Client.connect(server.address)
+    client = await Client.connect(temporal_server.address)
     request = DescribeNamespaceRequest(namespace=NAMESPACE)
     described = await client.workflow_service.describe_namespace(request)
     assert described.namespace_info.name == NAMESPACE
 
 
-def test_the_web_page_is_there(server: Server) -> None:
+def test_the_web_page_is_there(temporal_server: Server) -> None:
     """It answers its index, and its API knows the server behind it."""
-    assert _get(server.ui).startswith("<!doctype html>")
-    version = json.loads(_get(f"{server.ui}/api/v1/system-info"))["serverVersion"]
-    assert version.rpartition(".")[0] == {TemporalServer: "1.32", OlderTemporalServer: "1.29"}[type(server)]
+    assert _get(temporal_server.ui).startswith("<!doctype html>")
+    version = json.loads(_get(f"{temporal_server.ui}/api/v1/system-info"))["serverVersion"]
+    assert version.rpartition(".")[0] == {TemporalServer: "1.32", OlderTemporalServer: "1.29"}[type(temporal_server)]
 
 
 async def test_a_server_that_has_just_started_runs_activities(newer: TemporalServer) -> None:
@@ -106,9 +93,9 @@ async def test_a_restart_keeps_activities(newer: TemporalServer) -> None:
         until("the activity is listed", lambda: activity_id in _listed(newer))
 
 
-async def test_the_older_server_has_no_activities_without_workflows(older: OlderTemporalServer) -> None:
+async def test_the_older_server_has_no_activities_without_workflows(older_temporal: OlderTemporalServer) -> None:
     """It answers that it does not know how to start one."""
-    client = await Client.connect(older.address)
+    client = await Client.connect(older_temporal.address)
     with pytest.raises(RPCError) as raised:
         await _start_activity(client)
     assert raised.value.status is RPCStatusCode.UNIMPLEMENTED
