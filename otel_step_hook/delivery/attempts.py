@@ -41,7 +41,7 @@ class Attempts:
         self.stop_at = math.inf
         self.idle_since = 0.0  # monotonic seconds: when the last attempt ended, or this loop began
         self.is_disabled = False
-        self.is_hopeless = False  # no attempt of this process can succeed
+        self.hopeless_error = ""  # why no attempt of this process can succeed
         self._endpoint = endpoint
         self._store = store
         self._policy = policy
@@ -100,9 +100,9 @@ class Attempts:
         """
         return self._discard(self._store.claim_older(age), reason)
 
-    def discard_lost(self) -> bool:
-        """Discard deliveries that would be lost with the process. Returns whether there were any."""
-        return self._discard(self._store.claim_lost(), "shutdown")
+    def discard_lost(self, reason: str) -> bool:
+        """Discard deliveries that would be lost with the process, by *reason*. Returns whether there were any."""
+        return self._discard(self._store.claim_lost(), reason)
 
     def _discard(self, deliveries: list[Delivery], reason: str | None) -> bool:
         for delivery in deliveries:
@@ -151,7 +151,7 @@ class Attempts:
     def _decide(self, delivery: Delivery, result: AttemptResult, timeout: float) -> Finish | RetryIn:
         now, keeps = monotonic(), self._store.keeps(delivery)
         if result.is_hopeless:
-            self.is_hopeless = True
+            self.hopeless_error = str(result.error_type)
             return RetryIn(0.0) if keeps else Finish("discarded", result.error_type)
         self._record(result, timeout, now)
         if result.error_type is not None:

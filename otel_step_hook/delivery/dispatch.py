@@ -132,7 +132,7 @@ class Dispatch:
 
     def _is_left_to_others(self) -> bool:
         """Whether no attempt begins any more: what waits is left to other processes, or to the next one."""
-        return self._store.is_durable and (self._is_stopping() or self._attempts.is_hopeless)
+        return self._store.is_durable and self._is_stopping()
 
     def goes_on(self) -> bool:
         """Whether there may be work although no event was put: an earlier process has left it. From any thread."""
@@ -145,10 +145,12 @@ class Dispatch:
         self._runs_soon = False
         now, attempts = monotonic(), self._attempts
         self.drops.report(self._telemetry, self.log)
-        if self._is_stopping():
+        if self._is_stopping() or attempts.hopeless_error:
             self._store.next_due()  # makes durable what can be, so that `is_durable` is true of all that waits
         self._discard_expired(now)
-        if now < attempts.stop_at and not attempts.is_disabled and not self._is_left_to_others():
+        if now < attempts.stop_at and not (
+            attempts.is_disabled or attempts.hopeless_error or self._is_left_to_others()
+        ):
             attempts.begin(now)
         self.flushes.set_flushed(self._store.is_flushed)
         self._end_or_sleep(now)
@@ -164,7 +166,9 @@ class Dispatch:
         if attempts.is_disabled:
             has_discarded = attempts.discard_older(0.0, "endpoint_disabled")
         elif self._is_over(now):
-            has_discarded = attempts.discard_lost()
+            has_discarded = attempts.discard_lost("shutdown")
+        elif attempts.hopeless_error and not self._store.is_durable:
+            has_discarded = attempts.discard_lost(attempts.hopeless_error)
         else:
             has_discarded = attempts.discard_older(self._give_up_after, None)
         if has_discarded:
@@ -191,9 +195,12 @@ class Dispatch:
     def _end_or_sleep(self, now: float) -> None:
         """End the loop when there is nothing to do, else run again when there may be."""
         attempts = self._attempts
-        due = None if self._is_left_to_others() or self._is_over(now) else self._store.next_due()
+        is_left = attempts.hopeless_error or self._is_left_to_others() or self._is_over(now)
+        due = None if is_left else self._store.next_due()
         if due is None and not attempts.are_in_flight:
             sleep = self._idle_time_left(now - attempts.idle_since)
+            if attempts.hopeless_error and len(self._store):  # the database may be usable again
+                sleep = max(sleep, _LOG_INTERVAL)
             if sleep <= 0 or self._is_stopping():
                 self._ended.set_result(None)
                 return

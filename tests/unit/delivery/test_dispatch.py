@@ -264,3 +264,14 @@ def test_another_system_takes_a_delivery_over(rigged: NewRig, caplog: pytest.Log
     caplog.set_level("WARNING", "otel_step_hook")
     rig.deliver()
     assert caplog.messages == []
+
+
+def test_a_process_in_which_no_attempt_can_succeed(rigged: NewRig) -> None:
+    """After the first result that says so no attempt begins any more; what waits in memory is discarded."""
+    script = Script(AttemptResult(error_type="ForkedError", is_hopeless=True))
+    rig = rigged(script, concurrency=2)
+    rig.deliver(*(event() for _ in range(20)))
+    assert [result[1:] for result in rig.results] == [("discarded", "ForkedError")] * 20
+    assert len(script.posts) == 2
+    rig.deliver()
+    assert len(script.posts) == 2
