@@ -68,7 +68,9 @@ def what_failed(result: AttemptResult, timeout: float) -> str:
     """Return how an attempt failed that had *timeout* seconds, for a sentence that begins with the receiver."""
     if result.error_type == "timeout":
         return f"did not answer within {timeout:.3g} s"
-    return f"answered {result.status_code}" if result.status_code else f"could not be reached: {result.error_type}"
+    if result.status_code or result.directive:
+        return f"answered {result.status_code or result.error_type}"
+    return f"could not be reached: {result.error_type}"
 
 
 def _level(error_type: str) -> int:

@@ -92,6 +92,8 @@ class AttemptResult:
     def is_outage(self) -> bool:
         """Whether the result shows that the endpoint is down or overloaded, for all events."""
         status = self.status_code
+        if status is None and self.directive:  # another system than the receiver refuses this one delivery
+            return False
         return not self.is_success and (status is None or status >= _SERVER_ERROR or status in _OVERLOADED)
 
 

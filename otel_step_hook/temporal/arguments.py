@@ -16,7 +16,7 @@ from otel_step_hook.steps.event import Outcome, StepEvent
 
 ACTIVITY = "send_step_complete_webhook"  # the name that the specification gives the activity
 WORKFLOW = "SendStepCompleteWebhook"
-_MAX_SUMMARY = 200  # bytes of a summary; a server refuses more than 400 by default
+_MAX_SUMMARY = 350  # characters of a summary as JSON; a server refuses more than 400 bytes, with those of its metadata
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class WebhookArguments:
 
 @dataclass(frozen=True)
 class WebhookResult:
-    """How the delivery of a webhook has ended: *result* is ``delivered``, or ``skipped`` when no receiver wants it."""
+    """How the delivery of a webhook has ended: ``delivered``, or ``skipped`` for an unwanted outcome."""
 
     result: str
     status_code: int | None = None
@@ -84,8 +84,10 @@ def activity_id(delivery: Delivery, endpoint: str) -> str:
 
 def summary(event: Mapping[str, Any]) -> str:
     """Return what Temporal's web page shows beside an activity: step id and outcome."""
-    text = f"{printable(event['step_id'])} {event['outcome']}"
-    return text.encode()[:_MAX_SUMMARY].decode(errors="ignore")
+    step_id = printable(event["step_id"])
+    while len(json.dumps(step_id)) + len(event["outcome"]) >= _MAX_SUMMARY:  # JSON has 6 characters for many a letter
+        step_id = step_id[:-1]
+    return f"{step_id} {event['outcome']}"
 
 
 class WorkflowIdentity(Protocol):

@@ -75,6 +75,8 @@ class TemporalSender:
         except (ActivityAlreadyStartedError, WorkflowAlreadyStartedError):
             pass  # it has ended, and not failed: the webhook has been delivered
         except RPCError as error:
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:  # it would be refused again: it is too large, perhaps
+                return AttemptResult(error_type=error.status.name, directive="abort-message")
             return AttemptResult(error_type="timeout" if error.status in _TIMEOUTS else error.status.name)
         except TimeoutError:
             return AttemptResult(error_type="timeout")
@@ -91,6 +93,11 @@ class TemporalSender:
         client = self._client = self._client or await connect(self._config, lazy=True)
         if not (self._knows_activities and await self._start_activity(client, name, arguments, timeout)):
             await self._start_workflow(client, name, arguments, timeout)
+            # Not sooner: a proxy whose server is away answers as if it did not know the call.
+            level = logging.INFO if self._knows_activities else logging.DEBUG
+            self._knows_activities = False
+            text = "the Temporal server has no standalone activities: each webhook for endpoint %s is a workflow"
+            log_safely(level, text, self._endpoint.name)
 
     async def _start_activity(self, client: Client, name: str, arguments: WebhookArguments, timeout: timedelta) -> bool:
         """Return whether the server knows standalone activities: then it has accepted this one."""
@@ -111,10 +118,6 @@ class TemporalSender:
         except RPCError as error:
             if error.status is not RPCStatusCode.UNIMPLEMENTED:
                 raise
-            level = logging.INFO if self._knows_activities else logging.DEBUG  # several at a time may find that out
-            self._knows_activities = False
-            text = "the Temporal server has no standalone activities: each webhook for endpoint %s is a workflow"
-            log_safely(level, text, self._endpoint.name)
             return False
         return True
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -81,11 +81,14 @@ def test_what_is_kept() -> None:
 
 
 @given(step_id=st.text(min_size=1, max_size=MAX_STEP_ID))
+@example("шаг" * 100)
+@example("🧭" * 200)
 def test_the_summary_is_short(step_id: str) -> None:
-    """The summary is text that the server accepts: at most 200 bytes of UTF-8, without control characters."""
+    """The summary is what the server accepts, as JSON and with its metadata, and has no control characters."""
     shown = summary({"step_id": step_id, "outcome": "success"})
-    assert len(shown.encode()) <= 200
+    assert len(DataConverter.default.payload_converter.to_payload(shown).SerializeToString()) <= 400  # bytes
     assert shown.isprintable()
+    assert shown.endswith(" success")
 
 
 def test_ids() -> None:
