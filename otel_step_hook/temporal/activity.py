@@ -9,18 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from temporalio import activity
 
 from otel_step_hook.delivery.clock import monotonic
-from otel_step_hook.delivery.delivery_log import DeliveryLog
-from otel_step_hook.delivery.log import RateLimitedLog
 from otel_step_hook.delivery.loop import uninstrumented
 from otel_step_hook.delivery.model import Delivery, Endpoint, Pipeline
 from otel_step_hook.delivery.pipelines import RowPipelines
-from otel_step_hook.delivery.retry import Finish, RetryPolicy
-from otel_step_hook.delivery.telemetry import Telemetry
+from otel_step_hook.delivery.retry import RetryPolicy
 from otel_step_hook.delivery.transport import connector
 from otel_step_hook.temporal.arguments import ACTIVITY, WebhookArguments, WebhookResult, event_of, resource_of
-from otel_step_hook.temporal.attempt import ReceiverAttempts, refusal
-
-_MAX_UNKNOWN = 16  # names of endpoints that this worker does not know; an application has a few
+from otel_step_hook.temporal.attempt import ReceiverAttempts, UnknownEndpoints, refusal
 
 
 class WebhookActivities:
@@ -37,6 +32,7 @@ class WebhookActivities:
         self._connectors = {endpoint: connector(endpoint) for endpoint in endpoints}
         # By event loop, since a plugin may belong to several workers. Connections are for one loop.
         self._receivers: dict[asyncio.AbstractEventLoop, dict[str, ReceiverAttempts]] = {}
+        self._unknown: dict[asyncio.AbstractEventLoop, UnknownEndpoints] = {}
         self._workers: Counter[asyncio.AbstractEventLoop] = Counter()
 
     @contextlib.asynccontextmanager
@@ -50,19 +46,17 @@ class WebhookActivities:
             self._workers[loop] -= 1
             if not self._workers[loop]:
                 del self._workers[loop]
-                receivers = self._receivers.pop(loop, {})
-                await asyncio.gather(*(receiver.aclose() for receiver in receivers.values()))
+                closing = [*self._receivers.pop(loop, {}).values(), self._unknown.pop(loop, None)]
+                await asyncio.gather(*(one.aclose() for one in closing if one is not None))
 
     @activity.defn(name=ACTIVITY)
     async def send_step_complete_webhook(self, webhook: WebhookArguments) -> WebhookResult:
         """Make one attempt. Raises ApplicationError, with the delay until the next one, when it has failed."""
-        if not self._connectors:  # as everywhere: without a webhook nothing is sent
-            return WebhookResult("skipped")
         receivers, delivery = self._of_this_loop(), self._delivery(webhook)
         receiver = receivers.get(webhook.endpoint)
         if receiver is None:
-            _discard_unknown(delivery, webhook.endpoint)
-            expected = ", ".join(sorted(receivers))
+            self._unknown[asyncio.get_running_loop()].discard(delivery, webhook.endpoint)
+            expected = ", ".join(sorted(receivers)) or "none, since STEP_COMPLETE_WEBHOOK is not set"
             raise refusal(
                 f"this worker knows no endpoint {webhook.endpoint!r}; expected one of: {expected}; give worker and "
                 "application the same STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_ENDPOINTS",
@@ -75,6 +69,7 @@ class WebhookActivities:
     def _of_this_loop(self) -> dict[str, ReceiverAttempts]:
         loop = asyncio.get_running_loop()
         if loop not in self._receivers:
+            self._unknown[loop] = UnknownEndpoints()
             self._receivers[loop] = {
                 endpoint.name: ReceiverAttempts(endpoint, self._policy, connect)
                 for endpoint, connect in self._connectors.items()
@@ -87,16 +82,3 @@ class WebhookActivities:
             self._pipelines.use(pipeline)
             pipeline = self._pipelines.find(None, *resource_of(webhook))
         return Delivery(webhook.webhook_id, event_of(webhook), pipeline, monotonic(), webhook.body.encode("ascii"))
-
-
-def _discard_unknown(delivery: Delivery, name: str) -> None:
-    limited, shown, telemetry = _records_of_unknown(name)
-    limited.use_timer(asyncio.get_running_loop().call_later)
-    shown.discarded(delivery, "unknown_endpoint")
-    telemetry.end_delivery(delivery, Finish("discarded", "unknown_endpoint"))
-
-
-@functools.lru_cache(maxsize=_MAX_UNKNOWN)
-def _records_of_unknown(name: str) -> tuple[RateLimitedLog, DeliveryLog, Telemetry]:
-    endpoint, limited = Endpoint(name, ""), RateLimitedLog()
-    return limited, DeliveryLog(endpoint, limited), Telemetry(endpoint, limited)

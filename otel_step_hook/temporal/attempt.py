@@ -2,13 +2,15 @@
 
 import asyncio
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.delivery_log import DeliveryLog, what_failed
 from otel_step_hook.delivery.log import RateLimitedLog
 from otel_step_hook.delivery.model import Delivery, Endpoint
@@ -19,16 +21,18 @@ from otel_step_hook.delivery.telemetry import Telemetry
 from otel_step_hook.temporal.arguments import WebhookResult
 
 _RESULT_TIME = 1.0  # seconds of an attempt's timeout that are kept to send its result to Temporal
+_MAX_UNKNOWN = 16  # names of endpoints that this worker does not know; an application has a few
 _SHORTEST = 0.05  # seconds of a request, however little time is left
 
 
 class ReceiverAttempts:
-    """Makes attempts to deliver to *endpoint*, over connections that *connect* makes. For one event loop."""
+    """Makes attempts to deliver to *endpoint*, over connections that *connect* makes. For the event loop that runs."""
 
     def __init__(self, endpoint: Endpoint, policy: RetryPolicy, connect: Callable[[], Transport]) -> None:
         self._endpoint = endpoint
         self._policy = policy
         self._limited = RateLimitedLog()
+        self._limited.use_timer(asyncio.get_running_loop().call_later)
         self._log = DeliveryLog(endpoint, self._limited)
         self._telemetry = Telemetry(endpoint, self._limited)
         self._sender = HttpSender(endpoint, self._telemetry, connect)
@@ -36,10 +40,11 @@ class ReceiverAttempts:
 
     async def attempt(self, delivery: Delivery, info: activity.Info) -> WebhookResult:
         """Make the attempt of *info*, record what follows from it, and return or raise that."""
-        if delivery.event.outcome not in self._endpoint.outcomes:
-            return WebhookResult("skipped")
-        self._limited.use_timer(asyncio.get_running_loop().call_later)
-        delivery.body = delivery.body or body(delivery.event, self._endpoint.payload)
+        began = monotonic()
+        if not delivery.body:  # a workflow has asked for it; else the application has looked at the outcome
+            if delivery.event.outcome not in self._endpoint.outcomes:
+                return WebhookResult("skipped")
+            delivery.body = body(delivery.event, self._endpoint.payload)
         delivery.attempts = info.attempt
         if self._is_disabled:
             self._finish(delivery, Finish("discarded", "endpoint_disabled"))
@@ -48,18 +53,17 @@ class ReceiverAttempts:
                 "with the receiver, then restart this worker",
                 "endpoint_disabled",
             )
-        timeout = self._timeout(info)
+        waited = (info.started_time - info.scheduled_time).total_seconds()  # by the clock of the server
+        limit = _seconds(info.schedule_to_close_timeout)
+        timeout = _timeout(min(_seconds(info.start_to_close_timeout), limit - waited))
         result = await self._sender.send(delivery, timeout=timeout)
-        return self._settle(delivery, result, timeout, info)
+        elapsed = waited + monotonic() - began
+        decision = decide(delivery, result, replace(self._policy, give_up_after=limit), elapsed=elapsed, left=math.inf)
+        return self._settle(delivery, result, timeout, decision)
 
-    def _timeout(self, info: activity.Info) -> float:
-        """Return the seconds for the request: it ends a moment before Temporal ends the attempt without a result."""
-        whole = min(_seconds(info.start_to_close_timeout), _seconds(info.schedule_to_close_timeout) - _elapsed(info))
-        return max(whole - _RESULT_TIME, whole / 2, _SHORTEST)
-
-    def _settle(self, delivery: Delivery, result: AttemptResult, timeout: float, info: activity.Info) -> WebhookResult:
-        policy = replace(self._policy, give_up_after=_seconds(info.schedule_to_close_timeout))
-        decision = decide(delivery, result, policy, elapsed=_elapsed(info), left=math.inf)
+    def _settle(
+        self, delivery: Delivery, result: AttemptResult, timeout: float, decision: Finish | RetryIn
+    ) -> WebhookResult:
         if result.directive == "disable" and not self._is_disabled:
             self._is_disabled = True
             self._log.disabled()
@@ -85,7 +89,9 @@ class ReceiverAttempts:
         return f"the receiver of endpoint {self._endpoint.name} {what_failed(result, timeout)}"
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections, and log what was only counted."""
+        self._limited.log_counts(all_of_them=True)
+        self._limited.use_timer(None)
         await self._sender.aclose()
 
 
@@ -94,6 +100,29 @@ class AttemptError(ApplicationError):
 
     # What Temporal's SDK reads, and contextlib sets. Python itself keeps the traceback elsewhere.
     __traceback__ = property(lambda _: None, lambda _, __: None)
+
+
+class UnknownEndpoints:
+    """Discards deliveries to endpoints that this worker does not know. For the event loop that runs."""
+
+    def __init__(self) -> None:
+        self._limited = RateLimitedLog()
+        self._limited.use_timer(asyncio.get_running_loop().call_later)
+        self._telemetry: OrderedDict[str, Telemetry] = OrderedDict()
+
+    def discard(self, delivery: Delivery, name: str) -> None:
+        """Record that *delivery* is discarded because the endpoint *name* is not known."""
+        endpoint = Endpoint(name, "")
+        telemetry = self._telemetry.setdefault(name, Telemetry(endpoint, self._limited))
+        if len(self._telemetry) > _MAX_UNKNOWN:
+            self._telemetry.popitem(last=False)
+        DeliveryLog(endpoint, self._limited).discarded(delivery, "unknown_endpoint")
+        telemetry.end_delivery(delivery, Finish("discarded", "unknown_endpoint"))
+
+    async def aclose(self) -> None:
+        """Log what was only counted."""
+        self._limited.log_counts(all_of_them=True)
+        self._limited.use_timer(None)
 
 
 def refusal(text: str, error_type: str) -> AttemptError:
@@ -117,10 +146,10 @@ def _category(error_type: str) -> ApplicationErrorCategory:
     return ApplicationErrorCategory.BENIGN if is_expected(error_type) else ApplicationErrorCategory.UNSPECIFIED
 
 
+def _timeout(whole: float) -> float:
+    """Return the seconds for the request: it ends a moment before Temporal ends the attempt without a result."""
+    return max(whole - _RESULT_TIME, whole / 2, _SHORTEST)
+
+
 def _seconds(limit: timedelta | None) -> float:
     return math.inf if limit is None else limit.total_seconds()
-
-
-def _elapsed(info: activity.Info) -> float:
-    """Return the seconds since Temporal has accepted the delivery, by the clock of this machine."""
-    return max(0.0, (datetime.now(UTC) - info.scheduled_time).total_seconds())

@@ -20,8 +20,8 @@ class StepHookPlugin(SimplePlugin):
 
     ``Worker(…, plugins=[StepHookPlugin()])``; given to a client, it is that of all of the client's workers. Settings
     are given as to `StepHookProcessor`, by name or from ``STEP_COMPLETE_…`` variables; without a webhook the activity
-    sends nothing. Spans of deliveries go to the global TracerProvider. Raises `ConfigurationError` for settings that
-    cannot be used.
+    fails. Spans of deliveries go to the global TracerProvider. Raises `ConfigurationError` for settings that cannot be
+    used.
     """
 
     def __init__(self, webhook: str | StepHookSettings | None = None, /, **settings: Any) -> None:

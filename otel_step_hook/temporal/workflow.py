@@ -46,11 +46,12 @@ async def notify_step_complete(
     timeout: float = 15,
     schedule_to_close: float = 30,
 ) -> bool:
-    """Send the webhook of a step that has ended, from a workflow, and return whether each endpoint has accepted it.
+    """Send the webhook of a step that has ended, from a workflow, and return whether each endpoint has got it.
 
     One activity for each name in *endpoints*, all at once: the worker finds URL and secrets of that name in its own
     settings. *task_queue* is by default that of the workflow, whose worker has a `StepHookPlugin`. *timeout* of an
-    attempt, and *schedule_to_close*, from the first attempt to the last, are in seconds.
+    attempt, and *schedule_to_close*, from the first attempt to the last, are in seconds: a workflow does not read the
+    worker's settings of these names, which may change before a replay.
 
     A webhook that is not delivered is logged and shown by Temporal, and does not fail the workflow. Deterministic under
     replay. Raises nothing but the workflow's own cancellation, once the webhooks are delivered or given up, and
@@ -74,12 +75,12 @@ async def notify_step_complete(
 
 async def _notify(arguments: WebhookArguments, schedule_to_close: timedelta, task_queue: str | None) -> bool:
     try:
-        await _execute(arguments, schedule_to_close, task_queue)
+        done = await _execute(arguments, schedule_to_close, task_queue)
     except ActivityError as error:
         text = "the webhook of step %s was not delivered to endpoint %s: %s"
         workflow.logger.warning(text, arguments.event["step_id"], arguments.endpoint, error.cause or error)
         return False
-    return True
+    return done.result == "delivered"
 
 
 async def _execute(

@@ -29,6 +29,8 @@ from otel_step_hook.testing import Answer, ScriptedReceiver
 pytestmark = pytest.mark.anyio
 _CONTEXT = SpanContext(0x11, 0x22, is_remote=False, trace_flags=TraceFlags(1))
 _LIMITS = {"schedule_to_close_timeout": timedelta(seconds=30), "start_to_close_timeout": timedelta(seconds=15)}
+_ACCEPTED = datetime(2000, 1, 1, tzinfo=UTC)  # by the clock of the server, which may be another than here
+_TIMES = {"scheduled_time": _ACCEPTED, "started_time": _ACCEPTED}
 Attempt = Callable[..., Any]
 
 
@@ -62,7 +64,7 @@ async def attempt(step_receiver: ScriptedReceiver, spans: InMemorySpanExporter) 
                 made[key] = WebhookActivities(endpoints_of(chosen), retry_policy_of(chosen), lambda: pipeline)
                 await workers.enter_async_context(made[key].run())
             environment = ActivityEnvironment()
-            fields: dict[str, Any] = {"scheduled_time": datetime.now(UTC), **_LIMITS, **(info or {})}
+            fields: dict[str, Any] = {**_TIMES, **_LIMITS, **(info or {})}
             environment.info = replace(environment.info, **fields)
             result: WebhookResult = await environment.run(made[key].send_step_complete_webhook, given)
             return result
@@ -155,6 +157,14 @@ async def test_the_request_ends_first(attempt: Attempt, step_receiver: ScriptedR
     assert (error.type, error.category) == ("timeout", ApplicationErrorCategory.BENIGN)
 
 
+async def test_what_has_passed_counts(attempt: Attempt, step_receiver: ScriptedReceiver) -> None:
+    """The time since Temporal's acceptance is that of its own clock: 20 of 30 seconds have passed."""
+    step_receiver.answers(503)
+    started = {"started_time": _ACCEPTED + timedelta(seconds=20)}
+    error = await _error(attempt(_webhook(), started, initial_backoff=20.0))
+    assert (error.type, error.non_retryable) == ("503", True)
+
+
 async def test_without_limits(attempt: Attempt, step_receiver: ScriptedReceiver) -> None:
     """An activity that somebody starts without schedule-to-close timeout is tried again for ever."""
     step_receiver.answers(503)
@@ -194,10 +204,13 @@ async def test_an_unknown_endpoint(
 
 
 async def test_nothing_is_sent(attempt: Attempt, step_receiver: ScriptedReceiver) -> None:
-    """Without a webhook, and for an outcome that the receiver does not want, nothing is sent, and nothing fails."""
-    assert await attempt(_webhook(), outcomes=frozenset({"failed"})) == WebhookResult("skipped")
-    assert await attempt(_webhook(), webhook=None) == WebhookResult("skipped")
+    """A step of a workflow whose outcome the receiver does not want is skipped; a worker without a webhook refuses."""
+    failed_alone = frozenset({"failed"})
+    assert await attempt(_webhook(body=b""), outcomes=failed_alone) == WebhookResult("skipped")
+    error = await _error(attempt(_webhook(), webhook=None))
+    assert error.message.startswith("this worker knows no endpoint 'default'; expected one of: none, since ")
     assert not step_receiver.received
+    assert (await attempt(_webhook(), outcomes=failed_alone)).result == "delivered"  # the application has looked at it
 
 
 async def test_the_worker_makes_the_body(attempt: Attempt, step_receiver: ScriptedReceiver) -> None:
@@ -224,7 +237,7 @@ async def test_several_workers_on_one_loop(step_receiver: ScriptedReceiver) -> N
     pipeline = Pipeline(None, Resource({}))
     activities = WebhookActivities(endpoints_of(settings), retry_policy_of(settings), lambda: pipeline)
     environment = ActivityEnvironment()
-    fields: dict[str, Any] = {"scheduled_time": datetime.now(UTC), **_LIMITS}
+    fields: dict[str, Any] = {**_TIMES, **_LIMITS}
     environment.info = replace(environment.info, **fields)
     async with activities.run():
         async with activities.run():
