@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from rich.console import Console
 
 from otel_step_hook.cli.exporting import Exporting
-from otel_step_hook.cli.shared import FAILED, print_line, required_endpoints
+from otel_step_hook.cli.shared import FAILED, USAGE_ERROR, exit_with, print_line, required_endpoints
 from otel_step_hook.delivery.model import Pipeline
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings import StepHookSettings, retry_policy_of
@@ -64,6 +64,8 @@ def worker(
     activities = WebhookActivities(
         endpoints, retry_policy_of(settings), lambda: Pipeline(exporting.processor, Resource.create())
     )
+    if health_file is not None:
+        _touch(health_file)
     _show_log()
     names, exit_status = ", ".join(endpoint.name for endpoint in endpoints), 0
     try:
@@ -153,10 +155,20 @@ async def _beat(health_file: Path) -> None:
     """Touch *health_file* again and again, and remove it at the end: it is old when the event loop stands still."""
     try:
         while True:
-            health_file.touch()  # noqa: ASYNC240 -- on a local disk, and nothing else shows that this loop runs
+            with contextlib.suppress(OSError):  # a full disk, for a while
+                health_file.touch()  # noqa: ASYNC240 -- on a local disk, and nothing else shows that this loop runs
             await asyncio.sleep(_BEAT)
     finally:
         health_file.unlink(missing_ok=True)  # noqa: ASYNC240 -- see above
+
+
+def _touch(health_file: Path) -> None:
+    """Find out whether *health_file* can be written; else exit with a sentence."""
+    try:
+        health_file.touch()
+    except OSError as error:
+        exit_with(f"--health-file {health_file} cannot be written: {error.strerror}; choose another", USAGE_ERROR)
+    health_file.unlink()
 
 
 def _end_process(exit_status: int) -> NoReturn:
