@@ -90,3 +90,31 @@ def test_an_outbox_keeps_the_steps_of_a_child(forked: Run, tmp_path: Path) -> No
     assert [line for line in ended.out[:-1] if not line.startswith(_REFUSED)] == []
     more = [f"more-{number}-{step}" for number in range(24) for step in range(500)]
     assert sorted(step_ids(path)) == sorted(["parent", *(f"child-{number}" for number in range(20)), *more])
+
+
+@pytest.mark.slow
+def test_a_child_whose_outbox_cannot_be_used(forked: Run, tmp_path: Path) -> None:
+    """It tries each step once at most, and leaves them in its journal to the next process."""
+    path = tmp_path / "notes.db"
+    path.write_text("the notes of somebody\n" * 50)
+    program = """
+    from otel_step_hook.temporal import client
+    made, tries = client.runtime, []
+    def runtime():
+        tries.append(1)
+        return made()
+    def in_child():
+        client.runtime = runtime
+        has_logged = print_log()
+        end_steps("child", 20)
+        has_logged.wait()
+        time.sleep(1)  # seconds; what would try again and again does it meanwhile
+        print("tries", len(tries), flush=True)
+    deliver("parent")
+    fork(in_child)
+    """
+    ended = forked(program, outbox=path, shutdown_timeout=5)
+    (tries,) = [int(line.split()[1]) for line in ended.out if line.startswith("tries ")]
+    assert (ended.code, ended.out[-1]) == (0, "3")
+    assert 1 <= tries <= 20
+    assert list(tmp_path.glob("notes.db.*.journal")) != []

@@ -238,3 +238,9 @@ def test_the_three_forms_agree(naive: datetime, form: int) -> None:
         f"{moment:%a %b} {moment.day:2} {moment:%H:%M:%S %Y}",
     )
     assert parse_retry_after(written[form], now=0.0) == moment.timestamp()
+
+
+def test_a_refusal_by_another_system_is_final_and_no_outage() -> None:
+    """A system that the delivery was to be handed over to, and that will refuse it again, works."""
+    refused = AttemptResult(error_type="INVALID_ARGUMENT", directive="abort-message")
+    assert (refused.is_final, refused.is_outage) == (True, False)
