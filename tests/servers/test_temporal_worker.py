@@ -79,16 +79,28 @@ async def test_a_signal_lets_attempts_finish(
     assert receiver.steps == [deployment.step_id]
 
 
-def test_a_second_interrupt_ends_it_at_once(deployment: Deployment, receiver: StepReceiver) -> None:
+def test_a_second_interrupt_ends_it_at_once(deployment: Deployment, receiver: StepReceiver, tmp_path: Path) -> None:
     """Who presses Ctrl-C twice does not wait for the attempt in flight."""
     receiver.gate.clear()
-    worker = deployment.worker()
+    file = tmp_path / "worker.alive"
+    worker = deployment.worker("--health-file", str(file))
     deployment.hand_over()
     receiver.wait_for(1)
     worker.send_signal(signal.SIGINT)
     assert worker.read_line() == _STOPPING
     worker.send_signal(signal.SIGINT)
     assert worker.ended().code == _INTERRUPTED
+    assert not file.exists()
+
+
+def test_a_health_file_that_cannot_be_written(deployment: Deployment, tmp_path: Path) -> None:
+    """It is refused at the start: a probe would end the worker again and again."""
+    file = tmp_path / "missing" / "worker.alive"
+    ended = deployment.command("worker", "--health-file", str(file)).ended()
+    assert (ended.code, ended.err) == (
+        2,
+        f"--health-file {file} cannot be written: No such file or directory; choose another\n",
+    )
 
 
 @pytest.mark.parametrize("command", ["worker", "check"])

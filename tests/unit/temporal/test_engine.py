@@ -12,7 +12,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from otel_step_hook import ConfigurationError, StepHookProcessor, StepHookSettings, temporal
 from otel_step_hook.cli.worker import check_temporal
-from otel_step_hook.temporal.client import connect_config
+from otel_step_hook.temporal.client import connect_config, runtime
 from otel_step_hook.temporal.plugin import StepHookPlugin
 
 _WEBHOOK = "https://example.com/hook"
@@ -99,3 +99,14 @@ def test_settings_are_given_once() -> None:
     """Settings by name and a `StepHookSettings` together are refused."""
     with pytest.raises(ConfigurationError, match="put all into one"):
         StepHookPlugin(StepHookSettings(), timeout=5)
+
+
+def test_another_engine_is_not_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command `check` asks Temporal only where it is the engine."""
+    check_temporal(Console(), StepHookSettings())
+    assert capsys.readouterr().out == ""
+
+
+def test_a_process_has_one_runtime() -> None:
+    """Each client of a process uses the same threads of Temporal's SDK."""
+    assert runtime() is runtime()
