@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 
@@ -16,6 +17,8 @@ from otel_step_hook.delivery.retry import RetryPolicy
 from otel_step_hook.delivery.transport import connector
 from otel_step_hook.temporal.arguments import ACTIVITY, WebhookArguments, WebhookResult, event_of, resource_of
 from otel_step_hook.temporal.attempt import ReceiverAttempts, UnknownEndpoints, refusal
+
+_log = logging.getLogger("otel_step_hook")
 
 
 class WebhookActivities:
@@ -52,6 +55,9 @@ class WebhookActivities:
     @activity.defn(name=ACTIVITY)
     async def send_step_complete_webhook(self, webhook: WebhookArguments) -> WebhookResult:
         """Make one attempt. Raises ApplicationError, with the delay until the next one, when it has failed."""
+        if not self._connectors and not webhook.body:  # a workflow has asked for it
+            _log.debug("STEP_COMPLETE_WEBHOOK is not set: no webhook is sent")
+            return WebhookResult("skipped")
         receivers, delivery = self._of_this_loop(), self._delivery(webhook)
         receiver = receivers.get(webhook.endpoint)
         if receiver is None:

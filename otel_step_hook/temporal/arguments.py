@@ -38,7 +38,7 @@ class WebhookArguments:
 
 @dataclass(frozen=True)
 class WebhookResult:
-    """How the delivery of a webhook has ended: ``delivered``, or ``skipped`` for an unwanted outcome."""
+    """How the delivery of a webhook has ended: ``delivered``, or ``skipped`` where none is wanted."""
 
     result: str
     status_code: int | None = None

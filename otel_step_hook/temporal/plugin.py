@@ -19,9 +19,9 @@ class StepHookPlugin(SimplePlugin):
     """Adds the activity ``send_step_complete_webhook``, and its workflow for older servers, to Temporal workers.
 
     ``Worker(…, plugins=[StepHookPlugin()])``; given to a client, it is that of all of the client's workers. Settings
-    are given as to `StepHookProcessor`, by name or from ``STEP_COMPLETE_…`` variables; without a webhook the activity
-    fails. Spans of deliveries go to the global TracerProvider. Raises `ConfigurationError` for settings that cannot be
-    used.
+    are given as to `StepHookProcessor`, by name or from ``STEP_COMPLETE_…`` variables; without a webhook nothing is
+    sent for a workflow, and what an application has handed over fails. Spans of deliveries go to the global
+    TracerProvider. Raises `ConfigurationError` for settings that cannot be used.
     """
 
     def __init__(self, webhook: str | StepHookSettings | None = None, /, **settings: Any) -> None:

@@ -1,6 +1,7 @@
 """One attempt of the activity, in the environment that Temporal's SDK has for tests of activities."""
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -203,10 +204,16 @@ async def test_an_unknown_endpoint(
     assert not step_receiver.received
 
 
-async def test_nothing_is_sent(attempt: Attempt, step_receiver: ScriptedReceiver) -> None:
-    """A step of a workflow whose outcome the receiver does not want is skipped; a worker without a webhook refuses."""
+async def test_what_no_setting_wants_is_skipped(
+    attempt: Attempt, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A workflow's step is, without a webhook or with an unwanted outcome; that of an application is not."""
+    caplog.set_level(logging.DEBUG, "otel_step_hook")
     failed_alone = frozenset({"failed"})
     assert await attempt(_webhook(body=b""), outcomes=failed_alone) == WebhookResult("skipped")
+    assert caplog.messages == []
+    assert await attempt(_webhook(body=b""), webhook=None) == WebhookResult("skipped")
+    assert caplog.messages == ["STEP_COMPLETE_WEBHOOK is not set: no webhook is sent"]
     error = await _error(attempt(_webhook(), webhook=None))
     assert error.message.startswith("this worker knows no endpoint 'default'; expected one of: none, since ")
     assert not step_receiver.received
