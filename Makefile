@@ -28,7 +28,7 @@ $(VENV)/ready: pyproject.toml
 	@echo "setting up $(VENV) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cli,otlp,testing,temporal]' --group dev
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cli,otlp,testing,fast,temporal]' --group dev
 	@touch $@
 
 demo: $(VENV)/ready ## an agent whose steps succeed, fail and are cancelled; the webhooks and the trace
@@ -70,13 +70,13 @@ test-pythons: $(VENV)/ready ## the tests on the Pythons that test-lowest and tes
 	@for version in $(filter-out $(LOWEST_PYTHON) $(WHEEL_PYTHON),$(OTHERS)); do \
 	  echo "Python $$version:" && \
 	  $(MAKE_ENV) $$version $(ENVS)/$$version && \
-	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing,temporal]' --group test --group frameworks && \
+	  $(UV) pip install --quiet --python $(ENVS)/$$version/bin/python --editable '.[cli,otlp,testing,fast,temporal]' --group test --group frameworks && \
 	  $(ENVS)/$$version/bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*' || exit 1; \
 	done
 
 test-live: $(VENV)/ready servers ## the rules for steps against the newest releases of the frameworks, which run here
 	@$(MAKE_ENV) $(BIN)/python $(ENVS)/live
-	@$(UV) pip install --quiet --python $(ENVS)/live/bin/python --upgrade --editable '.[cli,otlp,testing,temporal]' --group test --group frameworks --group live
+	@$(UV) pip install --quiet --python $(ENVS)/live/bin/python --upgrade --editable '.[cli,otlp,testing,fast,temporal]' --group test --group frameworks --group live
 	@$(ENVS)/live/bin/python -m pytest -q tests/live
 
 accuracy: $(VENV)/ready ## how often recorded steps are reported right, and how often their status alone would be
@@ -84,18 +84,18 @@ accuracy: $(VENV)/ready ## how often recorded steps are reported right, and how 
 
 test-lowest: $(VENV)/ready ## the tests with the oldest versions that pyproject.toml allows, on the oldest other Python
 	@$(MAKE_ENV) $(LOWEST_PYTHON) $(ENVS)/lowest
-	@$(UV) pip install --quiet --python $(ENVS)/lowest/bin/python --resolution lowest-direct --editable '.[cli,otlp,testing,temporal]' --group test
+	@$(UV) pip install --quiet --python $(ENVS)/lowest/bin/python --resolution lowest-direct --editable '.[cli,otlp,testing,fast,temporal]' --group test
 	@# the frameworks ask for newer versions than these
 	@$(ENVS)/lowest/bin/python $(PYTEST) --ignore-glob 'tests/*/test_frameworks*' --ignore-glob 'tests/*/test_documentation*'
 
-test-wheel: $(VENV)/ready ## the tests against the built wheel, without the source, on the newest other Python
+test-wheel: $(VENV)/ready ## the tests against the built wheel, without the source, over httpx, on the newest other Python
 	@rm -rf dist
 	@$(UV) build --quiet --wheel --out-dir dist
 	@$(MAKE_ENV) $(WHEEL_PYTHON) $(ENVS)/wheel
-	@$(UV) pip install --quiet --python $(ENVS)/wheel/bin/python "$$(ls dist/*.whl)[cli,otlp,testing,temporal]" --group test --group frameworks
+	@$(UV) pip install --quiet --python $(ENVS)/wheel/bin/python "$$(ls dist/*.whl)[cli,otlp,testing,fast,temporal]" --group test --group frameworks
 	@mkdir $(ENVS)/wheel/elsewhere && cp -r tests examples pyproject.toml $(ENVS)/wheel/elsewhere/
 	@# README and the benchmarks are not in a wheel
-	@cd $(ENVS)/wheel/elsewhere && ../bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*'
+	@cd $(ENVS)/wheel/elsewhere && HTTP_CLIENT=httpx ../bin/python $(PYTEST) --ignore-glob 'tests/*/test_documentation*'
 
 format: $(VENV)/ready ## let ruff format and mend what it can
 	@$(BIN)/ruff check --fix

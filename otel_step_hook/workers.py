@@ -85,10 +85,11 @@ def _sender_maker(endpoint: Endpoint, settings: StepHookSettings) -> "MakeSender
     """Return what makes the sender of *endpoint* for each event loop."""
     if settings.engine == "temporal":
         return _temporal_maker(endpoint, settings)
+    from otel_step_hook.delivery.http_client import client_label, connector  # noqa: PLC0415 -- see `_worker`
     from otel_step_hook.delivery.sender import HttpSender  # noqa: PLC0415 -- see `_worker`
-    from otel_step_hook.delivery.transport import connector  # noqa: PLC0415 -- see `_worker`
 
     connect = connector(endpoint)
+    _log.info("webhooks for endpoint %s are sent by %s", endpoint.name, client_label(endpoint.http_client))
     return lambda telemetry: HttpSender(endpoint, telemetry, connect)
 
 

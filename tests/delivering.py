@@ -20,11 +20,11 @@ from opentelemetry.trace import SpanContext, TraceFlags
 
 from otel_step_hook import StepHookSettings
 from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.http_client import connector
 from otel_step_hook.delivery.memory import MemoryStore
 from otel_step_hook.delivery.model import Headers, Pipeline
 from otel_step_hook.delivery.retry import AttemptResult, RetryPolicy
 from otel_step_hook.delivery.sender import HttpSender, Transport
-from otel_step_hook.delivery.transport import connector
 from otel_step_hook.delivery.worker import Worker
 from otel_step_hook.settings import endpoints_of
 from otel_step_hook.steps.event import Outcome, StepEvent

@@ -25,6 +25,8 @@ LIMIT = 40.0  # seconds a test waits for a program or a webhook; nothing takes s
 # What asyncio and the interpreter write to stderr about leaked resources, lost errors and crashes.
 _NOISE = re.compile(r"was destroyed|unclosed|never awaited|never retrieved|Exception ignored|Traceback|Fatal|\bfault")
 _PYTHON = {"PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "default::ResourceWarning"}
+# HTTP_CLIENT=httpx, for pytest, lets all programs use that library; by default they use aiohttp.
+_CLIENT = {"STEP_COMPLETE_HTTP_CLIENT": os.environ["HTTP_CLIENT"]} if "HTTP_CLIENT" in os.environ else {}
 
 
 class Ended(NamedTuple):
@@ -71,7 +73,7 @@ class Program(subprocess.Popen[str]):
             stderr=subprocess.PIPE,
             text=True,
             cwd=PROGRAMS,
-            env=os.environ | _PYTHON | environment,
+            env=os.environ | _PYTHON | _CLIENT | environment,
             start_new_session=True,
         )
 

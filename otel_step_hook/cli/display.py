@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from otel_step_hook.cli.listener import Arrival
+from otel_step_hook.delivery.http_client import client_label
 from otel_step_hook.delivery.log import printable
 from otel_step_hook.delivery.telemetry import shown_url
 from otel_step_hook.settings import StepHookSettings, effective_settings, setting_rows
@@ -64,6 +65,7 @@ def settings_table(settings: StepHookSettings) -> Table:
     table.add_column("from", no_wrap=True)
     urls = {"webhook": settings.webhook, "proxy": settings.proxy}
     shown = {name: " ".join(map(shown_url, url.split())) for name, url in urls.items() if url}
+    shown["http_client"] = client_label(settings.http_client)
     values = effective_settings(settings)
     for row in setting_rows():
         value, source = values[row.name]

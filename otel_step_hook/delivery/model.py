@@ -12,6 +12,7 @@ from otel_step_hook.steps.event import Outcome, StepEvent
 
 Headers = list[tuple[str, str]]
 Payload = Literal["step_id", "full"]
+HttpClient = Literal["auto", "aiohttp", "httpx"]
 Result = Literal["delivered", "discarded", "handed_over"]  # handed over to another system, which owns it from then on
 
 
@@ -30,7 +31,8 @@ class Endpoint:
 
     *name* stands for it in spans, metrics, log lines and rows: the URL may hold a secret and never stands there. *url*
     has neither user information nor fragment. *headers* are sent with every request, ``authorization`` included.
-    *timeout* limits one attempt in all, in seconds.
+    *timeout* limits one attempt in all, in seconds. *http_client* is the library that sends:
+    ``auto`` is aiohttp where it can be used, and httpx elsewhere.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Endpoint:
     timeout: float = 15.0
     tls: TlsFiles = TlsFiles()
     proxy: str | None = field(default=None, repr=False)
+    http_client: HttpClient = "auto"
 
 
 class Pipeline(NamedTuple):

@@ -21,7 +21,8 @@ from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.errors import ConfigurationError
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
-_ANSWER_TIME = 1.0  # seconds that the body of an answer may take; the result is known before it
+ANSWER_TIME = 1.0  # seconds that the body of an answer may take; the result is known before it
+KEEP_ALIVE = 5.0  # seconds after which an idle connection is not used again
 _ADDRESS_AGE = 30.0  # seconds for which a look-up is kept: a receiver that moves is followed within this time
 _FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
 _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
@@ -62,7 +63,8 @@ class Origin:
                 "expected an absolute URL such as https://example.com/hook"
             ) from None
         self._files = endpoint.tls
-        if endpoint.tls != TlsFiles() or "https" in {self.url.scheme, self.proxy and self.proxy.scheme}:
+        self.uses_tls = "https" in {self.url.scheme, self.proxy and self.proxy.scheme}
+        if endpoint.tls != TlsFiles() or self.uses_tls:
             _ = self.tls  # now, to report an unusable file at start-up; and see the top of the module
         self.host = self.url.raw_host.decode("ascii")
         self.tls_name = self.host.removesuffix(".")  # certificates do not have the dot that ends an absolute name
@@ -145,7 +147,7 @@ class HttpxTransport:
         proxy = origin.proxy
         self._transport = httpx.AsyncHTTPTransport(
             verify=origin.tls if origin.url.scheme == "https" else _NO_TLS,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=5.0),
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE),
             proxy=proxy and httpx.Proxy(proxy, ssl_context=origin.tls if proxy.scheme == "https" else None),
         )
         self._half_open: _Closable | None = None  # a connection whose TLS handshake is under way
@@ -167,7 +169,7 @@ class HttpxTransport:
             return await self._failure(error, is_stale=was_kept and _is_stale(error))
         if self._peer is None:  # the request went through a proxy
             self._peer = _peer_of(response)
-        excerpt = await self._read(response, min(timeout, _ANSWER_TIME))
+        excerpt = await self._read(response, min(timeout, ANSWER_TIME))
         status, header = response.status_code, response.headers.get
         return AttemptResult.of_answer(status, header, now=time.time(), peer=self._peer, excerpt=excerpt)
 
@@ -177,7 +179,7 @@ class HttpxTransport:
         # When TLS fails in a proxy's tunnel, httpcore keeps the connection as one in use, and every further attempt
         # would wait for it (encode/httpcore#1023).
         await self._disconnect()
-        return AttemptResult(error_type=_error_type(error), peer=self._peer, is_stale=is_stale)
+        return AttemptResult(error_type=error_type_of(error), peer=self._peer, is_stale=is_stale)
 
     async def _disconnect(self) -> None:
         """Close the connection, half-open or not; the next attempt connects again."""
@@ -281,7 +283,7 @@ def _is_stale(error: Exception) -> bool:
     return isinstance(error, _STALE) and not any(type(cause).__module__.startswith("h11.") for cause in _causes(error))
 
 
-def _error_type(error: Exception) -> str:
+def error_type_of(error: Exception) -> str:
     """Return ``timeout``, or the name of the most specific cause: ``ConnectionRefusedError``, not ``ConnectError``."""
     names = [type(error).__name__]
     for cause in _causes(error):

@@ -9,7 +9,14 @@ from otel_step_hook.settings.hook import StepHookSettings
 from otel_step_hook.settings.parsing import name_from_url, without_user_info
 from otel_step_hook.settings.receiver import EndpointSettings, ReceiverSettings
 
-_SHARED = ("payload", "outcomes", "timeout", "certificate", "proxy")  # an endpoint without its own takes that of all
+_SHARED = (
+    "payload",
+    "outcomes",
+    "timeout",
+    "certificate",
+    "proxy",
+    "http_client",
+)  # an endpoint without its own takes that of all
 _CLIENT_TLS = ("client_certificate", "client_key")  # shared together: a key belongs to its certificate
 
 
@@ -55,6 +62,7 @@ def _endpoint(name: str, url: str, receiver: ReceiverSettings) -> Endpoint:
         timeout=receiver.timeout,
         tls=TlsFiles(receiver.certificate, receiver.client_certificate, receiver.client_key),
         proxy=receiver.proxy,
+        http_client=receiver.http_client,
     )
 
 

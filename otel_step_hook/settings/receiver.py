@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from otel_step_hook.delivery.model import HttpClient
 from otel_step_hook.delivery.signing import parse_secrets
 from otel_step_hook.errors import ConfigurationError
 from otel_step_hook.settings.parsing import (
@@ -99,6 +100,12 @@ class ReceiverSettings(BaseModel):
         "HTTP proxy to send through. The proxy variables of the environment are ignored.",
         "an absolute URL such as http://proxy.example.com:3128",
         secret=True,
+    )
+    http_client: HttpClient = setting(
+        "auto",
+        "The library that sends: `aiohttp`, which [is faster](performance.md) and comes with "
+        "`pip install 'otel-step-hook[fast]'`, or `httpx`. `auto`: aiohttp where it can be used.",
+        "auto, aiohttp or httpx",
     )
 
     def __init__(self, /, **values: Any) -> None:

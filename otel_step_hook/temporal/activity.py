@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from temporalio import activity
 
 from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.http_client import connector
 from otel_step_hook.delivery.loop import uninstrumented
 from otel_step_hook.delivery.model import Delivery, Endpoint, Pipeline
 from otel_step_hook.delivery.pipelines import RowPipelines
 from otel_step_hook.delivery.retry import RetryPolicy
-from otel_step_hook.delivery.transport import connector
 from otel_step_hook.temporal.arguments import ACTIVITY, WebhookArguments, WebhookResult, event_of, resource_of
 from otel_step_hook.temporal.attempt import ReceiverAttempts, UnknownEndpoints, refusal
 

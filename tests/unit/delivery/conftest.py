@@ -8,7 +8,7 @@ from delivering import WAIT, NewRig, Rig, threads, wait_until
 from sending import Attempts
 from storing import Clock, NewOutbox, outbox, rows_of
 
-from otel_step_hook.delivery import outbox_file, runner
+from otel_step_hook.delivery import aiohttp_transport, outbox_file, runner
 from otel_step_hook.delivery.database import Database
 from otel_step_hook.delivery.outbox import OutboxStore
 from otel_step_hook.delivery.rows import EndpointRows
@@ -17,7 +17,19 @@ from otel_step_hook.delivery.transport import connector
 
 # The transports that test_hostile.py and test_transport*.py run on, except for tests of one HTTP library. A second
 # transport is added here.
-TRANSPORTS = [pytest.param(Attempts(connector, "ProxyError", "ReadError", "RemoteProtocolError"), id="httpx")]
+TRANSPORTS = [
+    pytest.param(Attempts(connector, "ProxyError", "ReadError", "RemoteProtocolError"), id="httpx"),
+    pytest.param(
+        Attempts(
+            aiohttp_transport.connector,
+            "ClientResponseError",
+            "ServerDisconnectedError",
+            "ClientOSError",
+            "ClientHttpProxyError",
+        ),
+        id="aiohttp",
+    ),
+]
 
 
 @pytest.fixture(params=TRANSPORTS)

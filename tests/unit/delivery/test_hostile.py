@@ -38,7 +38,7 @@ def test_an_answer_without_a_status_is_a_timeout(attempts: Attempts) -> None:
     results = attempts.at_each(
         {
             "no answer": silent,
-            "a status line that drips": dripping(b"", b"H"),
+            "a status line that drips": dripping(b"HTTP/1.1 200 ", b"O"),
             "headers that drip": dripping(HEAD, b"x: 1\r\n"),
             "a header without an end": dripping(HEAD + b"x: ", b"x"),
             "endless 102": dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
@@ -74,10 +74,10 @@ def test_the_body_of_an_answer_is_read_no_longer_than_the_timeout(
     attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A receiver that drips after its status line is cut off at the timeout of the attempt, or before."""
-    monkeypatch.setattr("otel_step_hook.delivery.transport._ANSWER_TIME", 20.0)  # seconds, instead of 1
+    monkeypatch.setattr("otel_step_hook.delivery.transport.ANSWER_TIME", 20.0)  # seconds, instead of 1
     result = attempts.at(dripping(HEAD + b"content-length: 100000\r\n\r\n", b"x"), timeout=0.5)
     assert result.is_success
-    assert len(result.excerpt) < 250  # about 25, at 50 a second; in _ANSWER_TIME, 1000
+    assert len(result.excerpt) < 250  # about 25, at 50 a second; in ANSWER_TIME, 1000
 
 
 def test_only_a_few_kilobytes_of_an_endless_body_are_read(attempts: Attempts) -> None:

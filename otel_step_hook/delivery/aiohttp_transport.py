@@ -1,0 +1,217 @@
+"""HTTP by aiohttp: owns aiohttp, and the connections that it makes."""
+
+import asyncio
+import contextlib
+import io
+import selectors
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import aiohttp
+from yarl import URL
+
+from otel_step_hook.delivery.deadline import Deadline
+from otel_step_hook.delivery.model import Endpoint, Headers
+from otel_step_hook.delivery.retry import AttemptResult
+from otel_step_hook.delivery.transport import (
+    ANSWER_LIMIT,
+    ANSWER_TIME,
+    KEEP_ALIVE,
+    MetadataAddressRefused,
+    Origin,
+    error_type_of,
+)
+
+_MAX_HEADER_SIZE = 65_536  # bytes of one header
+_END_OF_HEAD = b"\r\n\r\n"
+_LARGE = 2**20  # bytes, beyond which aiohttp warns of a content that is not a file
+_NOT_OURS = ("accept", "accept-encoding", "content-type", "user-agent")  # headers that aiohttp would add
+
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # on Windows there is no poll
+
+
+def connector(endpoint: Endpoint) -> Callable[[], "AiohttpTransport"]:
+    """Return a function that makes connections to *endpoint*, for any event loop.
+
+    Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
+    """
+    origin = Origin(endpoint)
+    return lambda: AiohttpTransport(origin)
+
+
+class _HeadFirst(asyncio.Protocol):
+    """Gives aiohttp's *protocol* the head of an answer before what follows it.
+
+    When aiohttp's parser finds an error, it forgets the messages of the same call: an answer of 204 with a body, or of
+    200 with a bad chunk, would lose its status.
+    """
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self._protocol = protocol
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
+        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+
+    def data_received(self, data: bytes) -> None:
+        begin = 0
+        while end := data.find(_END_OF_HEAD, begin) + 1:
+            self._protocol.data_received(data[begin : end + 3])
+            begin = end + 3
+        if begin < len(data):
+            self._protocol.data_received(data[begin:] if begin else data)
+
+
+class _Response(aiohttp.ClientResponse):
+    """An answer that remembers its connection, which aiohttp takes back when the answer is complete."""
+
+    protocol: Any = None
+    transport: Any = None
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        """Read the head of the answer."""
+        self.protocol, self.transport = connection.protocol, connection.transport
+        if self.transport.get_protocol() is self.protocol:
+            self.transport.set_protocol(_HeadFirst(self.protocol))
+        return await super().start(connection)
+
+
+class AiohttpTransport:
+    """One connection to the endpoint, for one request at a time."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._session: aiohttp.ClientSession | None = None  # made in the event loop that it belongs to
+        self._proxy = URL(str(origin.proxy)) if origin.proxy else None
+        self._kept: _Response | None = None  # the last answer, if its connection may still be open
+        self._address: str | None = None  # that the connection was made to
+        self._peer: tuple[str, int] | None = None
+
+    async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:
+        """Send one request within *timeout* seconds, DNS, connect and TLS included, and return its result.
+
+        A failure of the network or of the receiver is a result, not an exception. The status line decides the
+        result; the body, which is read up to `ANSWER_LIMIT`, cannot change it.
+        """
+        self._peer = None
+        was_kept = self._is_kept()
+        try:
+            async with Deadline(timeout):
+                response = await self._answer(content, headers, timeout)
+        except (aiohttp.ClientError, OSError, MetadataAddressRefused) as error:
+            return self._failure(error, is_stale=was_kept and _is_stale(error))
+        if self._peer is None:  # the request went through a proxy
+            self._peer = _peer_of(response)
+        excerpt = await self._read(response, min(timeout, ANSWER_TIME))
+        status, header = response.status, response.headers.get
+        return AttemptResult.of_answer(status, header, now=time.time(), peer=self._peer, excerpt=excerpt)
+
+    def _is_kept(self) -> bool:
+        """Whether the connection can serve another request; if it cannot, close it.
+
+        Bytes that have arrived meanwhile would be read as the answer to the next request, which RFC 9112 9.2 forbids.
+        aiohttp does not look for them.
+        """
+        kept, self._kept = self._kept, None
+        if kept is None or kept.transport.is_closing():
+            return False
+        if kept.protocol.should_close or _is_readable(kept.transport):
+            kept.transport.abort()
+            return False
+        return True
+
+    async def _answer(self, content: bytes, headers: Headers, timeout: float) -> _Response:
+        if self._origin.proxy is not None:  # the proxy resolves the name
+            return await self._send(str(self._origin.url), content, headers, timeout)
+        *first, last = await self._origin.addresses()
+        for tried, address in enumerate(first):
+            with contextlib.suppress(aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+                return await self._send_to(address, content, headers, timeout / (len(first) + 1 - tried))
+            self._origin.forget(address)
+        return await self._send_to(last, content, headers, timeout)
+
+    async def _send_to(self, address: str, content: bytes, headers: Headers, connect: float) -> _Response:
+        origin = self._origin
+        self._peer = (address, origin.port)
+        if address == origin.host:
+            return await self._send(str(origin.url), content, headers, connect)
+        # The request goes to the address that was checked: if aiohttp looked the name up again, it could get
+        # another address. The certificate is still verified against the name.
+        return await self._send(str(origin.url_at(address)), content, headers, connect, origin.tls_name)
+
+    async def _send(
+        self, url: str, content: bytes, headers: Headers, connect: float, name: str | None = None
+    ) -> _Response:
+        response = await self._open().post(
+            URL(url, encoded=True),
+            data=io.BytesIO(content) if len(content) > _LARGE else content,
+            headers=[("host", self._origin.netloc), *headers],
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
+            server_hostname=name,
+            proxy=self._proxy,
+            allow_redirects=False,
+        )
+        return cast("_Response", response)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    ssl=self._origin.tls if self._origin.uses_tls else False,
+                    limit=1,
+                    keepalive_timeout=KEEP_ALIVE,
+                    resolver=aiohttp.ThreadedResolver(),  # by the event loop, and never by aiodns
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                response_class=_Response,
+                skip_auto_headers=_NOT_OURS,
+                auto_decompress=False,
+                max_line_size=_MAX_HEADER_SIZE,
+                max_field_size=_MAX_HEADER_SIZE,
+            )
+        return self._session
+
+    def _failure(self, error: Exception, *, is_stale: bool) -> AttemptResult:
+        if self._peer is not None and not is_stale:
+            self._origin.forget(self._peer[0])
+        return AttemptResult(error_type=error_type_of(error), peer=self._peer, is_stale=is_stale)
+
+    async def _read(self, response: _Response, limit: float) -> bytes:
+        excerpt = bytearray()
+        # CancelledError too: the loop stops, but the result of the status line stands.
+        with contextlib.suppress(aiohttp.ClientError, OSError, asyncio.CancelledError):
+            async with asyncio.timeout(limit):
+                async for chunk in response.content.iter_any():
+                    excerpt += chunk
+                    if len(excerpt) > ANSWER_LIMIT:
+                        break
+                else:
+                    self._kept = response
+        response.close()  # closes the connection if the answer is not complete
+        return bytes(excerpt[:ANSWER_LIMIT])
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def _is_readable(transport: asyncio.Transport) -> bool:
+    """Whether bytes have arrived that the event loop has not read yet, or the end of the connection."""
+    with _Selector() as selector:
+        selector.register(transport.get_extra_info("socket"), selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def _peer_of(response: _Response) -> tuple[str, int] | None:
+    """Return the peer's address and port; None when the operating system does not know them any more."""
+    host, port, *_ = response.transport.get_extra_info("peername") or (None, 0)
+    return None if host is None else (host, port)
+
+
+def _is_stale(error: Exception) -> bool:
+    """Whether the connection ended before an answer; nonsense in place of one is a `ClientResponseError`."""
+    return isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)) and not isinstance(
+        error, aiohttp.ClientConnectorError
+    )
