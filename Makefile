@@ -126,8 +126,8 @@ test-servers: $(VENV)/ready servers ## the tests against the real servers, with 
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --include '$(NEED_SERVERS)' --fail-under 97
 
-bench: $(VENV)/ready ## what the processor costs, and what it delivers, beside the usual ways
-	@$(BIN)/python benchmarks/bench.py
+bench: $(VENV)/ready ## what the processor costs, and what it delivers, beside the usual ways; half an hour, or PARTS="ends growth"
+	@$(BIN)/python benchmarks/bench.py $(PARTS)
 
 bench-temporal: $(VENV)/ready temporal ## what a delivery through Temporal costs, as an activity and as a workflow
 	@PYTHONPATH=tests $(BIN)/python benchmarks/temporal.py

@@ -91,9 +91,9 @@ def make_provider(url: str, count: int, **more: object) -> TracerProvider:
     return provider
 
 
-def deliver(url: str, count: int, *, outbox: str | None = None) -> None:
-    """Send *count* steps through a whole pipeline: span, hook, delivery spans, batch processor."""
-    provider = make_provider(url, count, **({} if outbox is None else {"outbox": outbox}))
+def deliver(url: str, count: int, **settings: object) -> None:
+    """Send *count* steps through all of it: span, hook, delivery spans, batch processor. More *settings* by name."""
+    provider = make_provider(url, count, **settings)
     provider.add_span_processor(exporting())
     provider.add_span_processor(counting := _Counting(count))
     tracer = provider.get_tracer("bench")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from measuring import ROUNDS, Passing, deliver, make_spans, timed
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
+from tables import Cell, Table
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
 from otel_step_hook.delivery.model import Pipeline
@@ -216,8 +217,12 @@ class Results(NamedTuple):
     until_newest: int
 
 
-def bench(url: str) -> Results:
+def bench(url: str) -> list[Table]:
     """Measure all of it."""
+    return _tables(_measure(url))
+
+
+def _measure(url: str) -> Results:
     return Results(
         bench_on_end(url, threads=0, pause=0, rounds=ROUNDS * 3, count=200),
         bench_on_end(url, threads=2, pause=0, rounds=5, count=1000),
@@ -231,21 +236,36 @@ def bench(url: str) -> Results:
     )
 
 
-def print_results(found: Results) -> None:
-    """Print the *found* results as a table."""
-    print(f"\noutbox: on_end of a step {found.quiet.median:28.1f} µs   (goal ≤ 20)")
-    print("beside two computing threads            p50           p99   (goal of ours: p99 ≤ 200 µs)")
-    for name, one in (
-        ("on_end, back to back", found.busy),
-        ("SQLite INSERT, back to back", found.busy_insert),
-        ("on_end, every 2 ms", found.spaced),
-        ("SQLite INSERT, every 2 ms", found.spaced_insert),
-    ):
-        print(f"{name:30} {one.median:10.1f} µs {one.p99:10.1f} µs")
+def _tables(found: Results) -> list[Table]:
+    """The *found* results, for readers."""
+    ends: list[tuple[Cell, ...]] = [
+        (name, one.median, one.p99)
+        for name, one in (
+            ("on_end, nothing else computes", found.quiet),
+            ("on_end, back to back", found.busy),
+            ("SQLite INSERT, back to back", found.busy_insert),
+            ("on_end, every 2 ms", found.spaced),
+            ("SQLite INSERT, every 2 ms", found.spaced_insert),
+        )
+    ]
+    rows: list[tuple[Cell, ...]] = [
+        (name.replace("_", ", "), few, many, many / few)
+        for name, few, many in zip(RowCosts._fields, found.few, found.many, strict=True)
+    ]
     in_memory, durable = found.rates
-    ratio = durable / in_memory
-    print(f"deliveries per second: memory {in_memory:.0f}, outbox {durable:.0f} {ratio:11.2f} ×   (goal ≥ 0.5)")
-    print(f"rows that wait                  {FEW:12,} {MANY:12,}     ratio   (goal ≤ 1.5)")
-    for name, few, many in zip(RowCosts._fields, found.few, found.many, strict=True):
-        print(f"{name.replace('_', ', '):31} {few:12.2f} {many:12.2f} {many / few:7.2f} ×")
-    print(f"of {WAITING + NEW:,} that wait, the {NEW} newest are among the first {found.until_newest} deliveries")
+    newest = f"Of {WAITING + NEW} that wait, the {NEW} newest are among the first {found.until_newest} deliveries."
+    return [
+        Table(
+            "Outbox: on_end of a step",
+            ("", "p50, µs", "p99, µs"),
+            ends,
+            "Beside two computing threads. Goals: 20, 200.",
+        ),
+        Table(
+            "Outbox: deliveries per second",
+            ("memory", "outbox", "outbox / memory"),
+            [(f"{in_memory:.0f}", durable, durable / in_memory)],
+            "Goal: at least 0.5.",
+        ),
+        Table("Outbox: rows that wait", ("", f"{FEW}", f"{MANY}", "ratio"), rows, f"Goal: at most 1.5. {newest}"),
+    ]
