@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import io
-import selectors
+import select
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -27,8 +28,6 @@ _MAX_HEADER_SIZE = 65_536  # bytes of one header
 _END_OF_HEAD = b"\r\n\r\n"
 _LARGE = 2**20  # bytes, beyond which aiohttp warns of a content that is not a file
 _NOT_OURS = ("accept", "accept-encoding", "content-type", "user-agent")  # headers that aiohttp would add
-
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # on Windows there is no poll
 
 
 def connector(endpoint: Endpoint) -> Callable[[], "AiohttpTransport"]:
@@ -178,11 +177,15 @@ class AiohttpTransport:
         return AttemptResult(error_type=error_type_of(error), peer=self._peer, is_stale=is_stale)
 
     async def _read(self, response: _Response, limit: float) -> bytes:
-        excerpt = bytearray()
+        excerpt, content = bytearray(), response.content
         # CancelledError too: the loop stops, but the result of the status line stands.
         with contextlib.suppress(aiohttp.ClientError, OSError, asyncio.CancelledError):
+            if content.is_eof():  # as nearly always: all of it has arrived with the head
+                excerpt += content.read_nowait()
+                self._kept = response
+                return bytes(excerpt[:ANSWER_LIMIT])
             async with asyncio.timeout(limit):
-                async for chunk in response.content.iter_any():
+                async for chunk in content.iter_any():
                     excerpt += chunk
                     if len(excerpt) > ANSWER_LIMIT:
                         break
@@ -199,9 +202,12 @@ class AiohttpTransport:
 
 def _is_readable(transport: asyncio.Transport) -> bool:
     """Whether bytes have arrived that the event loop has not read yet, or the end of the connection."""
-    with _Selector() as selector:
-        selector.register(transport.get_extra_info("socket"), selectors.EVENT_READ)
-        return bool(selector.select(0))
+    socket = transport.get_extra_info("socket")
+    if sys.platform == "win32":  # pragma: no cover -- it has no poll
+        return bool(select.select([socket], [], [], 0)[0])
+    poll = select.poll()  # not a selector of the module `selectors`: it takes four times as long
+    poll.register(socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _peer_of(response: _Response) -> tuple[str, int] | None:
