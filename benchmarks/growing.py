@@ -44,11 +44,11 @@ class _Costs(SpanProcessor):
 class _Application:
     """Ends steps for so many *endpoints*, and measures what their deliveries cost."""
 
-    def __init__(self, url: str, endpoints: int = 1) -> None:
+    def __init__(self, url: str, *, endpoints: int = 1, room: int = 100_000) -> None:
         receivers = [EndpointSettings(name=f"receiver-{number}", webhook=url) for number in range(endpoints)]
         concurrency = _IN_FLIGHT if endpoints == 1 else _IN_FLIGHT // 8  # as by default
         hook = StepHookProcessor(
-            endpoints=receivers, concurrency=concurrency, max_queue_size=10_000_000, give_up_after=86_400
+            endpoints=receivers, concurrency=concurrency, max_queue_size=room, give_up_after=86_400
         )
         provider, self._costs = TracerProvider(shutdown_on_exit=False), _Costs()
         provider.add_span_processor(hook)
@@ -81,7 +81,7 @@ class _Application:
 
 def _queue(url: str, steps: int) -> dict[str, float]:
     """With so many *steps* that wait: either all at once, or a few again and again."""
-    application = _Application(url)
+    application = _Application(url, room=steps + 2 * _MEASURED)  # no more: room takes memory
     if steps >= _MEASURED:
         application.end_steps(steps + _MEASURED)
         application.wait_for(application.begin() + _MEASURED)
@@ -94,7 +94,7 @@ def _queue(url: str, steps: int) -> dict[str, float]:
 
 
 def _endpoints(url: str, endpoints: int) -> dict[str, float]:
-    application = _Application(url, endpoints)
+    application = _Application(url, endpoints=endpoints)
     done = application.begin()
     application.end_steps(2 * _MEASURED // endpoints)
     application.wait_for(done + 2 * _MEASURED // endpoints * endpoints)

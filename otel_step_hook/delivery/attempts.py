@@ -125,7 +125,7 @@ class Attempts:
         """Make an attempt and apply its result. After a cancellation `_attempt_ended` does it."""
         left = self._policy.give_up_after - (monotonic() - delivery.submitted_at)
         if left <= 0:  # a durable store may have kept it for long
-            self._apply(delivery, Finish("discarded", delivery.error_type))
+            self._end(delivery, Finish("discarded", delivery.error_type))
             return
         try:
             delivery.body = delivery.body or body(delivery.event, self._endpoint.payload)
@@ -135,13 +135,22 @@ class Attempts:
             decision = self._decide(delivery, result, timeout)
         except Exception as error:  # noqa: BLE001 -- a delivery that cannot be made must not stop the others
             decision = self._fault_of_attempt(error)
+        self._end(delivery, decision)
+
+    def _end(self, delivery: Delivery, decision: Finish | RetryIn) -> None:
         self._apply(delivery, decision)
+        # Now, and not when the task has ended, which takes another turn of the loop: each turn gives the interpreter's
+        # lock away, and a thread of the application that computes keeps it for 5 ms.
+        self._on_end()
 
     def _attempt_ended(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        """Apply what `_attempt` could not."""
         if task.cancelled():  # perhaps before its first line
             self._apply(delivery, RetryIn(0.0) if self._store.keeps(delivery) else Finish("discarded", "shutdown"))
         elif (error := task.exception()) is not None:  # a BaseException: `_attempt` handles every `Exception`
             self._apply(delivery, self._fault_of_attempt(error))
+        else:
+            return
         self._on_end()
 
     def _fault_of_attempt(self, error: BaseException) -> Finish:
