@@ -62,6 +62,7 @@ class StepHookProcessor(SpanProcessor):
         self._settings = settings_of("StepHookProcessor", webhook, settings)
         own = _checked(extra_profiles)
         self._processors: SpanProcessor | None = None  # the SDK's holder of all processors of the last seen provider
+        self._pipeline: Pipeline | None = None  # of the last step: one object for all that wait
         self._first_among: object = ()  # the processors in that holder when this one was last made their first
         for sentence in unknown_variables():
             _log.warning("%s", sentence)
@@ -129,7 +130,10 @@ class StepHookProcessor(SpanProcessor):
         return self._reader.truncated if self._workers else 0
 
     def _submit(self, span: ReadableSpan, event: StepEvent, processors: SpanProcessor | None) -> None:
-        pipeline = Pipeline(processors or self._processors, span.resource)
+        found = processors or self._processors
+        pipeline = self._pipeline
+        if pipeline is None or pipeline.processor is not found or pipeline.resource is not span.resource:
+            pipeline = self._pipeline = Pipeline(found, span.resource)
         for worker in self._workers:
             if event.outcome in worker.endpoint.outcomes and self._is_first(span, event, worker):
                 worker.submit(event, pipeline)

@@ -14,6 +14,7 @@ from otel_step_hook.steps.runtime import is_in_workflow, is_replaying
 from otel_step_hook.steps.scopes import Fault, ScopeProfiles, profiles_by_scope
 from otel_step_hook.steps.spans import NO_ATTRIBUTES, REPORTED, Child, Recent, StartedSpan, StepAtStart
 
+_NO_DETAILS: Mapping[str, str] = {}  # one for all: a million events may wait
 _MAX_REMEMBERED = 10_000  # steps that are reported once, and as many with details; 5 MB if their ids are UUIDs
 _MAX_COLLECTED = 100  # garbage collected spans that are remembered, because they may still end
 _MAX_SCOPES = 1000  # instrumentation scopes whose profiles are known by the scope's name
@@ -227,7 +228,7 @@ class StepReader:
             context=context,
             start_time=start_time,
             end_time=end_time,
-            details=self._details.get(step_id, {}),
+            details=self._details.get(step_id, _NO_DETAILS),
         )
 
 
