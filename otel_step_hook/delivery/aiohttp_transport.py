@@ -75,6 +75,15 @@ class _Response(aiohttp.ClientResponse):
             self.transport.set_protocol(_HeadFirst(self.protocol))
         return await super().start(connection)
 
+    def close(self) -> None:
+        """Close the connection, at once, if the answer is not complete.
+
+        aiohttp would wait until the receiver has read the request and, for up to 30 s, until it has ended TLS.
+        """
+        if self.connection is not None:
+            self.transport.abort()
+        super().close()
+
 
 class AiohttpTransport:
     """One connection to the endpoint, for one request at a time."""
@@ -196,6 +205,8 @@ class AiohttpTransport:
 
     async def aclose(self) -> None:
         """Close the connection."""
+        if self._kept is not None:
+            self._kept.transport.abort()
         if self._session is not None:
             await self._session.close()
 
