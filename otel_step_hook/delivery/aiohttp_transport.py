@@ -12,6 +12,7 @@ from typing import Any, cast
 import aiohttp
 from yarl import URL
 
+from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
 from otel_step_hook.delivery.retry import AttemptResult
@@ -93,6 +94,7 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None  # made in the event loop that it belongs to
         self._proxy = URL(str(origin.proxy)) if origin.proxy else None
         self._kept: _Response | None = None  # the last answer, if its connection may still be open
+        self._kept_until = 0.0  # monotonic time from which aiohttp connects again
         self._address: str | None = None  # that the connection was made to
         self._peer: tuple[str, int] | None = None
 
@@ -124,7 +126,7 @@ class AiohttpTransport:
         kept, self._kept = self._kept, None
         if kept is None or kept.transport.is_closing():
             return False
-        if kept.protocol.should_close or _is_readable(kept.transport):
+        if monotonic() >= self._kept_until or kept.protocol.should_close or _is_readable(kept.transport):
             kept.transport.abort()
             return False
         return True
@@ -199,7 +201,7 @@ class AiohttpTransport:
                     if len(excerpt) > ANSWER_LIMIT:
                         break
                 else:
-                    self._kept = response
+                    self._kept, self._kept_until = response, monotonic() + KEEP_ALIVE
         response.close()  # closes the connection if the answer is not complete
         return bytes(excerpt[:ANSWER_LIMIT])
 

@@ -151,7 +151,7 @@ class HttpxTransport:
             proxy=proxy and httpx.Proxy(proxy, ssl_context=origin.tls if proxy.scheme == "https" else None),
         )
         self._half_open: _Closable | None = None  # a connection whose TLS handshake is under way
-        self._has_answered = False  # completely, so that the connection may be kept
+        self._kept_until = 0.0  # monotonic time from which httpcore connects again; 0 without a complete answer
         self._peer: tuple[str, int] | None = None
 
     async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:
@@ -161,7 +161,7 @@ class HttpxTransport:
         result; the body, which is read up to `ANSWER_LIMIT`, cannot change it.
         """
         self._peer = None
-        was_kept, self._has_answered = self._has_answered, False
+        was_kept, self._kept_until = monotonic() < self._kept_until, 0.0
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
@@ -241,10 +241,10 @@ class HttpxTransport:
                         if len(excerpt) > ANSWER_LIMIT:
                             break
                     else:
-                        self._has_answered = not _has_excess(stream)
+                        self._kept_until = 0.0 if _has_excess(stream) else monotonic() + KEEP_ALIVE
                 finally:
                     await stream.aclose()
-                if not self._has_answered:
+                if not self._kept_until:
                     await self._disconnect()
         return bytes(excerpt[:ANSWER_LIMIT])
 

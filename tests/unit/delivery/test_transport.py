@@ -52,6 +52,28 @@ def test_only_a_kept_connection_is_stale(attempts: Attempts) -> None:
     assert len(requests) == 3
 
 
+def test_a_connection_in_place_of_an_expired_one_is_not_stale(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a kept connection has expired, the request goes over a new one, and its failure is the receiver's."""
+    for module in ("transport", "aiohttp_transport"):
+        monkeypatch.setattr(f"otel_step_hook.delivery.{module}.KEEP_ALIVE", 0.0)  # seconds, instead of 5
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        while request := read_request(connection):
+            requests.append(request)
+            if len(requests) > 1:
+                return
+            connection.sendall(OK)
+
+    with HostileReceiver(behave) as receiver:
+        results = attempts(receiver.url, 2)
+        assert receiver.connections == 2
+    assert [result.error_type in attempts.own_errors for result in results] == [False, True]
+    assert [result.is_stale for result in results] == [False, False]
+
+
 def test_nonsense_on_a_kept_connection_is_not_stale(attempts: Attempts) -> None:
     """A receiver that has sent bytes may have read the request, so that it is not sent again at once."""
     with HostileReceiver(answering(OK, b"nonsense\r\n\r\n")) as receiver:
