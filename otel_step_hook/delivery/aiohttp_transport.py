@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from otel_step_hook.delivery.clock import monotonic
@@ -156,7 +157,8 @@ class AiohttpTransport:
         response = await self._open().post(
             URL(url, encoded=True),
             data=io.BytesIO(content) if len(content) > _LARGE else content,
-            headers=[("host", self._origin.netloc), *headers],
+            # Not a list: instrumentations such as ddtrace's set headers of their own here.
+            headers=CIMultiDict([("host", self._origin.netloc), *headers]),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
             server_hostname=name,
             proxy=self._proxy,
