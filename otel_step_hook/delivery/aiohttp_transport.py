@@ -1,6 +1,7 @@
 """HTTP by aiohttp: owns aiohttp, and the connections that it makes."""
 
 import asyncio
+import base64
 import contextlib
 import io
 import select
@@ -93,7 +94,12 @@ class AiohttpTransport:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._session: aiohttp.ClientSession | None = None  # made in the event loop that it belongs to
-        self._proxy = URL(str(origin.proxy)) if origin.proxy else None
+        proxy = URL(str(origin.proxy)) if origin.proxy else None
+        self._proxy = proxy and proxy.with_user(None)
+        authorization = _authorization(proxy)
+        is_tunnel = origin.url.scheme == "https"  # the proxy sees a CONNECT, and not the request
+        self._proxy_headers = authorization if is_tunnel else []
+        self._own_headers = [("host", origin.netloc), *([] if is_tunnel else authorization)]
         self._kept: _Response | None = None  # the last answer, if its connection may still be open
         self._kept_until = 0.0  # monotonic time from which aiohttp connects again
         self._address: str | None = None  # that the connection was made to
@@ -158,10 +164,11 @@ class AiohttpTransport:
             URL(url, encoded=True),
             data=io.BytesIO(content) if len(content) > _LARGE else content,
             # Not a list: instrumentations such as ddtrace's set headers of their own here.
-            headers=CIMultiDict([("host", self._origin.netloc), *headers]),
+            headers=CIMultiDict([*self._own_headers, *headers]),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
             server_hostname=name,
             proxy=self._proxy,
+            proxy_headers=self._proxy_headers,
             allow_redirects=False,
         )
         return cast("_Response", response)
@@ -213,6 +220,14 @@ class AiohttpTransport:
             self._kept.transport.abort()
         if self._session is not None:
             await self._session.close()
+
+
+def _authorization(proxy: URL | None) -> Headers:
+    """Return the header for the user name and password in *proxy*, in UTF-8 (RFC 7617); aiohttp takes Latin-1 only."""
+    if proxy is None or proxy.user is proxy.password is None:
+        return []
+    pair = base64.b64encode(f"{proxy.user or ''}:{proxy.password or ''}".encode())
+    return [("proxy-authorization", f"Basic {pair.decode('ascii')}")]
 
 
 def _is_readable(transport: asyncio.Transport) -> bool:

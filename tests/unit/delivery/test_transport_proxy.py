@@ -70,6 +70,27 @@ def test_an_http_webhook_goes_through_the_proxy(attempts: Attempts) -> None:
     assert requests[0].endswith(CONTENT)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    ("user_info", "pair"),
+    [("us%40er:p%3Aa%2Fss", "us@er:p:a/ss"), ("usér:5€", "usér:5€"), ("user", "user:"), (":pass", ":pass")],
+)
+def test_the_credentials_for_a_proxy_are_sent_in_utf_8(
+    attempts: Attempts, scheme: str, user_info: str, pair: str
+) -> None:
+    """User name and password are decoded, and sent as RFC 7617 has it, with a request or with a CONNECT."""
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        requests.append(read_request(connection))
+        connection.sendall(b"HTTP/1.1 502 No\r\ncontent-length: 0\r\n\r\n")
+
+    with HostileReceiver(behave) as proxy:
+        attempts.one(f"{scheme}://nowhere.test/hook", proxy=f"http://{user_info}@127.0.0.1:{port_of(proxy.url)}")
+    lines = [line for line in requests[0].split(b"\r\n") if line.lower().startswith(b"proxy-authorization: ")]
+    assert [base64.b64decode(line.split()[2]).decode() for line in lines] == [pair]
+
+
 def test_an_https_webhook_goes_through_a_tunnel(attempts: Attempts, trusted: str) -> None:
     """The proxy of an https webhook sees the name, but not the request."""
     heads: list[bytes] = []
