@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import os
 import select
 import sys
 import time
@@ -86,6 +87,26 @@ class _Response(aiohttp.ClientResponse):
         if self.connection is not None:
             self.transport.abort()
         super().close()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Owns the connections of one process: a forked child neither closes them nor warns of them.
+
+    It shares the kernel's epoll object with its parent: a connection that is closed there is taken out of it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._pid = os.getpid()
+        super().__init__(**options)
+
+    def __del__(self, *more: Any) -> None:
+        if self._pid == os.getpid():
+            super().__del__(*more)
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is nothing to close."""
+        return super().closed or self._pid != os.getpid()
 
 
 class AiohttpTransport:
@@ -176,7 +197,7 @@ class AiohttpTransport:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
+                connector=_Connector(
                     ssl=self._origin.tls if self._origin.uses_tls else False,
                     limit=1,
                     keepalive_timeout=KEEP_ALIVE,
