@@ -230,9 +230,9 @@ class AiohttpTransport:
                     excerpt += chunk
                     if len(excerpt) > ANSWER_LIMIT:
                         break
-                else:
-                    self._kept, self._kept_until = response, monotonic() + KEEP_ALIVE
-        response.close()  # closes the connection if the answer is not complete
+        if response.connection is None:  # the answer is complete, however long: aiohttp keeps the connection
+            self._kept, self._kept_until = response, monotonic() + KEEP_ALIVE
+        response.close()
         return bytes(excerpt[:ANSWER_LIMIT])
 
     async def aclose(self) -> None:

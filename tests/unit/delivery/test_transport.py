@@ -13,6 +13,7 @@ from sending import CONTENT, OK, TO_CONNECT, Attempts, answering, endpoint_to
 from otel_step_hook.delivery.loop import EventLoop
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.sender import Transport
+from otel_step_hook.delivery.transport import ANSWER_LIMIT
 from otel_step_hook.testing import HostileReceiver, read_request
 
 
@@ -98,8 +99,10 @@ def test_excess_bytes_are_not_taken_for_the_next_answer(attempts: Attempts, exce
     assert len(requests) == 5
 
 
-def test_bytes_on_an_idle_connection_are_not_taken_for_the_next_answer(attempts: Attempts) -> None:
-    """A connection on which a receiver sends bytes before the next request is closed."""
+@pytest.mark.parametrize("length", [0, 2 * ANSWER_LIMIT])
+def test_bytes_on_an_idle_connection_are_not_taken_for_the_next_answer(attempts: Attempts, length: int) -> None:
+    """A connection on which a receiver sends bytes before the next request is closed, also after a long answer."""
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % length + bytes(length)
     answered, sent = threading.Event(), threading.Event()
     requests: list[bytes] = []
 
@@ -107,7 +110,7 @@ def test_bytes_on_an_idle_connection_are_not_taken_for_the_next_answer(attempts:
         is_first = not requests
         while request := read_request(connection):
             requests.append(request)
-            connection.sendall(OK)
+            connection.sendall(answer)
             if is_first:
                 answered.wait(10)
                 connection.sendall(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
@@ -122,7 +125,7 @@ def test_bytes_on_an_idle_connection_are_not_taken_for_the_next_answer(attempts:
         return [first.status_code, second.status_code]
 
     with HostileReceiver(behave) as receiver:
-        assert asyncio.run(make(attempts.transport(receiver.url))) == [204, 204]
+        assert asyncio.run(make(attempts.transport(receiver.url))) == [200, 200]
         assert receiver.connections == 2
     assert len(requests) == 2
 
