@@ -15,10 +15,13 @@ from support import Pipeline, pipeline
 from otel_step_hook.testing import ScriptedReceiver
 
 
-@pytest.fixture
-def everything_is_a_step(step_receiver: ScriptedReceiver) -> Iterator[Pipeline]:
-    """A hook for which every span is a step, and instrumentations whose spans go to the same provider."""
-    with pipeline(step_receiver.url, is_step=lambda _: True) as hooked:
+@pytest.fixture(params=["httpx", "aiohttp"])
+def everything_is_a_step(step_receiver: ScriptedReceiver, request: pytest.FixtureRequest) -> Iterator[Pipeline]:
+    """A hook for which every span is a step, and instrumentations whose spans go to the same provider.
+
+    The webhooks are sent by either HTTP library in turn.
+    """
+    with pipeline(step_receiver.url, is_step=lambda _: True, http_client=request.param) as hooked:
         instrumentors = (HTTPXClientInstrumentor(), AioHttpClientInstrumentor())
         for instrumentor in instrumentors:
             instrumentor.instrument(tracer_provider=hooked.provider)
