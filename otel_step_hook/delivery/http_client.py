@@ -53,5 +53,7 @@ def _lack_of_aiohttp() -> str:
         importlib.import_module("aiohttp")
     except ImportError as error:
         return f"which is not there ({error.name})"
+    except Exception as error:  # noqa: BLE001 -- a broken installation must not keep the application from starting
+        return f"which cannot be imported ({type(error).__name__})"
     is_old = tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_AIOHTTP
     return f"and this is {version}" if is_old else ""

@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 from sending import endpoint_to
@@ -58,6 +59,16 @@ def test_httpx_is_used_where_aiohttp_is_not_installed() -> None:
     """A plain installation sends by httpx."""
     assert type(connector(endpoint_to(_URL, http_client="auto"))()) is HttpxTransport
     assert client_label("auto") == _version("httpx")
+
+
+def test_httpx_is_used_where_aiohttp_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An aiohttp that raises when it is imported, as beside a wrong multidict, does not keep the application down."""
+    (tmp_path / "aiohttp.py").write_text("raise AttributeError('module multidict has no attribute istr')")
+    monkeypatch.delitem(sys.modules, "aiohttp")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert client_label("auto") == _version("httpx")
+    with pytest.raises(ConfigurationError, match=r"needs aiohttp 3.12 or newer, which cannot be imported \(Attribute"):
+        client_label("aiohttp")
 
 
 @pytest.mark.usefixtures("old_aiohttp")
