@@ -223,13 +223,12 @@ class AiohttpTransport:
         with contextlib.suppress(aiohttp.ClientError, OSError, asyncio.CancelledError):
             if content.is_eof():  # as nearly always: all of it has arrived with the head
                 excerpt += content.read_nowait()
-                self._kept = response
-                return bytes(excerpt[:ANSWER_LIMIT])
-            async with asyncio.timeout(limit):
-                async for chunk in content.iter_any():
-                    excerpt += chunk
-                    if len(excerpt) > ANSWER_LIMIT:
-                        break
+            else:
+                async with asyncio.timeout(limit):
+                    async for chunk in content.iter_any():
+                        excerpt += chunk
+                        if len(excerpt) > ANSWER_LIMIT:
+                            break
         if response.connection is None:  # the answer is complete, however long: aiohttp keeps the connection
             self._kept, self._kept_until = response, monotonic() + KEEP_ALIVE
         response.close()
