@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.metadata
 import re
 import textwrap
 from pathlib import Path
@@ -305,3 +306,11 @@ def test_the_table_of_settings_shows_each_of_several_webhooks() -> None:
     """Each URL is shown without user name, password and path, which may be secret."""
     table = settings_table(StepHookSettings(webhook="https://a/SEKRET http://user:SEKRET@b:8080/SEKRET"))
     assert str(next(iter(table.columns[1].cells))) == "https://a/REDACTED http://b:8080/REDACTED"
+
+
+def test_the_table_of_settings_shows_the_library_that_sends() -> None:
+    """It has the library that is used, and its version, in place of ``auto``."""
+    names = StepHookSettings.known_names()
+    for client, library in (("auto", "aiohttp"), ("httpx", "httpx")):
+        cells = list(settings_table(StepHookSettings(http_client=client)).columns[1].cells)
+        assert str(cells[names.index("http_client")]) == f"{library} {importlib.metadata.version(library)}"
