@@ -48,13 +48,20 @@ class Kept(NamedTuple):
     size: int  # bytes
 
 
+class Rates(NamedTuple):
+    """Deliveries in a second, and what a handover costs the application's process in CPU milliseconds."""
+
+    handed_over: float
+    delivered: float
+    cpu_ms: float
+
+
 class Cost(NamedTuple):
     """What one delivery costs, and how many there are in a second."""
 
     calls: dict[str, float]  # by operation
     kept: Kept
-    handed_over: float
-    delivered: float
+    rates: Rates
 
 
 @contextlib.contextmanager
@@ -136,9 +143,9 @@ def _running(*command: str, **variables: str) -> Iterator[Iterator[str]]:
             process.terminate()
 
 
-def _rate(address: str) -> dict[str, tuple[float, float]]:
-    """Median steps handed over, and delivered, in a second, of each kind; the worker is a process of its own."""
-    rates: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+def _rate(address: str) -> dict[str, Rates]:
+    """Medians of each kind; the worker is a process of its own."""
+    rates: dict[str, list[Rates]] = {kind: [] for kind in KINDS}
     os.environ["TEMPORAL_ADDRESS"] = address
     receiver = (sys.executable, str(Path(__file__).with_name("receiver.py")), str(RATED))
     with _running(*receiver) as arrivals:
@@ -149,14 +156,15 @@ def _rate(address: str) -> dict[str, tuple[float, float]]:
             for kind in KINDS * ROUNDS:
                 with _as(kind):
                     provider = make_provider(url, RATED, engine="temporal")
-                    began = time.perf_counter()
+                    began, cpu = time.perf_counter(), time.process_time()
                     _end_steps(provider, RATED)
                     provider.force_flush(600_000)  # milliseconds; returns when all are handed over
-                    handed_over = time.perf_counter() - began
+                    handed_over, cpu = time.perf_counter() - began, time.process_time() - cpu
                     next(arrivals)
-                    rates[kind].append((RATED / handed_over, RATED / (time.perf_counter() - began)))
+                    delivered = time.perf_counter() - began
+                    rates[kind].append(Rates(RATED / handed_over, RATED / delivered, cpu / RATED * 1000))
                     provider.shutdown()
-    return {kind: tuple(map(statistics.median, zip(*found, strict=True))) for kind, found in rates.items()}
+    return {kind: Rates(*map(statistics.median, zip(*found, strict=True))) for kind, found in rates.items()}
 
 
 def bench() -> dict[str, Cost]:
@@ -164,7 +172,7 @@ def bench() -> dict[str, Cost]:
     with tempfile.TemporaryDirectory(prefix="bench-temporal-") as folder, TemporalServer(Path(folder)) as server:
         rates = _rate(server.address)  # first: the runtime of this process then has no metrics
         counted = _count(server.address)
-    return {kind: Cost(*counted[kind], *rates[kind]) for kind in KINDS}
+    return {kind: Cost(*counted[kind], rates[kind]) for kind in KINDS}
 
 
 def _print(found: dict[str, Cost]) -> None:
@@ -181,10 +189,11 @@ def _print(found: dict[str, Cost]) -> None:
         print(f"{name:40} {activity:10.2f} {workflow:10.2f}")
     print()
     for name, values in (
-        ("handed over per second", [cost.handed_over for cost in costs]),
-        ("delivered per second", [cost.delivered for cost in costs]),
+        ("handed over per second", [cost.rates.handed_over for cost in costs]),
+        ("delivered per second", [cost.rates.delivered for cost in costs]),
+        ("CPU ms of the application per handover", [cost.rates.cpu_ms for cost in costs]),
     ):
-        print(f"{name:40} {values[0]:10.0f} {values[1]:10.0f} {values[0] / values[1]:7.2f} ×")
+        print(f"{name:40} {values[0]:10.2f} {values[1]:10.2f} {values[0] / values[1]:7.2f} ×")
 
 
 def main() -> None:
@@ -198,7 +207,14 @@ def main() -> None:
     if not only_json:
         _print(found)
         print()
-    print(json.dumps({kind: cost._asdict() | {"kept": cost.kept._asdict()} for kind, cost in found.items()}))
+    print(
+        json.dumps(
+            {
+                kind: cost._asdict() | {"kept": cost.kept._asdict(), "rates": cost.rates._asdict()}
+                for kind, cost in found.items()
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
