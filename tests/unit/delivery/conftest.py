@@ -28,6 +28,7 @@ TRANSPORTS = [
             "ClientHttpProxyError",
         ),
         id="aiohttp",
+        marks=pytest.mark.slow,  # the tests of whole processes, which a person waits for, use it
     ),
 ]
 
