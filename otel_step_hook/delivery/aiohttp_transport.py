@@ -5,8 +5,6 @@ import base64
 import contextlib
 import io
 import os
-import select
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -15,6 +13,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
@@ -154,7 +153,11 @@ class AiohttpTransport:
         kept, self._kept = self._kept, None
         if kept is None or kept.transport.is_closing():
             return False
-        if monotonic() >= self._kept_until or kept.protocol.should_close or _is_readable(kept.transport):
+        if (
+            monotonic() >= self._kept_until
+            or kept.protocol.should_close
+            or native.is_readable(kept.transport.get_extra_info("socket"))
+        ):
             kept.transport.abort()
             return False
         return True
@@ -248,16 +251,6 @@ def _authorization(proxy: URL | None) -> Headers:
         return []
     pair = base64.b64encode(f"{proxy.user or ''}:{proxy.password or ''}".encode())
     return [("proxy-authorization", f"Basic {pair.decode('ascii')}")]
-
-
-def _is_readable(transport: asyncio.Transport) -> bool:
-    """Whether bytes have arrived that the event loop has not read yet, or the end of the connection."""
-    socket = transport.get_extra_info("socket")
-    if sys.platform == "win32":  # pragma: no cover -- it has no poll
-        return bool(select.select([socket], [], [], 0)[0])
-    poll = select.poll()  # not a selector of the module `selectors`: it takes four times as long
-    poll.register(socket, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _peer_of(response: _Response) -> tuple[str, int] | None:

@@ -1,4 +1,4 @@
-"""Threads and locks of the operating system, also where gevent or eventlet have replaced Python's by greenlets.
+"""Threads, locks and polls of the operating system, also where gevent or eventlet have replaced Python's by greenlets.
 
 After their monkey patching, `_thread.start_new_thread` starts a greenlet on the calling thread. An event loop in it
 makes `asyncio.run` fail everywhere else on that thread, because one is running already. The application may patch
@@ -9,6 +9,7 @@ import _thread
 import contextlib
 import functools
 import os
+import select
 import signal
 import socket
 import sys
@@ -92,6 +93,15 @@ def getaddrinfo(*arguments: Any) -> list[Any]:
     """Look up a name as `socket.getaddrinfo` does, and block the calling thread meanwhile."""
     addresses: list[Any] = _original(socket, "getaddrinfo")(*arguments)
     return addresses
+
+
+def is_readable(connection: Any) -> bool:
+    """Whether bytes of *connection*, a socket, have arrived and are not read, or its end. Does not wait."""
+    if sys.platform == "win32":  # pragma: no cover -- it has no poll
+        return bool(select.select([connection], [], [], 0)[0])
+    poll = _original(select, "poll")()  # not a selector of the module `selectors`: it takes four times as long
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def acquire(lock: Any, timeout: float) -> bool:
