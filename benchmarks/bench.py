@@ -22,7 +22,7 @@ from tables import Table, as_json, machine, put_into
 _PARTS: dict[str, Callable[[str], list[Table]]] = {
     "ends": ends.bench,
     "deliveries": deliveries.bench,
-    "application": impact.bench,
+    "impact": impact.bench,
     "lifetime": lifetime.bench,
     "growth": growth.bench,
     "outbox": outbox.bench,

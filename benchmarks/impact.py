@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tables import Cell, Table, ratio, spread
 
-ROUNDS = 5
+ROUNDS = 3
 _BUSY = Path(__file__).with_name("busy.py")
 _SECONDS = 3.0
 _CLIENTS = ("none", "httpx", "aiohttp")

@@ -16,7 +16,7 @@ from tables import Cell, Table, spread
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
 
-ROUNDS = 5
+ROUNDS = 3
 CLIENTS = ("httpx", "aiohttp")
 _HERE = Path(__file__).parent
 _QUEUES = (10_000, 100_000)  # waiting deliveries
