@@ -122,7 +122,6 @@ class AiohttpTransport:
         self._own_headers = [("host", origin.netloc), *([] if is_tunnel else authorization)]
         self._kept: _Response | None = None  # the last answer, if its connection may still be open
         self._kept_until = 0.0  # monotonic time from which aiohttp connects again
-        self._address: str | None = None  # that the connection was made to
         self._peer: tuple[str, int] | None = None
 
     async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:

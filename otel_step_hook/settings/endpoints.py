@@ -9,14 +9,8 @@ from otel_step_hook.settings.hook import StepHookSettings
 from otel_step_hook.settings.parsing import name_from_url, without_user_info
 from otel_step_hook.settings.receiver import EndpointSettings, ReceiverSettings
 
-_SHARED = (
-    "payload",
-    "outcomes",
-    "timeout",
-    "certificate",
-    "proxy",
-    "http_client",
-)  # an endpoint without its own takes that of all
+# An endpoint without its own takes that of all.
+_SHARED = ("payload", "outcomes", "timeout", "certificate", "proxy", "http_client")
 _CLIENT_TLS = ("client_certificate", "client_key")  # shared together: a key belongs to its certificate
 
 
