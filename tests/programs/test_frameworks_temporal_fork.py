@@ -73,6 +73,7 @@ def test_an_outbox_keeps_the_steps_of_a_child(forked: Run, tmp_path: Path) -> No
     """The child leaves its steps to other processes, however many there are, and ends at once."""
     path = tmp_path / "steps.db"
     program = """
+    from otel_step_hook.temporal import client
     def in_child():
         has_logged = print_log()
         end_steps("child", 20)
@@ -82,6 +83,7 @@ def test_an_outbox_keeps_the_steps_of_a_child(forked: Run, tmp_path: Path) -> No
             while len(hook._workers[0]._runner().store):
                 time.sleep(0.01)  # no event says that the outbox has them
     deliver("parent")
+    client.runtime()  # a flush with an outbox waits for no attempt, which would make it
     fork(in_child)
     """
     ended = forked(program, outbox=path, shutdown_timeout=600)
@@ -111,6 +113,7 @@ def test_a_child_whose_outbox_cannot_be_used(forked: Run, tmp_path: Path) -> Non
         time.sleep(1)  # seconds; what would try again and again does it meanwhile
         print("tries", len(tries), flush=True)
     deliver("parent")
+    made()  # a flush with an outbox waits for no attempt, which would make it
     fork(in_child)
     """
     ended = forked(program, outbox=path, shutdown_timeout=5)

@@ -55,6 +55,8 @@ def test_celery_that_stops_cold(receiver: StepReceiver, celery: Callable[[str], 
     """It delivers, too, when it is asked not to wait for its tasks."""
     program = celery(f"--pool {pool}")
     receiver.wait_for(len(STEPS))
+    assert program.stdout is not None
+    assert "done\n" in program.stdout  # lines until that: Celery kills tasks that it has not done, or fails
     program.send_signal(signal.SIGQUIT)
     _assert_delivered(receiver, program.ended())
 
