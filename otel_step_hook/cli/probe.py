@@ -16,9 +16,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.http_client import connector
 from otel_step_hook.delivery.model import Endpoint
+from otel_step_hook.delivery.origin import MetadataAddressRefused, Origin
 from otel_step_hook.delivery.request import USER_AGENT, attempt_headers, body, webhook_id
 from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.transport import MetadataAddressRefused, Origin
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 
 _TIMEOUT = 5.0  # seconds for each check: a user waits for the result

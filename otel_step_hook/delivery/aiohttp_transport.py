@@ -17,15 +17,8 @@ from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
-from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.delivery.transport import (
-    ANSWER_LIMIT,
-    ANSWER_TIME,
-    KEEP_ALIVE,
-    MetadataAddressRefused,
-    Origin,
-    error_type_of,
-)
+from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, MetadataAddressRefused, Origin
+from otel_step_hook.delivery.retry import AttemptResult, error_type_of
 
 _MAX_HEADER_SIZE = 65_536  # bytes of one header
 _END_OF_HEAD = b"\r\n\r\n"

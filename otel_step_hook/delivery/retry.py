@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -193,3 +193,21 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
     except ValueError:  # the 31st of February, 25 o'clock
         return None
     return max(0.0, moment.replace(tzinfo=UTC).timestamp() - now)  # asctime has no zone
+
+
+def error_type_of(error: Exception) -> str:
+    """Return ``timeout``, or the name of the most specific cause: ``ConnectionRefusedError``, not ``ConnectError``."""
+    names = [type(error).__name__]
+    for cause in causes_of(error):
+        if isinstance(cause, TimeoutError):  # also the kernel's, and that of one of several addresses
+            return "timeout"
+        if isinstance(cause, OSError) and type(cause) is not OSError:
+            names.append(type(cause).__name__)
+    return names[-1]
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield *error* and the errors below it: its cause, or its context, which httpcore's ``from None`` leaves."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,30 +1,21 @@
-"""HTTP by httpx: owns httpx, the connections, and the look-up of the endpoint's addresses."""
+"""HTTP by httpx: owns httpx, and the connections that it makes."""
 
 import asyncio
 import contextlib
 import importlib
-import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import httpx
 
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
-from otel_step_hook.delivery.metadata_hosts import is_metadata_address
-from otel_step_hook.delivery.model import Endpoint, Headers, TlsFiles
-from otel_step_hook.delivery.retry import AttemptResult
-from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.delivery.model import Endpoint, Headers
+from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, MetadataAddressRefused, Origin
+from otel_step_hook.delivery.retry import AttemptResult, causes_of, error_type_of
 
-ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
-ANSWER_TIME = 1.0  # seconds that the body of an answer may take; the result is known before it
-KEEP_ALIVE = 5.0  # seconds after which an idle connection is not used again
-_ADDRESS_AGE = 30.0  # seconds for which a look-up is kept: a receiver that moves is followed within this time
-_FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
 _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 
 # If the process forks while another thread imports a module or makes a TLS context, the locks that this takes stay
@@ -33,93 +24,6 @@ _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProto
 for _late in ("httpcore", "anyio._backends._asyncio"):
     importlib.import_module(_late)
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
-class MetadataAddressRefused(Exception):  # noqa: N818 -- its name is an `error.type`, and reads as one
-    """The endpoint's name has no addresses but those of cloud metadata services."""
-
-
-@dataclass(slots=True)
-class _LookUp:
-    addresses: list[str]
-    until: float
-
-
-class Origin:
-    """Where the requests to an endpoint go: URL, TLS context and addresses, shared by its connections.
-
-    Raises `ConfigurationError` for a URL, a certificate or a key file that cannot be used.
-    """
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        try:
-            self.url = httpx.URL(endpoint.url)
-            self.proxy = httpx.URL(endpoint.proxy) if endpoint.proxy else None
-            for url in filter(None, (self.url, self.proxy)):
-                url.raw_host.decode("ascii").encode("idna")  # as the resolver does: refuses empty and overlong labels
-        except (httpx.InvalidURL, ValueError):
-            raise ConfigurationError(
-                "STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_PROXY is not a URL that can be used; "
-                "expected an absolute URL such as https://example.com/hook"
-            ) from None
-        self._files = endpoint.tls
-        self.uses_tls = "https" in {self.url.scheme, self.proxy and self.proxy.scheme}
-        if endpoint.tls != TlsFiles() or self.uses_tls:
-            _ = self.tls  # now, to report an unusable file at start-up; and see the top of the module
-        self.host = self.url.raw_host.decode("ascii")
-        self.tls_name = self.host.removesuffix(".")  # certificates do not have the dot that ends an absolute name
-        self.port = self.url.port or (443 if self.url.scheme == "https" else 80)
-        self.netloc = self.url.netloc.decode("ascii")
-        self._urls: dict[str, httpx.URL] = {}
-        self._look_up = _LookUp([], 0.0)
-
-    @cached_property
-    def tls(self) -> ssl.SSLContext:
-        """The TLS context of all connections. Making it takes 30 ms."""
-        files = self._files
-        try:
-            authorities = files.certificate
-            context = ssl.create_default_context(cafile=authorities) if authorities else httpx.create_ssl_context()
-            if files.client_certificate:
-                # An empty password: without one, OpenSSL asks for it on the terminal, and waits.
-                context.load_cert_chain(files.client_certificate, files.client_key, password="")
-        except (OSError, ValueError) as error:
-            paths = (files.certificate, files.client_certificate, files.client_key)
-            names = [name for name, path in zip(_FILES, paths, strict=True) if path] or ["SSL_CERT_FILE"]
-            raise ConfigurationError(
-                f"{' or '.join(names)} cannot be used ({type(error).__name__}); expected the path of a PEM file that "
-                "can be read; a key belongs to its certificate and has no password"
-            ) from None
-        return context
-
-    async def addresses(self) -> list[str]:
-        """Return the endpoint's addresses; those that failed are at the end. A look-up is kept for 30 s.
-
-        Raises OSError when the name cannot be resolved, and `MetadataAddressRefused` when it has no
-        addresses but those of metadata services.
-        """
-        if monotonic() < self._look_up.until:
-            return self._look_up.addresses
-        loop = asyncio.get_running_loop()  # our own loop shares a look-up that is under way
-        found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
-        allowed = [address for address in addresses if not is_metadata_address(address)]
-        if not allowed:
-            raise MetadataAddressRefused
-        known = self._look_up.addresses  # in the order that `forget` has left
-        allowed.sort(key=lambda address: known.index(address) if address in known else len(known))
-        self._look_up = _LookUp(allowed, monotonic() + _ADDRESS_AGE)
-        return allowed
-
-    def url_at(self, address: str) -> httpx.URL:
-        """Return the endpoint's URL with *address* in place of its name."""
-        if address not in self._urls:
-            self._urls = {address: self.url.copy_with(host=address)}
-        return self._urls[address]
-
-    def forget(self, address: str) -> None:
-        """Drop the look-up; the next attempt makes a new one, and tries *address* last."""
-        self._look_up = _LookUp(sorted(self._look_up.addresses, key=lambda known: known == address), 0.0)
 
 
 def connector(endpoint: Endpoint) -> Callable[[], "HttpxTransport"]:
@@ -280,22 +184,6 @@ def _has_excess(stream: object) -> bool:
 
 def _is_stale(error: Exception) -> bool:
     """Whether the connection ended before the first byte of an answer; an h11 error shows that bytes have come."""
-    return isinstance(error, _STALE) and not any(type(cause).__module__.startswith("h11.") for cause in _causes(error))
-
-
-def error_type_of(error: Exception) -> str:
-    """Return ``timeout``, or the name of the most specific cause: ``ConnectionRefusedError``, not ``ConnectError``."""
-    names = [type(error).__name__]
-    for cause in _causes(error):
-        if isinstance(cause, TimeoutError):  # also the kernel's, and that of one of several addresses
-            return "timeout"
-        if isinstance(cause, OSError) and type(cause) is not OSError:
-            names.append(type(cause).__name__)
-    return names[-1]
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield *error* and the errors below it: its cause, or its context, which httpcore's ``from None`` leaves."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    return isinstance(error, _STALE) and not any(
+        type(cause).__module__.startswith("h11.") for cause in causes_of(error)
+    )

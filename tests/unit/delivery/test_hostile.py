@@ -9,7 +9,7 @@ import threading
 import pytest
 from sending import OK, SHORT, TO_CONNECT, Attempts, Behaviour, answering, dripping, silent
 
-from otel_step_hook.delivery.transport import ANSWER_LIMIT
+from otel_step_hook.delivery.origin import ANSWER_LIMIT
 from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_request
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -74,7 +74,8 @@ def test_the_body_of_an_answer_is_read_no_longer_than_the_timeout(
     attempts: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A receiver that drips after its status line is cut off at the timeout of the attempt, or before."""
-    monkeypatch.setattr("otel_step_hook.delivery.transport.ANSWER_TIME", 20.0)  # seconds, instead of 1
+    for module in ("transport", "aiohttp_transport"):
+        monkeypatch.setattr(f"otel_step_hook.delivery.{module}.ANSWER_TIME", 20.0)  # seconds, instead of 1
     result = attempts.at(dripping(HEAD + b"content-length: 100000\r\n\r\n", b"x"), timeout=0.5)
     assert result.is_success
     assert len(result.excerpt) < 250  # about 25, at 50 a second; in ANSWER_TIME, 1000

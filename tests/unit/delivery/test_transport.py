@@ -11,9 +11,9 @@ from delivering import NewRig, event, poll
 from sending import CONTENT, OK, TO_CONNECT, Attempts, answering, endpoint_to
 
 from otel_step_hook.delivery.loop import EventLoop
+from otel_step_hook.delivery.origin import ANSWER_LIMIT
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.delivery.sender import Transport
-from otel_step_hook.delivery.transport import ANSWER_LIMIT
 from otel_step_hook.testing import HostileReceiver, read_request
 
 

@@ -108,7 +108,7 @@ def test_a_name_that_flips_to_a_metadata_service_is_refused(
     attempts: Attempts, names: Names, receiver: HostileReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each look-up is checked, not only the first one."""
-    monkeypatch.setattr("otel_step_hook.delivery.transport._ADDRESS_AGE", 0.0)
+    monkeypatch.setattr("otel_step_hook.delivery.origin._ADDRESS_AGE", 0.0)
     names.lead_to("flip.test", ["127.0.0.1"], ["169.254.169.254"])
     results = attempts(f"http://flip.test:{port_of(receiver.url)}/hook", 2)
     assert [result.error_type for result in results] == [None, "MetadataAddressRefused"]
@@ -118,7 +118,7 @@ def test_a_receiver_that_moves_is_followed(
     attempts: Attempts, names: Names, receiver: HostileReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once the name resolves to another address, the next attempt goes there, although the old connection is kept."""
-    monkeypatch.setattr("otel_step_hook.delivery.transport._ADDRESS_AGE", 0.0)
+    monkeypatch.setattr("otel_step_hook.delivery.origin._ADDRESS_AGE", 0.0)
     port = port_of(receiver.url)
     names.lead_to("moving.test", ["127.0.0.1"], ["127.0.0.2"])
     with accepting_one("127.0.0.2", int(port)):
