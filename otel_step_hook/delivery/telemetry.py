@@ -208,7 +208,7 @@ class Telemetry:
                 context=set_span_in_context(NonRecordingSpan(event.context), Context()),
                 start_time=event.end_time,
                 attributes={
-                    "step_hook.step_id": event.step_id.encode("utf-8", "replace").decode(),
+                    "step_hook.step_id": event.step_id.encode("utf-8", "backslashreplace").decode(),
                     "step_hook.outcome": str(event.outcome),
                     "step_hook.webhook_id": delivery.id,
                     "step_hook.endpoint": self._endpoint.name,
