@@ -2,13 +2,23 @@
 
 from typing import Literal
 
+VerificationReason = Literal[
+    "missing_header",
+    "malformed_header",
+    "wrong_key",
+    "signature_mismatch",
+    "timestamp_too_old",
+    "timestamp_in_future",
+    "bad_body",
+]
+
 
 class StepHookError(Exception):
     """The base class of all exceptions that this library raises on purpose."""
 
 
 class ConfigurationError(StepHookError, ValueError):
-    """Raised for a setting, a profile or a key that cannot be used.
+    """Raised for a setting, a profile, a key or another argument that cannot be used.
 
     The message names the setting, what was expected and what to do. It never holds the value of a secret.
     """
@@ -18,10 +28,15 @@ class VerificationError(StepHookError):
     """Raised for a request that is not a genuine, fresh and readable step webhook.
 
     The message says what was missing or wrong, what was expected and what to do. It never holds a secret, so it
-    may be sent back. *status_code* is the HTTP status to answer with: 401 when the sender has not proved who it
-    is, 400 when it has, but the body is no step.
+    may be sent back. *reason* is one of ``missing_header``, ``malformed_header``, ``wrong_key``,
+    ``signature_mismatch``, ``timestamp_too_old``, ``timestamp_in_future`` and ``bad_body``. *status_code* is the HTTP
+    status to answer with: 400 for ``bad_body``, and 401 for all else, since the sender has not proved who it is.
     """
 
-    def __init__(self, message: str, *, status_code: Literal[400, 401] = 401) -> None:
-        super().__init__(message)
-        self.status_code = status_code
+    def __init__(self, message: str, reason: VerificationReason) -> None:
+        super().__init__(message, reason)  # both, so that the error can be pickled
+        self.reason = reason
+        self.status_code: Literal[400, 401] = 400 if reason == "bad_body" else 401
+
+    def __str__(self) -> str:
+        return str(self.args[0])

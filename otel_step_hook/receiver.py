@@ -11,6 +11,7 @@ A receiver in FastAPI::
 """
 
 import re
+import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -22,6 +23,7 @@ from otel_step_hook.errors import ConfigurationError, VerificationError
 
 _SIGNATURE_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 _UNIX_SECONDS = re.compile(r"[0-9]{1,12}")  # ASCII digits only, until the year 33658
+_SURROGATE = re.compile("[\\ud800-\\udfff]")  # a byte that is not UTF-8, as some frameworks decode it
 _OBJECT = TypeAdapter(dict[str, JsonValue])
 
 
@@ -50,58 +52,98 @@ def verify(
     signing_secret: str | None = None,
     tolerance: float = 300.0,
     now: float | None = None,
+    allow_unauthenticated: bool = False,
 ) -> ReceivedStep:
     """Return the step that a request reports, after the request has proved to be genuine.
 
-    *body* is the request's body, byte for byte; the case of the names in *headers* does not matter. With *key*
-    (the sender's STEP_COMPLETE_KEY) the bearer token must match. With *signing_secret* (the sender's
+    *body* is the request's body, byte for byte; the case of the names in *headers* does not matter.
+
+    With *key* (the sender's STEP_COMPLETE_KEY) the bearer token must match. With *signing_secret* (the sender's
     STEP_COMPLETE_SIGNING_SECRET: one or more `whsec_…`, separated by spaces) the Standard Webhooks signature must
     match, and its timestamp must be at most *tolerance* seconds before or after *now*, in unix seconds, which
-    defaults to this machine's clock. With neither, nothing proves who sent the request. May be called from any
-    thread.
+    defaults to this machine's clock. With neither, nothing proves who sent the request, and *allow_unauthenticated*
+    must be True. May be called from any thread.
 
     Raises `VerificationError` for any request that does not pass; answer with its *status_code*. Raises
-    `ConfigurationError` for a *key* or *signing_secret* that no request could match.
+    `ConfigurationError` for arguments that cannot be used, whatever the request: such as neither *key* nor
+    *signing_secret*, because the variable that holds it is not set.
     """
+    token = _token(key)
+    secrets = _secrets(signing_secret)
+    if token is None and secrets is None and allow_unauthenticated is not True:
+        raise ConfigurationError(
+            "neither key nor signing_secret is given; expected the sender's STEP_COMPLETE_KEY or "
+            "STEP_COMPLETE_SIGNING_SECRET; set the variable that holds it, or pass allow_unauthenticated=True "
+            "to accept a request from anybody"
+        )
+    moment = _seconds("now", time.time() if now is None else now)
+    limit = _seconds("tolerance", tolerance)
     received = {name.lower(): value for name, value in headers.items()}
-    if key is not None:
-        _check_key(received.get("authorization", ""), key)
-    if signing_secret is not None:
-        moment = time.time() if now is None else now
-        signed_at = _verified_timestamp(body, received, parse_secrets(signing_secret))
-        _check_age(moment - signed_at, tolerance)
-    return _parse(body, received.get("webhook-id"))
+    if token is not None:
+        _check_token(received.get("authorization", ""), token)
+    if secrets is not None:
+        _check_age(moment - _verified_timestamp(body, received, secrets), limit)
+    return _parse(body, _webhook_id(received))
 
 
-def _check_key(authorization: str, key: str) -> None:
-    expected = key.strip()  # HTTP removes space around a header's value
-    if not expected:
+def _token(key: object) -> str | None:
+    if key is None:
+        return None
+    token = _text("key", key).strip()  # HTTP removes space around a header's value
+    if not token:
         raise ConfigurationError(
             "the key to verify with is empty; expected the sender's STEP_COMPLETE_KEY; "
-            "pass it, or pass None to check no key"
+            "pass it, or pass None to check nothing but the signature"
         )
+    return token
+
+
+def _secrets(signing_secret: object) -> tuple[bytes, ...] | None:
+    return None if signing_secret is None else parse_secrets(_text("signing_secret", signing_secret))
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} is of type {type(value).__name__}; expected text; pass a str, or None")
+    return value
+
+
+def _seconds(name: str, value: object) -> float:
+    if not isinstance(value, int | float):
+        raise ConfigurationError(f"{name} is of type {type(value).__name__}; expected seconds; pass a number")
+    if not 0 <= value <= sys.float_info.max:  # NaN is in no range
+        raise ConfigurationError(f"{name} is negative, infinite or no number; expected seconds from 0; correct it")
+    return value
+
+
+def _check_token(authorization: str, expected: str) -> None:
     scheme, _, token = authorization.partition(" ")
     if not equal_in_constant_time(token.strip(), expected) or scheme.lower() != "bearer":
         raise VerificationError(
             f"the authorization header is {'wrong' if authorization else 'missing'}; expected "
-            "'Bearer' and the key; set STEP_COMPLETE_KEY of the sender to the key of this receiver"
+            "'Bearer' and the key; set STEP_COMPLETE_KEY of the sender to the key of this receiver",
+            "wrong_key" if authorization else "missing_header",
         )
 
 
 def _verified_timestamp(body: bytes, received: Mapping[str, str], secrets: tuple[bytes, ...]) -> int:
-    missing = [name for name in _SIGNATURE_HEADERS if not received.get(name)]
-    if missing:
+    webhook_id, timestamp, signature = values = [received.get(name, "") for name in _SIGNATURE_HEADERS]
+    if not all(values):
+        missing = [name for name, value in zip(_SIGNATURE_HEADERS, values, strict=True) if not value]
         raise VerificationError(
             f"missing headers: {', '.join(missing)}; expected a Standard Webhooks signature; "
-            "set STEP_COMPLETE_SIGNING_SECRET of the sender, and let no proxy drop its headers"
+            "set STEP_COMPLETE_SIGNING_SECRET of the sender, and let no proxy drop its headers",
+            "missing_header",
         )
-    webhook_id, timestamp, signature = (received[name] for name in _SIGNATURE_HEADERS)
     if not _UNIX_SECONDS.fullmatch(timestamp):
-        raise VerificationError("webhook-timestamp is no unix time; expected digits, in seconds; check what sends here")
+        raise VerificationError(
+            "webhook-timestamp is no unix time; expected digits, in seconds; check what sends here", "malformed_header"
+        )
     if not verify_signature(secrets, signature, webhook_id=webhook_id, timestamp=int(timestamp), body=body):
         raise VerificationError(
             "no signature in webhook-signature matches; expected 'v1,' and the HMAC-SHA256 of id, timestamp "
-            "and body; give sender and receiver the same secret, and verify the body's exact bytes"
+            "and body; give sender and receiver the same secret, and verify the body's exact bytes",
+            "signature_mismatch",
         )
     return int(timestamp)
 
@@ -110,8 +152,19 @@ def _check_age(age: float, tolerance: float) -> None:
     if abs(age) > tolerance:
         raise VerificationError(
             f"webhook-timestamp is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}; expected at most "
-            f"{tolerance:.0f} s; set the clocks of both machines, or refuse the replay"
+            f"{tolerance:.0f} s; set the clocks of both machines, or refuse the replay",
+            "timestamp_too_old" if age > 0 else "timestamp_in_future",
         )
+
+
+def _webhook_id(received: Mapping[str, str]) -> str | None:
+    webhook_id = received.get("webhook-id", "")
+    if _SURROGATE.search(webhook_id):
+        raise VerificationError(
+            "webhook-id holds what is no UTF-8; expected letters, digits and '_'; check what sends here",
+            "malformed_header",
+        )
+    return webhook_id or None
 
 
 def _parse(body: bytes, webhook_id: str | None) -> ReceivedStep:
@@ -123,5 +176,5 @@ def _parse(body: bytes, webhook_id: str | None) -> ReceivedStep:
         raise VerificationError(
             f"the body is no step ({where}: {first['msg']}); expected a JSON object such as "
             '{"step_id": "step-1"}; check what sends here',
-            status_code=400,
+            "bad_body",
         ) from None
