@@ -13,15 +13,22 @@ A receiver in FastAPI::
 import re
 import sys
 import time
-from collections.abc import Mapping
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from otel_step_hook.delivery.signing import equal_in_constant_time, parse_secrets, verify_signature
 from otel_step_hook.errors import ConfigurationError, VerificationError
+from otel_step_hook.incoming import (
+    SIGNATURE_HEADERS,
+    Body,
+    Headers,
+    ReceivedHeaders,
+    body_bytes,
+    header,
+    received_headers,
+)
 
-_SIGNATURE_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 _UNIX_SECONDS = re.compile(r"[0-9]{1,12}")  # ASCII digits only, until the year 33658
 _SURROGATE = re.compile("[\\ud800-\\udfff]")  # a byte that is not UTF-8, as some frameworks decode it
 _OBJECT = TypeAdapter(dict[str, JsonValue])
@@ -45,18 +52,22 @@ class ReceivedStep(BaseModel):
 
 
 def verify(
-    body: bytes,
-    headers: Mapping[str, str],
+    body: Body,
+    headers: Headers,
     *,
     key: str | None = None,
     signing_secret: str | None = None,
     tolerance: float = 300.0,
     now: float | None = None,
+    is_base64: bool = False,
     allow_unauthenticated: bool = False,
 ) -> ReceivedStep:
     """Return the step that a request reports, after the request has proved to be genuine.
 
-    *body* is the request's body, byte for byte; the case of the names in *headers* does not matter.
+    *body* is the request's body, byte for byte: bytes, bytearray, memoryview, or text; None is an empty one. With
+    *is_base64* it is decoded first: an AWS Lambda function passes ``is_base64=event["isBase64Encoded"]``. *headers* are
+    a mapping, pairs of name and value, a WSGI environ, or None; names may be in any case, names and values may be
+    bytes, and a value may be a list of values. Several values of one header must not differ.
 
     With *key* (the sender's STEP_COMPLETE_KEY) the bearer token must match. With *signing_secret* (the sender's
     STEP_COMPLETE_SIGNING_SECRET: one or more `whsec_…`, separated by spaces) the Standard Webhooks signature must
@@ -78,12 +89,12 @@ def verify(
         )
     moment = _seconds("now", time.time() if now is None else now)
     limit = _seconds("tolerance", tolerance)
-    received = {name.lower(): value for name, value in headers.items()}
+    content, received = body_bytes(body, is_base64=is_base64), received_headers(headers)
     if token is not None:
-        _check_token(received.get("authorization", ""), token)
+        _check_token(header(received, "authorization"), token)
     if secrets is not None:
-        _check_age(moment - _verified_timestamp(body, received, secrets), limit)
-    return _parse(body, _webhook_id(received))
+        _check_age(moment - _verified_timestamp(content, received, secrets), limit)
+    return _parse(content, _webhook_id(received))
 
 
 def _token(key: object) -> str | None:
@@ -126,10 +137,10 @@ def _check_token(authorization: str, expected: str) -> None:
         )
 
 
-def _verified_timestamp(body: bytes, received: Mapping[str, str], secrets: tuple[bytes, ...]) -> int:
-    webhook_id, timestamp, signature = values = [received.get(name, "") for name in _SIGNATURE_HEADERS]
+def _verified_timestamp(body: bytes, received: ReceivedHeaders, secrets: tuple[bytes, ...]) -> int:
+    webhook_id, timestamp, signature = values = [header(received, name) for name in SIGNATURE_HEADERS]
     if not all(values):
-        missing = [name for name, value in zip(_SIGNATURE_HEADERS, values, strict=True) if not value]
+        missing = [name for name, value in zip(SIGNATURE_HEADERS, values, strict=True) if not value]
         raise VerificationError(
             f"missing headers: {', '.join(missing)}; expected a Standard Webhooks signature; "
             "set STEP_COMPLETE_SIGNING_SECRET of the sender, and let no proxy drop its headers",
@@ -157,8 +168,8 @@ def _check_age(age: float, tolerance: float) -> None:
         )
 
 
-def _webhook_id(received: Mapping[str, str]) -> str | None:
-    webhook_id = received.get("webhook-id", "")
+def _webhook_id(received: ReceivedHeaders) -> str | None:
+    webhook_id = header(received, "webhook-id")
     if _SURROGATE.search(webhook_id):
         raise VerificationError(
             "webhook-id holds what is no UTF-8; expected letters, digits and '_'; check what sends here",

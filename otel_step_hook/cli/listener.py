@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -97,7 +98,7 @@ class Listener:
         # For its ConfigurationError: `verify` checks the key and the secret before it checks the webhook.
         for key_or_none, secret_or_none in ((key, None), (None, signing_secret)):
             with contextlib.suppress(VerificationError):
-                verify(b"", {}, key=key_or_none, signing_secret=secret_or_none, allow_unauthenticated=True)
+                verify(b"", None, key=key_or_none, signing_secret=secret_or_none, allow_unauthenticated=True)
         self._plan = Plan() if plan is None else plan
         self._key = key
         self._signing_secret = signing_secret
@@ -122,7 +123,7 @@ class Listener:
         """The URL to send webhooks to."""
         return f"http://127.0.0.1:{self._server.server_port}/"
 
-    def _receive(self, headers: Mapping[str, str], body: bytes) -> Answer:
+    def _receive(self, headers: Message, body: bytes) -> Answer:
         attempt = self._count(headers.get("webhook-id", ""))
         try:
             step = verify(
@@ -163,7 +164,7 @@ class _Server(ThreadingHTTPServer):
 
     request_queue_size = 128  # connections that may wait to be accepted
 
-    def __init__(self, port: int, receive: Callable[[Mapping[str, str], bytes], Answer]) -> None:
+    def __init__(self, port: int, receive: Callable[[Message, bytes], Answer]) -> None:
         self.receive = receive
         self.closing = threading.Event()
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -217,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < length:  # the client has left
             self.close_connection = True
             return
-        answer = self.server.receive({name.lower(): text for name, text in self.headers.items()}, body)
+        answer = self.server.receive(self.headers, body)
         if self.server.closing.wait(answer.delay):
             self.close_connection = True
             return

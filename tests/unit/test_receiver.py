@@ -50,7 +50,7 @@ def _refusal(
 ) -> VerificationError:
     is_open = key is None and signing_secret is None
     with pytest.raises(VerificationError) as caught:
-        verify(body, headers or {}, key=key, signing_secret=signing_secret, now=_NOW, allow_unauthenticated=is_open)
+        verify(body, headers, key=key, signing_secret=signing_secret, now=_NOW, allow_unauthenticated=is_open)
     message = str(caught.value)
     assert len(message.split("; ")) == 3  # what happened; what was expected; what to do
     assert "; expected" in message
@@ -61,7 +61,7 @@ def _refusal(
 
 
 def _read(body: bytes, headers: dict[str, str] | None = None) -> ReceivedStep:
-    return verify(body, headers or {}, allow_unauthenticated=True)
+    return verify(body, headers, allow_unauthenticated=True)
 
 
 # The body
