@@ -1,7 +1,11 @@
-"""The exceptions that this library raises on purpose."""
+"""The exceptions that this library raises on purpose, and how they leave it without a secret."""
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Literal, ParamSpec, TypeVar
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 VerificationReason = Literal[
     "missing_header",
     "malformed_header",
@@ -40,3 +44,27 @@ class VerificationError(StepHookError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def hide_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return *function* so that a `StepHookError` leaves it without the frames in which it was raised.
+
+    Tools that report errors send the local variables of each frame in a traceback, and those of *function* and of what
+    it calls hold secrets. Any other exception keeps its frames. What called *function* stays in the traceback.
+    """
+
+    @functools.wraps(function)
+    def hiding(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except StepHookError as error:
+            failure = error
+        # Raised outside of `except`, which would make the error its own context, and with the arguments gone.
+        del args, kwargs
+        failure.__cause__ = failure.__context__ = None
+        try:
+            raise failure.with_traceback(None)
+        finally:
+            del failure  # or the error would keep this frame alive, and this frame the error
+
+    return hiding

@@ -18,7 +18,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from otel_step_hook.delivery.signing import equal_in_constant_time, parse_secrets, verify_signature
-from otel_step_hook.errors import ConfigurationError, VerificationError
+from otel_step_hook.errors import ConfigurationError, VerificationError, hide_arguments
 from otel_step_hook.incoming import (
     SIGNATURE_HEADERS,
     Body,
@@ -51,6 +51,7 @@ class ReceivedStep(BaseModel):
     webhook_id: str | None = None
 
 
+@hide_arguments
 def verify(
     body: Body,
     headers: Headers,

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, Self
 
-from otel_step_hook.errors import VerificationError
+from otel_step_hook.errors import VerificationError, hide_arguments
 from otel_step_hook.receiver import ReceivedStep, verify
 
 BODY_LIMIT = 1_048_576  # bytes; 413 beyond it. The longest step id makes a body of about 100 kB
@@ -86,6 +86,7 @@ class Listener:
     *signing_secret* that no webhook can match.
     """
 
+    @hide_arguments
     def __init__(
         self,
         plan: Plan | None = None,

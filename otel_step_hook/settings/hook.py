@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.errors import ConfigurationError, hide_arguments
 from otel_step_hook.settings.file import ENDPOINTS, read_endpoints
 from otel_step_hook.settings.parsing import (
     PREFIX,
@@ -113,6 +113,7 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
 
     _arguments: frozenset[str] = PrivateAttr(frozenset())
 
+    @hide_arguments
     def __init__(self, /, **values: Any) -> None:
         super().__init__(**values)
         self._arguments = frozenset(values)

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from otel_step_hook.delivery.model import HttpClient
 from otel_step_hook.delivery.signing import parse_secrets
-from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.errors import ConfigurationError, hide_arguments
 from otel_step_hook.settings.parsing import (
     PREFIX,
     check_file,
@@ -190,6 +190,7 @@ class EndpointSettings(ReceiverSettings):
         ..., "Endpoint that receives a POST when a step ends.", URL, secret=True
     )
 
+    @hide_arguments
     def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**_with_secrets(values))
