@@ -24,7 +24,7 @@ class HasItems(Protocol):
         ...
 
 
-Headers = HasItems | Iterable[tuple[object, object] | list[object]] | None
+Headers = HasItems | Iterable[tuple[object, object] | list[str] | list[bytes]] | None
 ReceivedHeaders = Mapping[str, set[str]]
 
 

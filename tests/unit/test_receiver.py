@@ -359,10 +359,11 @@ def test_an_argument_of_another_type_raises(name: str, value: object) -> None:
     assert "SEKRET" not in str(caught.value)
 
 
-def test_a_webhook_id_that_is_no_text_is_refused() -> None:
-    """A byte that is not UTF-8, as aiohttp decodes it, is an error of the header and not of the body."""
-    with pytest.raises(VerificationError, match=r"webhook-id holds what is no UTF-8; expected .*; check") as caught:
-        _read(_BODY, {"webhook-id": "msg_\udcff"})
+@pytest.mark.parametrize("webhook_id", ["msg_\udcff", "msg_1,msg_2", "msg_1, msg_1"])
+def test_a_webhook_id_that_is_none_is_refused(webhook_id: str) -> None:
+    """A byte that is not UTF-8, as aiohttp decodes it, and ids that a server has joined are errors of the header."""
+    with pytest.raises(VerificationError, match=r"webhook-id holds a comma, .*; expected .*; check") as caught:
+        _read(_BODY, {"webhook-id": webhook_id})
     assert caught.value.reason == "malformed_header"
 
 
@@ -417,20 +418,19 @@ def test_a_fastapi_receiver_can_verify() -> None:
 
 
 @pytest.mark.parametrize("payload", ["step_id", "full"])
-@pytest.mark.parametrize("step_id", ["a\ud800", "\udfff\ud83d\ude00", "Schritt \u00fc \U0001f600 \\ud800", b"\xff"])
-def test_what_is_sent_is_accepted(step_id: str | bytes, payload: str, step_receiver: ScriptedReceiver) -> None:
+@pytest.mark.parametrize("text", ["a\ud800", "\udfff\ud83d\ude00", "Schritt \u00fc \U0001f600 \\ud800"])
+def test_what_is_sent_is_accepted(text: str, payload: str, step_receiver: ScriptedReceiver) -> None:
     """A step with any id and name, over HTTP, with key and signature, passes: half a character is written out."""
     hook = StepHookProcessor(step_receiver.url, key=_KEY, signing_secret=_SECRET, payload=payload)
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(hook)
-    name = step_id if isinstance(step_id, str) else "step"
-    provider.get_tracer("test").start_span(name, attributes={"step_id": step_id}).end()
+    provider.get_tracer("test").start_span(text, attributes={"step_id": text}).end()
     (received,) = step_receiver.wait_for(1)
     provider.shutdown()
     step = verify(received.body, received.headers, key=_KEY, signing_secret=_SECRET)
-    text = name.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-    written = text.encode("utf-8", "backslashreplace").decode()
-    assert step.step_id == (written if isinstance(step_id, str) else "\\xff")
+    joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    written = joined.encode("utf-8", "backslashreplace").decode()
+    assert step.step_id == written
     assert (step.data or {}).get("name") == (written if payload == "full" else None)
 
 
