@@ -16,6 +16,7 @@ from otel_step_hook.settings.parsing import (
     check_profiles,
     did_you_mean,
     name_from_url,
+    read_choice,
     read_list,
     read_number,
     read_path,
@@ -95,7 +96,7 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
         "[delivers what is queued first](processes.md#sigterm), within the longest shutdown timeout.",
         expected="true or false (or 1 or 0, yes or no, on or off)",
     )
-    engine: Literal["local", "temporal"] = setting(
+    engine: Annotated[Literal["local", "temporal"], BeforeValidator(read_choice)] = setting(
         "local",
         "`local`: this process sends the webhooks. `temporal`: it hands them over [to Temporal](temporal.md), whose "
         "address and credentials come from Temporal's own variables.",

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -23,11 +24,13 @@ from otel_step_hook.delivery.model import HttpClient
 from otel_step_hook.delivery.signing import parse_secrets
 from otel_step_hook.errors import ConfigurationError, hide_arguments
 from otel_step_hook.settings.parsing import (
+    BLANKS,
     PREFIX,
     check_file,
     check_headers,
     did_you_mean,
     name_from_url,
+    read_choice,
     read_headers,
     read_key,
     read_list,
@@ -36,6 +39,7 @@ from otel_step_hook.settings.parsing import (
     read_path,
     read_signing_secret,
     read_url,
+    without_blanks,
 )
 from otel_step_hook.steps.event import Outcome
 
@@ -62,7 +66,7 @@ class ReceiverSettings(BaseModel):
     key: Annotated[SecretStr | None, BeforeValidator(read_key)] = setting(
         None,
         "Secret, sent as `Authorization: Bearer …`.",
-        "printable ASCII without line breaks, and without a space at either end",
+        "printable ASCII without line breaks",
         secret=True,
     )
     signing_secret: Annotated[SecretStr | None, BeforeValidator(read_signing_secret)] = setting(
@@ -71,7 +75,7 @@ class ReceiverSettings(BaseModel):
         "'whsec_' followed by base64; make one with: otel-step-hook secret",
         secret=True,
     )
-    payload: Literal["step_id", "full"] = setting(
+    payload: Annotated[Literal["step_id", "full"], BeforeValidator(read_choice)] = setting(
         "step_id",
         '`step_id`: exactly `{"step_id": "…"}`. `full`: the same key, and `type`, `timestamp`, `data`.',
         "step_id or full",
@@ -101,7 +105,7 @@ class ReceiverSettings(BaseModel):
         "an absolute URL such as http://proxy.example.com:3128",
         secret=True,
     )
-    http_client: HttpClient = setting(
+    http_client: Annotated[HttpClient, BeforeValidator(read_choice)] = setting(
         "auto",
         "The library that sends: `aiohttp`, which [is faster](performance.md) and comes with "
         "`pip install 'otel-step-hook[fast]'`, or `httpx`. `auto`: aiohttp where it can be used.",
@@ -144,6 +148,11 @@ class ReceiverSettings(BaseModel):
         shown = reprlib.repr(item["input"]) if field.repr else f"of type {type(item['input']).__name__}"
         what = "is not set" if item["type"] == "missing" else error or f"{verb} {shown}"
         return f"{cls.shown_name(str(name))} {what}; expected {expected}"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _remove_blanks(cls, value: object) -> object:
+        return without_blanks(value)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -211,7 +220,8 @@ class EndpointSettings(ReceiverSettings):
 def endpoint_label(values: Mapping[str, object]) -> str:
     """The beginning of a message about the endpoint with these settings; empty if it has no valid name."""
     name = values.get("name")
-    return f"endpoint {name!r}: " if isinstance(name, str) and re.fullmatch(_NAME, name) else ""
+    name = name.strip(BLANKS) if isinstance(name, str) else ""
+    return f"endpoint {name!r}: " if re.fullmatch(_NAME, name) else ""
 
 
 def _with_secrets(values: Mapping[str, object]) -> dict[str, object]:
@@ -224,7 +234,7 @@ def _with_secrets(values: Mapping[str, object]) -> dict[str, object]:
         if values.get(secret) is not None:
             raise ConfigurationError(f"{secret} and {name} are both set: remove one of them")
         # The message does not show *variable*: it may be the secret itself, put in the wrong place.
-        result[secret] = os.environ.get(variable) if isinstance(variable, str) else None
+        result[secret] = os.environ.get(variable.strip(BLANKS)) if isinstance(variable, str) else None
         if not result[secret]:
             raise ConfigurationError(
                 f"{name} names no environment variable that is set; "

@@ -108,6 +108,25 @@ def test_a_metadata_service_is_refused_however_it_is_spelled() -> None:
     assert_refused(("webhook", f"http://{host}/latest", sentence) for host in hosts)
 
 
+def test_quotes_around_a_value_are_refused() -> None:
+    """Quotes that Docker leaves around a value of a .env file are refused; quotes elsewhere are part of the value."""
+    values = {
+        "webhook": ("https://example.com/SEKRET", _URL),
+        "key": ("SEKRET", "; expected printable ASCII without line breaks"),
+        "timeout": ("5", _SECONDS),
+        "payload": ("full", "; expected step_id or full"),
+        "certificate": ("", "; expected the path of a PEM file that can be read"),
+    }
+    what = "has quotes around its value, as Docker leaves those of a .env file: remove them"
+    assert_refused(
+        (name, f"{quote}{value}{quote}", f"STEP_COMPLETE_{name.upper()} {what}{expected}")
+        for name, (value, expected) in values.items()
+        for quote in ("'", '"')
+    )
+    for key in ("a'b'", "'a", "'", "\"a'"):
+        assert refusal(key=key) == "not refused"
+
+
 def test_invalid_seconds_are_refused() -> None:
     """Seconds must be a finite number above 0, without a unit."""
     assert_refused(
@@ -137,8 +156,9 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused() -> None:
     expected = "expected true or false (or 1 or 0, yes or no, on or off)"
     assert_refused(
         ("drain_on_sigterm", value, f"STEP_COMPLETE_DRAIN_ON_SIGTERM is {value!r}; {expected}")
-        for value in ("maybe", "2", "-1", " ", "true ", "enabled", 2, 0.5, None)
+        for value in ("maybe", "2", "-1", "enabled", 2, 0.5, None)
     )
+    assert refusal(drain_on_sigterm=" ") == f"STEP_COMPLETE_DRAIN_ON_SIGTERM is ''; {expected}"
 
 
 def test_unknown_names_are_refused() -> None:
