@@ -76,6 +76,8 @@ def read_url(value: object) -> str | None:
         raise ValueError("has no host")
     if port == 0:
         raise ValueError("has port 0, on which nothing can be reached")
+    if "%" in host and ":" not in host:  # a proxy would decode it, and go where nobody has looked
+        raise ValueError("has a percent sign in its host, where only the zone of an IPv6 address has one")
     if is_metadata_host(host):
         raise ValueError("points to a cloud metadata service, which is refused")
     return url

@@ -108,6 +108,17 @@ def test_a_metadata_service_is_refused_however_it_is_spelled() -> None:
     assert_refused(("webhook", f"http://{host}/latest", sentence) for host in hosts)
 
 
+def test_a_percent_encoded_host_is_refused() -> None:
+    """A proxy would decode the host of a URL, and so could reach a metadata service."""
+    percent = "has a percent sign in its host, where only the zone of an IPv6 address has one"
+    hosts = ["169%2e254%2e169%2e254", "%6detadata.google.internal", "user%40@example%2ecom:80", "example.com%00"]
+    for name, expected in (("webhook", _URL), ("proxy", _PROXY)):
+        sentence = f"STEP_COMPLETE_{name.upper()} {percent}{expected}"
+        assert_refused((name, f"http://{host}/SEKRET", sentence) for host in hosts)
+    for url in ("http://[fe80::1%25eth0]:8080/a%20b", "http://[fe80::1%eth0]/", "http://a%20b:c%25@example.com/?a=%20"):
+        assert refusal(webhook=url, proxy=url) == "not refused"
+
+
 def test_quotes_around_a_value_are_refused() -> None:
     """Quotes that Docker leaves around a value of a .env file are refused; quotes elsewhere are part of the value."""
     values = {
