@@ -99,9 +99,8 @@ def test_a_metadata_service_is_refused_however_it_is_spelled() -> None:
         "[::ffff:169.254.169.254]",
         "[fd00:ec2::254]",
         "169.254.170.2.",
-        "metadata",
         "Metadata.Google.Internal.",
-        "\uff4detadata",  # fullwidth m
+        "\uff4detadata.goog",  # fullwidth m
         "\u2460\u2465\u2468.254.169.254",  # circled digits
     ]
     sentence = f"STEP_COMPLETE_WEBHOOK points to a cloud metadata service, which is refused{_URL}"
