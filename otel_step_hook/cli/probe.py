@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from otel_step_hook.delivery.addresses import resolvable
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.http_client import connector
 from otel_step_hook.delivery.model import Endpoint
@@ -55,7 +56,7 @@ async def probe(endpoint: Endpoint, *, timeout: float = _TIMEOUT) -> list[CheckR
     if endpoint.proxy is not None:
         parts = urlsplit(endpoint.proxy)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        return await _connect("proxy", parts.hostname or "", port, timeout)
+        return await _connect("proxy", resolvable(parts.hostname or ""), port, timeout)
     try:
         async with asyncio.timeout(timeout):
             addresses = list(await origin.addresses())

@@ -167,8 +167,6 @@ class AiohttpTransport:
     async def _send_to(self, address: str, content: bytes, headers: Headers, connect: float) -> _Response:
         origin = self._origin
         self._peer = (address, origin.port)
-        if address == origin.host:
-            return await self._send(str(origin.url), content, headers, connect)
         # The request goes to the address that was checked: if aiohttp looked the name up again, it could get
         # another address. The certificate is still verified against the name.
         return await self._send(str(origin.url_at(address)), content, headers, connect, origin.tls_name)

@@ -3,11 +3,14 @@
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import httpx
 
+from otel_step_hook.delivery.addresses import resolvable, without_zone
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.metadata_hosts import is_metadata_address
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
@@ -38,10 +41,11 @@ class Origin:
 
     def __init__(self, endpoint: Endpoint) -> None:
         try:
-            self.url = httpx.URL(endpoint.url)
-            self.proxy = httpx.URL(endpoint.proxy) if endpoint.proxy else None
+            whole = httpx.URL(endpoint.url)
+            self.url = _with_host(whole, without_zone)
+            self.proxy = _with_host(httpx.URL(endpoint.proxy), resolvable) if endpoint.proxy else None
             for url in filter(None, (self.url, self.proxy)):
-                url.raw_host.decode("ascii").encode("idna")  # as the resolver does: refuses empty and overlong labels
+                _host_of(url).encode("idna")  # as the resolver does: refuses empty and overlong labels
         except (httpx.InvalidURL, ValueError):
             raise ConfigurationError(
                 "STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_PROXY is not a URL that can be used; "
@@ -51,8 +55,9 @@ class Origin:
         self.uses_tls = "https" in {self.url.scheme, self.proxy and self.proxy.scheme}
         if endpoint.tls != TlsFiles() or self.uses_tls:
             _ = self.tls  # now, to report an unusable file at start-up; and the worker thread makes none
-        self.host = self.url.raw_host.decode("ascii")
-        self.tls_name = self.host.removesuffix(".")  # certificates do not have the dot that ends an absolute name
+        self.host = resolvable(_host_of(whole))
+        # Certificates have neither a zone nor the dot that ends an absolute name.
+        self.tls_name = _host_of(self.url).removesuffix(".")
         self.port = self.url.port or (443 if self.url.scheme == "https" else 80)
         self.netloc = self.url.netloc.decode("ascii")
         self._urls: dict[str, httpx.URL] = {}
@@ -87,7 +92,7 @@ class Origin:
             return self._look_up.addresses
         loop = asyncio.get_running_loop()  # our own loop shares a look-up that is under way
         found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
+        addresses = dict.fromkeys(_address_of(item[4]) for item in found)
         allowed = [address for address in addresses if not is_metadata_address(address)]
         if not allowed:
             raise MetadataAddressRefused
@@ -105,3 +110,18 @@ class Origin:
     def forget(self, address: str) -> None:
         """Drop the look-up; the next attempt makes a new one, and tries *address* last."""
         self._look_up = _LookUp(sorted(self._look_up.addresses, key=lambda known: known == address), 0.0)
+
+
+def _host_of(url: httpx.URL) -> str:
+    return url.raw_host.decode("ascii")
+
+
+def _with_host(url: httpx.URL, change: Callable[[str], str]) -> httpx.URL:
+    host = _host_of(url)
+    return url if change(host) == host else url.copy_with(host=change(host))
+
+
+def _address_of(sockaddr: tuple[Any, ...]) -> str:
+    """Return the address in *sockaddr*, an element of what `getaddrinfo` returns, with its IPv6 scope if it has one."""
+    address, _, *more = sockaddr  # more, of IPv6: flow info and scope id
+    return f"{address}%{more[1]}" if any(more[1:]) else str(address)

@@ -118,8 +118,6 @@ class HttpxTransport:
         extensions: dict[str, object] = {"timeout": {"connect": connect}}
         if origin.url.scheme == "https":
             extensions["trace"] = self._track_handshake
-        if address == origin.host:
-            return await self._send(origin.url, content, headers, extensions)
         # The request goes to the address that was checked: if httpcore looked the name up again, it could get
         # another address. The certificate is still verified against the name.
         extensions["sni_hostname"] = origin.tls_name
