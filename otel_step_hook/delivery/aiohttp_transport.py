@@ -17,7 +17,7 @@ from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
-from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, MetadataAddressRefused, Origin
+from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, AddressRefused, Origin
 from otel_step_hook.delivery.retry import AttemptResult, error_type_of
 
 _MAX_HEADER_SIZE = 65_536  # bytes of one header
@@ -128,7 +128,7 @@ class AiohttpTransport:
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
-        except (aiohttp.ClientError, OSError, MetadataAddressRefused) as error:
+        except (aiohttp.ClientError, OSError, AddressRefused) as error:
             return self._failure(error, is_stale=was_kept and _is_stale(error))
         if self._peer is None:  # the request went through a proxy
             self._peer = _peer_of(response)

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from otel_step_hook.delivery.addresses import resolvable, without_zone
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.metadata_hosts import is_metadata_address
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
+from otel_step_hook.delivery.private_addresses import is_private_address
 from otel_step_hook.errors import ConfigurationError
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
@@ -23,8 +24,16 @@ _ADDRESS_AGE = 30.0  # seconds for which a look-up is kept: a receiver that move
 _FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
 
 
-class MetadataAddressRefused(Exception):  # noqa: N818 -- its name is an `error.type`, and reads as one
+class AddressRefused(Exception):  # noqa: N818 -- the names of its subclasses are an `error.type`, and read as one
+    """The endpoint's name has no addresses but those that are refused."""
+
+
+class MetadataAddressRefused(AddressRefused):
     """The endpoint's name has no addresses but those of cloud metadata services."""
+
+
+class PrivateAddressRefused(AddressRefused):
+    """The endpoint's name has no public address, and ``STEP_COMPLETE_PUBLIC_ONLY`` asks for one."""
 
 
 @dataclass(slots=True)
@@ -60,6 +69,7 @@ class Origin:
         self.tls_name = _host_of(self.url).removesuffix(".")
         self.port = self.url.port or (443 if self.url.scheme == "https" else 80)
         self.netloc = self.url.netloc.decode("ascii")
+        self._is_public_only = endpoint.public_only
         self._urls: dict[str, httpx.URL] = {}
         self._look_up = _LookUp([], 0.0)
 
@@ -85,20 +95,27 @@ class Origin:
     async def addresses(self) -> list[str]:
         """Return the endpoint's addresses; those that failed are at the end. A look-up is kept for 30 s.
 
-        Raises OSError when the name cannot be resolved, and `MetadataAddressRefused` when it has no
-        addresses but those of metadata services.
+        A link-local IPv6 address has its zone, as a number, behind a percent sign. Raises OSError when the name cannot
+        be resolved, and `AddressRefused` when it has no addresses but those that are refused.
         """
         if monotonic() < self._look_up.until:
             return self._look_up.addresses
         loop = asyncio.get_running_loop()  # our own loop shares a look-up that is under way
         found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        addresses = dict.fromkeys(_address_of(item[4]) for item in found)
-        allowed = [address for address in addresses if not is_metadata_address(address)]
-        if not allowed:
-            raise MetadataAddressRefused
+        allowed = self._allowed(dict.fromkeys(_address_of(item[4]) for item in found))
         known = self._look_up.addresses  # in the order that `forget` has left
         allowed.sort(key=lambda address: known.index(address) if address in known else len(known))
         self._look_up = _LookUp(allowed, monotonic() + _ADDRESS_AGE)
+        return allowed
+
+    def _allowed(self, addresses: Iterable[str]) -> list[str]:
+        allowed = [address for address in addresses if not is_metadata_address(address)]
+        if not allowed:
+            raise MetadataAddressRefused
+        if self._is_public_only:
+            allowed = [address for address in allowed if not is_private_address(address)]
+            if not allowed:
+                raise PrivateAddressRefused
         return allowed
 
     def url_at(self, address: str) -> httpx.URL:

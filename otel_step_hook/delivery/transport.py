@@ -13,7 +13,7 @@ import httpx
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
-from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, MetadataAddressRefused, Origin
+from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, AddressRefused, Origin
 from otel_step_hook.delivery.retry import AttemptResult, causes_of, error_type_of
 
 _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
@@ -69,7 +69,7 @@ class HttpxTransport:
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
-        except (httpx.HTTPError, OSError, MetadataAddressRefused) as error:
+        except (httpx.HTTPError, OSError, AddressRefused) as error:
             return await self._failure(error, is_stale=was_kept and _is_stale(error))
         if self._peer is None:  # the request went through a proxy
             self._peer = _peer_of(response)

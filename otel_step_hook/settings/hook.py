@@ -22,7 +22,15 @@ from otel_step_hook.settings.parsing import (
     read_path,
     read_urls,
 )
-from otel_step_hook.settings.receiver import SECONDS, URL, EndpointSettings, ReceiverSettings, Seconds, setting
+from otel_step_hook.settings.receiver import (
+    SECONDS,
+    SWITCH,
+    URL,
+    EndpointSettings,
+    ReceiverSettings,
+    Seconds,
+    setting,
+)
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import PROFILES
 
@@ -94,7 +102,7 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
         default=False,
         meaning="Whether a `SIGTERM` that would end the process at once "
         "[delivers what is queued first](processes.md#sigterm), within the longest shutdown timeout.",
-        expected="true or false (or 1 or 0, yes or no, on or off)",
+        expected=SWITCH,
     )
     engine: Annotated[Literal["local", "temporal"], BeforeValidator(read_choice)] = setting(
         "local",
@@ -147,6 +155,16 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
                     f"{self.shown_name(name)} is set beside STEP_COMPLETE_ENDPOINTS: what is a secret of one receiver "
                     f"is sent to no other; give it to its endpoint, as {name}, or remove it here"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_private_endpoints(self) -> Self:
+        for one in self.endpoints if self.public_only else ():
+            if "public_only" not in one.model_fields_set:
+                try:
+                    one.refuse_private_addresses(self.shown_name("public_only"))
+                except ConfigurationError as error:
+                    raise ConfigurationError(f"endpoint {one.display_name!r}: {error}") from None
         return self
 
     @model_validator(mode="after")

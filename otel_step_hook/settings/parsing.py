@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from otel_step_hook.delivery.metadata_hosts import is_metadata_host
+from otel_step_hook.delivery.private_addresses import is_private_address
 from otel_step_hook.delivery.signing import parse_secrets
 from otel_step_hook.steps.plugins import profile_names
 
@@ -108,9 +109,20 @@ def read_urls(value: object) -> str | None:
             _check_comma(url, is_last=number == len(urls))
             read_url(url)
         except ValueError as error:
-            which = f" (URL {number} of {len(urls)})" if len(urls) > 1 else ""
-            raise ValueError(f"{error}{which}") from None
+            raise ValueError(f"{error}{_which(number, urls)}") from None
     return " ".join(dict.fromkeys(urls)) or None
+
+
+def _which(number: int, urls: Sized) -> str:
+    return f" (URL {number} of {len(urls)})" if len(urls) > 1 else ""
+
+
+def check_public(webhook: str) -> None:
+    """Raise ValueError if one of the URLs of *webhook* has a literal address that is not public as its host."""
+    urls = webhook.split()
+    for number, url in enumerate(urls, start=1):
+        if is_private_address(urlsplit(url).hostname or ""):
+            raise ValueError(f"points to an address that is not public{_which(number, urls)}")
 
 
 def _check_comma(url: str, *, is_last: bool) -> None:

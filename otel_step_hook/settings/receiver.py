@@ -28,6 +28,7 @@ from otel_step_hook.settings.parsing import (
     PREFIX,
     check_file,
     check_headers,
+    check_public,
     did_you_mean,
     name_from_url,
     read_choice,
@@ -46,6 +47,7 @@ from otel_step_hook.steps.event import Outcome
 Seconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=False), BeforeValidator(read_number)]
 URL = "an absolute URL such as https://example.com/hook"
 SECONDS = "a number of seconds above 0 and up to 315360000 (ten years), such as 15"
+SWITCH = "true or false (or 1 or 0, yes or no, on or off)"
 _Path = Annotated[str | None, AfterValidator(check_file), BeforeValidator(read_path)]
 _FILE = "the path of a PEM file that can be read"
 _NAME = r"^[A-Za-z0-9_.-]{1,64}$"  # it becomes an attribute of spans and metrics
@@ -111,6 +113,11 @@ class ReceiverSettings(BaseModel):
         "`pip install 'otel-step-hook[fast]'`, or `httpx`. `auto`: aiohttp where it can be used.",
         "auto, aiohttp or httpx",
     )
+    public_only: bool = setting(
+        default=False,
+        meaning="Whether [addresses that are not public](security.md), such as private and loopback ones, are refused.",
+        expected=SWITCH,
+    )
 
     def __init__(self, /, **values: Any) -> None:
         try:
@@ -172,7 +179,22 @@ class ReceiverSettings(BaseModel):
         if self.client_key and not self.client_certificate:
             client_key, certificate = self.shown_name("client_key"), self.shown_name("client_certificate")
             raise ConfigurationError(f"{client_key} is set without {certificate}: set both or none")
+        if self.public_only:
+            self.refuse_private_addresses(self.shown_name("public_only"))
         return self
+
+    def refuse_private_addresses(self, public_only: str) -> None:
+        """Raise `ConfigurationError` if the webhook has a literal address that is not public, which *public_only* asks.
+
+        Names are looked up, and their addresses checked, at each connection.
+        """
+        try:
+            check_public(self.webhook or "")
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{self.shown_name('webhook')} {error}, which {public_only} refuses; "
+                f"expected the public address of a receiver; correct it, or set {public_only} to false"
+            ) from None
 
     @property
     def signing_keys(self) -> tuple[bytes, ...]:

@@ -139,6 +139,21 @@ def test_a_wrong_setting_of_an_endpoint_is_refused() -> None:
     )
 
 
+def test_an_address_that_is_not_public_is_refused_at_the_endpoints_that_ask() -> None:
+    """An endpoint may ask for a public address itself, or inherit that from all; it may also set it to false."""
+    private = {"webhook": "http://10.0.0.1/SEKRET", "name": "a"}
+    sentence = (
+        "endpoint 'a': webhook points to an address that is not public, which {0} refuses; "
+        "expected the public address of a receiver; correct it, or set {0} to false"
+    )
+    own = {**private, "public_only": True}
+    assert refusal(endpoints=[own]) == f"STEP_COMPLETE_ENDPOINTS, {sentence.format('public_only')}"
+    assert refusal(endpoints=[private], public_only=True) == sentence.format("STEP_COMPLETE_PUBLIC_ONLY")
+    assert refusal(endpoints=[{**private, "public_only": False}], public_only=True) == "not refused"
+    assert refusal(endpoints=[private]) == "not refused"
+    assert refusal(endpoints=[{**private, "webhook": "http://8.8.8.8/"}], public_only=True) == "not refused"
+
+
 def test_an_invalid_name_is_refused() -> None:
     """A name must be fit for an attribute of metrics."""
     expected = "expected 1 to 64 letters of ASCII, digits, '-', '_' and '.'"

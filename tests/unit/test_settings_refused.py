@@ -118,6 +118,24 @@ def test_a_percent_encoded_host_is_refused() -> None:
         assert refusal(webhook=url, proxy=url) == "not refused"
 
 
+def test_an_address_that_is_not_public_is_refused_if_asked() -> None:
+    """With public_only, no spelling of an address that is not public is accepted; names, and the proxy, are."""
+    hosts = ["127.0.0.1", "10.1.2.3", "2130706433", "[::1]", "[fe80::1%25eth0]", "[::ffff:192.168.0.1]", "169.254.1.2"]
+    expected = (
+        "which STEP_COMPLETE_PUBLIC_ONLY refuses; expected the public address of a receiver; correct it, "
+        "or set STEP_COMPLETE_PUBLIC_ONLY to false"
+    )
+    what = "STEP_COMPLETE_WEBHOOK points to an address that is not public"
+    for host in hosts:
+        assert refusal(webhook=f"http://{host}/SEKRET") == "not refused"
+        assert refusal(webhook=f"http://{host}/SEKRET", public_only=True) == f"{what}, {expected}"
+    assert refusal(webhook="http://8.8.8.8/ http://10.0.0.1/SEKRET", public_only="true") == (
+        f"{what} (URL 2 of 2), {expected}"
+    )
+    good = "http://localhost/ http://8.8.8.8/ http://[2606:4700::1]/ http://[::ffff:8.8.8.8]/"
+    assert refusal(webhook=good, proxy="http://10.0.0.1:3128", public_only=True) == "not refused"
+
+
 def test_quotes_around_a_value_are_refused() -> None:
     """Quotes that Docker leaves around a value of a .env file are refused; quotes elsewhere are part of the value."""
     values = {
@@ -165,7 +183,8 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused() -> None:
     """The sentence has the spellings that are accepted."""
     expected = "expected true or false (or 1 or 0, yes or no, on or off)"
     assert_refused(
-        ("drain_on_sigterm", value, f"STEP_COMPLETE_DRAIN_ON_SIGTERM is {value!r}; {expected}")
+        (name, value, f"STEP_COMPLETE_{name.upper()} is {value!r}; {expected}")
+        for name in ("drain_on_sigterm", "public_only")
         for value in ("maybe", "2", "-1", "enabled", 2, 0.5, None)
     )
     assert refusal(drain_on_sigterm=" ") == f"STEP_COMPLETE_DRAIN_ON_SIGTERM is ''; {expected}"

@@ -198,6 +198,16 @@ def test_a_name_that_leads_to_a_metadata_service(names: Names) -> None:
     )
 
 
+def test_a_name_that_leads_to_a_private_address(names: Names) -> None:
+    """Where only public addresses are allowed, no connection is made to another one."""
+    names.lead_to("hook.example", ["127.0.0.1", "10.0.0.1"])
+    (finding,) = _probe("http://hook.example/", public_only="true")
+    assert (finding.is_ok, finding.message) == (
+        False,
+        "hook.example leads to no public address, and STEP_COMPLETE_PUBLIC_ONLY refuses all others",
+    )
+
+
 def test_a_link_local_address(linked: tuple[str, str]) -> None:
     """The zone of a receiver's address, and of a proxy's, is used to connect; the host header does not have it."""
     address, interface = linked

@@ -1,11 +1,59 @@
-"""One attempt: link-local addresses, which have a zone."""
+"""One attempt: addresses that are not public, and link-local addresses, which have a zone."""
 
+import asyncio
 import socket
 
 import pytest
-from sending import Attempts, Names, accepting_one, endpoint_to, server_context
+from sending import OK, Attempts, Names, accepting_one, answering, endpoint_to, port_of, server_context
 
 from otel_step_hook.delivery.origin import Origin
+from otel_step_hook.testing import HostileReceiver
+
+# Addresses that are not public
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_a_name_that_leads_to_a_private_address_is_refused_if_asked(
+    attempts: Attempts, names: Names, address: str
+) -> None:
+    """With public_only, no connection is made to an address that is not public, whatever the name resolves to."""
+    names.lead_to("inside.test", [address])
+    with HostileReceiver(answering(OK)) as receiver:
+        url = f"http://inside.test:{port_of(receiver.url)}/hook"
+        refused, allowed = attempts.one(url, public_only=True), attempts.one(url)
+    assert (refused.error_type, refused.peer) == ("PrivateAddressRefused", None)
+    assert allowed.is_success
+    assert receiver.connections == 1
+
+
+def test_a_name_that_flips_to_a_private_address_is_refused_if_asked(
+    attempts: Attempts, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look-up is checked; a name that has only metadata services is refused as such."""
+    monkeypatch.setattr("otel_step_hook.delivery.origin._ADDRESS_AGE", 0.0)
+    names.lead_to("flip.test", ["169.254.169.254"], ["10.0.0.1", "169.254.169.254", "fe80::1", "100.64.0.1"])
+    results = attempts("http://flip.test/hook", 2, public_only=True)
+    assert [result.error_type for result in results] == ["MetadataAddressRefused", "PrivateAddressRefused"]
+
+
+def test_only_the_public_addresses_are_used_if_asked(names: Names) -> None:
+    """Private addresses among others are left out."""
+    names.lead_to("mixed.test", ["10.0.0.1", "8.8.8.8", "fd00::1", "2606:4700::1"])
+    asked, other = (
+        asyncio.run(Origin(endpoint_to("http://mixed.test/", public_only=asks)).addresses()) for asks in (True, False)
+    )
+    assert asked == ["8.8.8.8", "2606:4700::1"]
+    assert other == ["10.0.0.1", "8.8.8.8", "fd00::1", "2606:4700::1"]
+
+
+def test_a_proxy_may_have_a_private_address(attempts: Attempts) -> None:
+    """With public_only, a proxy on loopback is used, and it resolves the name."""
+    with HostileReceiver(answering(OK)) as proxy:
+        result = attempts.one("http://inside.test/hook", proxy=proxy.url.removesuffix("/hook"), public_only=True)
+    assert result.is_success
+
+
+# Zones
 
 
 @pytest.mark.parametrize("written", ["[{address}%25{interface}]", "[{address}%25{index}]", "[{address}%{interface}]"])
