@@ -200,6 +200,7 @@ def test_unknown_names_are_refused() -> None:
             ("payload", "everything", "STEP_COMPLETE_PAYLOAD is 'everything'; expected step_id or full"),
             ("outcomes", "success,done", f"STEP_COMPLETE_OUTCOMES holds 'done'; {outcomes}"),
             ("outcomes", ",", f"STEP_COMPLETE_OUTCOMES names none; {outcomes}"),
+            ("outcomes", 5, f"STEP_COMPLETE_OUTCOMES is 5; {outcomes}"),
             ("profiles", "auto,crewai2", f"STEP_COMPLETE_PROFILES names 'crewai2', which is no profile; {profiles}"),
             ("profiles", " , ", f"STEP_COMPLETE_PROFILES names none; {profiles}"),
         ]
