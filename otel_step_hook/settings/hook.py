@@ -29,6 +29,7 @@ from otel_step_hook.settings.receiver import (
     EndpointSettings,
     ReceiverSettings,
     Seconds,
+    refuse_private_addresses,
     setting,
 )
 from otel_step_hook.steps.event import Outcome
@@ -162,7 +163,7 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
         for one in self.endpoints if self.public_only else ():
             if "public_only" not in one.model_fields_set:
                 try:
-                    one.refuse_private_addresses(self.shown_name("public_only"))
+                    refuse_private_addresses(one, self.shown_name("public_only"))
                 except ConfigurationError as error:
                     raise ConfigurationError(f"endpoint {one.display_name!r}: {error}") from None
         return self

@@ -180,21 +180,8 @@ class ReceiverSettings(BaseModel):
             client_key, certificate = self.shown_name("client_key"), self.shown_name("client_certificate")
             raise ConfigurationError(f"{client_key} is set without {certificate}: set both or none")
         if self.public_only:
-            self.refuse_private_addresses(self.shown_name("public_only"))
+            refuse_private_addresses(self, self.shown_name("public_only"))
         return self
-
-    def refuse_private_addresses(self, public_only: str) -> None:
-        """Raise `ConfigurationError` if the webhook has a literal address that is not public, which *public_only* asks.
-
-        Names are looked up, and their addresses checked, at each connection.
-        """
-        try:
-            check_public(self.webhook or "")
-        except ValueError as error:
-            raise ConfigurationError(
-                f"{self.shown_name('webhook')} {error}, which {public_only} refuses; "
-                f"expected the public address of a receiver; correct it, or set {public_only} to false"
-            ) from None
 
     @property
     def signing_keys(self) -> tuple[bytes, ...]:
@@ -237,6 +224,20 @@ class EndpointSettings(ReceiverSettings):
     def display_name(self) -> str:
         """The name, or the one that is made from the URL."""
         return self.name or name_from_url(self.webhook)
+
+
+def refuse_private_addresses(receiver: ReceiverSettings, public_only: str) -> None:
+    """Raise `ConfigurationError` if the webhook has a literal address that is not public; *public_only* refuses it.
+
+    Names are looked up, and their addresses checked, at each connection.
+    """
+    try:
+        check_public(receiver.webhook or "")
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{receiver.shown_name('webhook')} {error}, which {public_only} refuses; "
+            f"expected the public address of a receiver; correct it, or set {public_only} to false"
+        ) from None
 
 
 def endpoint_label(values: Mapping[str, object]) -> str:
