@@ -209,7 +209,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
         raise ConfigurationError(f"{len(key)} characters")
 
     with pytest.raises(ConfigurationError) as caught:
-        StepHookSettings.__init__.__wrapped__(object.__new__(StepHookSettings), key="SEKRET\n\n")  # type: ignore[attr-defined]  # -- `functools.wraps`
+        StepHookSettings.__init__.__wrapped__(object.__new__(StepHookSettings), key="SEKRET\0")  # type: ignore[attr-defined]  # -- `functools.wraps`
     assert "StepHookSettings.__init__: values" in _shown(caught.value)
 
     with pytest.raises(ConfigurationError) as caught:
