@@ -90,10 +90,15 @@ def _of_error(span: StartedSpan, exception: BaseException | None) -> Outcome | N
 
 def _of_unset(span: StartedSpan, exception: BaseException | None) -> Outcome | None:
     last = _last_exception(span)
-    if last and bare_name(last) in CANCELLATIONS:
-        return Outcome.CANCELLED
-    if last and _is_pause(last) and not _is_not_a_pause(exception):
-        return None
+    error_type = as_text(span.attributes["error.type"]).strip() if "error.type" in span.attributes else ""
+    if last or error_type:
+        if not CANCELLATIONS.isdisjoint((bare_name(last), bare_name(error_type))):
+            return Outcome.CANCELLED
+        if _is_pause(last, error_type) and not _is_not_a_pause(exception):
+            return None
+        # The conventions set `error.type` on operations that have failed, and on no others.
+        if error_type and bare_name(error_type) not in CONTROL_FLOW:
+            return Outcome.FAILED
     return Outcome.FAILED if exception is not None and _kind(exception) == "exception" else Outcome.SUCCESS
 
 

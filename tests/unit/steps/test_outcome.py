@@ -261,6 +261,25 @@ def test_a_recorded_exception_under_unset_is_no_failure() -> None:
     assert _outcome(events=[_raised("ValueError")]) is _SUCCESS
 
 
+@pytest.mark.parametrize(
+    ("error_type", "outcome"),
+    [
+        ("ValueError", _FAILED),
+        ("tool_error", _FAILED),
+        ("asyncio.exceptions.CancelledError", _CANCELLED),
+        ("CancelledError", _CANCELLED),
+        ("GraphInterrupt", None),
+        ("app.GraphInterrupt", _FAILED),
+        ("GeneratorExit", _SUCCESS),
+        (" ", _SUCCESS),
+    ],
+)
+def test_an_error_type_under_unset_decides(error_type: str, outcome: Outcome | None) -> None:
+    """Only an operation that has not succeeded has ``error.type``, although its span has no status."""
+    assert _outcome(attributes={"error.type": error_type}) is outcome
+    assert _outcome(attributes={"error.type": error_type}, in_flight=GeneratorExit()) is outcome
+
+
 def test_ok_overrules_recorded_exceptions() -> None:
     """OK means success, although a failure or a cancellation has been recorded."""
     assert _outcome(_OK, events=[_raised("ValueError")]) is _SUCCESS

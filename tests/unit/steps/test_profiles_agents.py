@@ -167,6 +167,7 @@ _CONVENTIONAL = {
     "cancelled": (Ending(status=ERROR, attributes={"error.type": _CANCELLED}), CANCELLED),
     "cancelled by its bare name": (Ending(status=ERROR, attributes={"error.type": "CancelledError"}), CANCELLED),
     "cancelled in flight": (in_flight(asyncio.CancelledError), CANCELLED),
+    "failed without a status": (Ending(attributes={"error.type": "tool_error"}), FAILED),
 }
 _CONVENTIONAL_SCOPES = (
     "opentelemetry.util.genai.handler",
