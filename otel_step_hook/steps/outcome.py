@@ -24,6 +24,9 @@ PAUSES = frozenset(
 )
 # The packages that define them. An exception of the same name from another package is an ordinary exception.
 _PAUSING_PACKAGES = frozenset({"langgraph", "pydantic_ai", "temporalio", "haystack", "crewai"})
+# Exceptions by which a step that is done makes another one run. With their modules: an exception of the application may
+# have the same name.
+_HANDOVERS = frozenset({"langgraph.errors.ParentCommand"})
 # Exceptions that end generators: in flight, they are no failures.
 CONTROL_FLOW = frozenset({"GeneratorExit", "StopIteration", "StopAsyncIteration"})
 
@@ -84,6 +87,8 @@ def _of_error(span: StartedSpan, exception: BaseException | None) -> Outcome | N
         return Outcome.CANCELLED
     if kind == "pause" or (_is_pause(*recorded) and not _is_not_a_pause(exception)):
         return None
+    if recorded[0] in _HANDOVERS or (_is_handover(exception) and not recorded[0]):
+        return Outcome.SUCCESS
     # A consumer that closes a generator early has got what it wanted, unless another exception is recorded.
     return Outcome.SUCCESS if {name for name in names if name} == {"GeneratorExit"} else Outcome.FAILED
 
@@ -129,7 +134,11 @@ def _kind(exception: BaseException | None) -> str:
         return "cancellation"
     if names & PAUSES and any(base.__name__ in PAUSES and _is_pausing_package(base.__module__) for base in bases):
         return "pause"
-    return "" if names & CONTROL_FLOW else "exception"
+    return "" if names & CONTROL_FLOW or _is_handover(exception) else "exception"
+
+
+def _is_handover(exception: BaseException | None) -> bool:
+    return any(f"{base.__module__}.{base.__name__}" in _HANDOVERS for base in type(exception).__mro__)
 
 
 def _is_pause(*names: str) -> bool:
