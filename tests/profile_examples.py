@@ -45,6 +45,7 @@ EXAMPLES = [
     Example("smolagents", f"{_OPENINFERENCE}.smolagents", "Step 1", _CHAIN),
     Example("strands", "strands.telemetry.tracer", "execute_event_loop_cycle", _CYCLE, "invoke_agent x"),
     Example("google-adk", "gcp.vertex.agent", "invoke_node x", {"gen_ai.operation.name": "invoke_node"}),
+    Example("google-adk", f"{_OPENINFERENCE}.google_adk", "invoke_node x", {"gen_ai.operation.name": "invoke_node"}),
     Example("agent-framework", "agent_framework", "executor.process x", {"executor.id": "x"}),
     Example("llama-index", f"{_OPENINFERENCE}.llama_index", "Flow.plan", _CHAIN, "Flow.run"),
     Example("llama-index", "llamaindex.opentelemetry.tracer", "Flow.plan", _INPUT, "Flow.run"),

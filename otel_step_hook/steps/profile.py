@@ -36,6 +36,9 @@ class Verdict(Enum):
 
 
 NOT_TERMINAL = Verdict.NOT_TERMINAL
+# What frameworks write where they have no id, in lower case: `<not specified>` Google ADK, `unknown` Microsoft's
+# agent-framework; the others are a missing value as text. As an id, it would be the same for many steps.
+_PLACEHOLDERS = frozenset({"<not specified>", "not specified", "<unknown>", "unknown", "none", "null", "undefined"})
 Rule = Callable[[SpanView], bool]
 PartRule = Callable[[StartedSpan], bool]
 StepIdRule = Callable[[StartedSpan], object]  # returns a step id of any type; None or blank text without one
@@ -184,23 +187,28 @@ def not_below(rule: Rule) -> PartRule:
     return lambda span: span.parent is None or span.parent.scope != span.scope or not rule(span.parent)
 
 
-def first_attribute(*keys: str, but_not: str = "") -> Callable[[StartedSpan], str | None]:
-    """Return a rule for the first attribute that is not blank; None if it is *but_not*, the framework's placeholder."""
+def first_attribute(*keys: str) -> Callable[[StartedSpan], str | None]:
+    """Return a rule for the first attribute that is neither blank nor a placeholder such as ``<not specified>``."""
 
     def source(span: StartedSpan) -> str | None:
         for key in keys:
-            if text := step_id_text(span.attributes.get(key)):
-                return None if text == but_not else text
+            text = step_id_text(span.attributes.get(key))
+            if text and text.strip().casefold() not in _PLACEHOLDERS:
+                return text
         return None
 
     return source
 
 
 def joined_attributes(*keys: str) -> StepIdRule:
-    """Return a rule for all of these attributes, with slashes between them; None if one is missing or blank."""
+    """Return a rule for all of these attributes, with slashes between them; None without one of them.
+
+    A blank attribute, or one that is a placeholder, counts as missing.
+    """
+    sources = tuple(map(first_attribute, keys))
 
     def source(span: StartedSpan) -> object:
-        parts = [step_id_text(span.attributes.get(key)) for key in keys]
+        parts = [part(span) or "" for part in sources]
         return "/".join(parts) if all(parts) else None
 
     return source

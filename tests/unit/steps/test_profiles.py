@@ -107,6 +107,34 @@ def test_the_users_step_id_makes_a_tool_inside_a_step_a_step() -> None:
     ]
 
 
+_ID_KEYS = (
+    *("step_id", "step.id", "gen_ai.tool.call.id", "gen_ai.task.id", "event_id", "crewai.task.id", "prefect.run.id"),
+    *("event_loop.cycle_id", "airflow.task_instance.id", "cicd.pipeline.task.run.id", "temporalRunID"),
+    *("temporalActivityID", "traceloop.association.properties.langgraph_checkpoint_ns"),
+)
+
+
+@pytest.mark.parametrize("placeholder", ["<not specified>", "unknown", "Unknown", " None\n", "null"])
+def test_a_placeholder_is_the_id_of_no_step(placeholder: str) -> None:
+    """Where a framework writes a placeholder instead of an id, an id is generated; Letta's steps always have one."""
+    found = {}
+    for example in EXAMPLES:
+        framework = Framework(ELSEWHERE)
+        example.emit(framework, dict.fromkeys(_ID_KEYS, placeholder))
+        found[example.profile, example.scope] = [len(step.step_id) for step in framework.steps]
+    expected = {row: [len("step-") + 36] for row in found}  # characters of a generated id
+    assert found == {**expected, ("letta", "letta.otel.tracing"): [len("step-1")]}
+
+
+def test_the_first_id_that_is_no_placeholder_is_reported() -> None:
+    """A framework's second choice is used where the first is a placeholder."""
+    graph = Framework("opentelemetry.instrumentation.langchain")
+    prefix = "traceloop.association.properties.langgraph"
+    node = {f"{prefix}_node": "plan", "traceloop.entity.name": "plan", "traceloop.span.kind": "task"}
+    graph.emit("execute_task plan", {**node, f"{prefix}_checkpoint_ns": "unknown", "gen_ai.task.id": "task-1"})
+    assert graph.steps == ended("execute_task plan", "task-1", SUCCESS)
+
+
 def test_the_framework_decides_the_outcome_of_a_step_with_the_users_step_id() -> None:
     """If the user's ``step_id`` makes a span a step, the framework's rule for the outcome still applies."""
     llama = Framework("llamaindex.opentelemetry.tracer")
