@@ -26,8 +26,6 @@ _SUCCESS, _FAILED, _CANCELLED = Outcome
 _TOOL_CALL = attribute_is("gen_ai.operation.name", "execute_tool")
 _TOOL_CALL_ID = first_attribute("gen_ai.tool.call.id")
 _HAYSTACK = r"haystack\.(agent\.step|component\.run)"
-_ADK_NODE = attribute_is("gen_ai.operation.name", "invoke_node")
-_ADK_SCOPES = ("gcp.vertex.agent", "openinference.instrumentation.google_adk")
 _EXECUTOR = has_attribute("executor.id")
 _DECORATED_TASK = attribute_is("traceloop.span.kind", "task")
 _DECORATED_TOOL = attribute_is("traceloop.span.kind", "tool")
@@ -52,17 +50,6 @@ SMOLAGENTS = Profile(
     scopes=("openinference.instrumentation.smolagents",),
     required_attributes=("openinference.span.kind",),
     is_step=name_matches(r"Step \d+"),
-)
-GOOGLE_ADK = FrameworkProfile(
-    name="google-adk",
-    scopes=_ADK_SCOPES,
-    required_attributes=("gen_ai.operation.name",),
-    sampled_names="(invoke_node|invoke_agent|execute_tool|call_llm|generate_content).*",
-    # A span for merged calls stands for several tool calls.
-    is_step=either(_ADK_NODE, both(_TOOL_CALL, name_matches(r"(?!execute_tool \(merged\)).*"))),
-    # By the name, too: beyond its limit, the SDK drops attributes.
-    is_part=both(_TOOL_CALL, inside(either(_ADK_NODE, name_matches("invoke_node .*")), *_ADK_SCOPES)),
-    step_id=_TOOL_CALL_ID,
 )
 AGENT_FRAMEWORK = FrameworkProfile(
     name="agent-framework",

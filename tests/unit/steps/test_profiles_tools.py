@@ -88,6 +88,27 @@ def test_google_adk_reports_the_tools_of_an_agent_without_nodes(scope: str, endi
     ]
 
 
+@endings(
+    returned=(RETURNED, None),
+    returned_under_ok=(IS_OK, None),
+    failed=(recorded("ValueError", ValueError, attributes={"error.type": "ValueError"}), FAILED),
+    cancelled=(in_flight(asyncio.CancelledError), CANCELLED),
+    cancelled_under_ok=(in_flight(asyncio.CancelledError, OK), CANCELLED),
+)
+@_ADK_SCOPES
+def test_google_adk_reports_no_long_running_tool_that_is_pending(
+    scope: str, ending: Ending, outcome: Outcome | None
+) -> None:
+    """A long-running tool returns before its work is done; one that raises, or is cancelled, has ended."""
+    adk = Framework(scope)
+    adk.emit("execute_tool ask", later={**_CALL, "gen_ai.tool.type": "LongRunningFunctionTool"}, ending=ending)
+    adk.emit("execute_tool weather", later={**_CALL, "gen_ai.tool.type": "FunctionTool"})
+    assert adk.steps == [
+        *ended("execute_tool ask", "call-1", outcome),
+        *ended("execute_tool weather", "call-1", SUCCESS),
+    ]
+
+
 @pytest.mark.parametrize("between", ["", _ADK, "the.application", "opentelemetry.instrumentation.httpx"])
 @_ADK_SCOPES
 def test_google_adk_reports_no_tools_inside_a_node(scope: str, between: str) -> None:
