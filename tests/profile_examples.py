@@ -37,6 +37,7 @@ EXAMPLES = [
     Example("pydantic-ai", "pydantic-ai", "execute_tool x", _TOOL),
     Example("langgraph", f"{_OPENINFERENCE}.langchain", "plan", {"metadata": '{"langgraph_node": "plan"}'}),
     Example("langgraph", f"{_OTEL}.langchain", "execute_task plan", _NODE),
+    Example("langsmith", "langsmith", "x", _TOOL),
     Example("openai-agents", f"{_OPENINFERENCE}.openai_agents", "turn", _CHAIN),
     Example("openai-agents", f"{_OTEL}.openai_agents", "x.tool", _TOOL),
     Example("temporal", "", "RunActivity:x", {"temporalActivityID": "1"}),

@@ -80,7 +80,7 @@ def _of_error(span: StartedSpan, exception: BaseException | None) -> Outcome | N
     recorded = (
         _last_exception(span),
         as_text(span.attributes.get("error.type")),
-        _leading_name(span.status.description),
+        leading_name(span.status.description),
     )
     names = tuple(map(bare_name, recorded))
     if kind == "cancellation" or not CANCELLATIONS.isdisjoint(names):
@@ -173,7 +173,7 @@ def bare_name(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _leading_name(description: str | None) -> str:
+def leading_name(description: str | None) -> str:
     """Return the exception's name at the beginning of *description*, or ``?`` if it begins with none.
 
     It is ``CancelledError`` in ``CancelledError: stopped`` and in ``CancelledError()Traceback…``.

@@ -12,6 +12,7 @@ from otel_step_hook.steps.frameworks import (
     dbos,
     google_adk,
     langgraph,
+    langsmith,
     letta,
     openai_agents,
     prefect,
@@ -25,6 +26,7 @@ GENERIC = conventions.GENERIC
 PROFILES: tuple[Profile, ...] = (
     conventions.PYDANTIC_AI,
     *langgraph.PROFILES,
+    *langsmith.PROFILES,
     *openai_agents.PROFILES,
     *temporal.PROFILES,
     *dbos.PROFILES,

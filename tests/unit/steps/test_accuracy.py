@@ -22,7 +22,14 @@ for _truth in TRUTHS:
         EXPECTED[_truth.case][_truth.span_id] = _outcome
 
 # Frameworks and records whose spans get the attributes that make them steps after their start.
-_LATE = {"dbos", "langgraph_openinference", "langgraph_traceloop", "livekit", "otel_sdk-cancel-span-in-thread"}
+_LATE = {
+    "dbos",
+    "langgraph_openinference",
+    "langgraph_traceloop",
+    "langsmith",
+    "livekit",
+    "otel_sdk-cancel-span-in-thread",
+}
 
 
 def test_each_record_has_the_events_of_the_table() -> None:
@@ -58,6 +65,7 @@ _IDS = {
     "google_adk_openinference": r"call-\d|step-[-0-9a-f]{36}",
     "langgraph_openinference": r"\w+:[-0-9a-f]{36}(\|\w+:[-0-9a-f]{36})?",  # the second part: a node of a subgraph
     "langgraph_traceloop": r"\w+:[-0-9a-f]{36}(\|\w+:[-0-9a-f]{36})?",
+    "langsmith": r"call-[-a-z]+|step-[-0-9a-f]{36}",
     "livekit": r"call-\w+",
     "openai_agents_openinference": r"step-[-0-9a-f]{36}",
     "otel_sdk": r"s\d",
@@ -96,8 +104,8 @@ def test_the_rules_are_better_than_the_status_alone() -> None:
     """The table of truths explains each step that the rules report wrong; `make accuracy` counts them."""
     found = [verdict for record in RECORDS for verdict in verdicts(record, outcomes_of(record))]
     assert [truth for truth, outcome, _ in found if outcome != truth.truth and not truth.why] == []
-    assert score(found) == (133, 131, 93)
-    assert len(TRUTHS) == 133
+    assert score(found) == (139, 137, 95)
+    assert len(TRUTHS) == 139
 
 
 def test_make_accuracy_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +116,7 @@ def test_make_accuracy_prints_the_table(capsys: pytest.CaptureFixture[str]) -> N
     rows = [line.split() for line in lines]
     assert rows[1] == ["dbos", "7", "6", "4"]
     assert ["langgraph_openinference", "29", "29", "25"] in rows
-    assert "98.5%" in lines[12]
+    assert "98.6%" in lines[13]
     assert not [line for line in lines if "NOT EXPLAINED" in line]
 
 

@@ -23,6 +23,7 @@ from emitting import (
     in_flight,
     recorded,
 )
+from opentelemetry.trace import StatusCode
 
 from otel_step_hook.steps.event import Outcome
 
@@ -195,6 +196,36 @@ def test_the_conventions_for_generative_ai_report_tool_calls() -> None:
         expected[case] = [step for step_id in ids for step in ended("execute_tool weather", step_id, outcome)]
         found[case] = agent.steps
     assert found == expected
+
+
+# LangSmith
+
+
+@pytest.mark.parametrize("status", [ERROR, OK])
+@pytest.mark.parametrize(
+    ("message", "outcome"),
+    [
+        ("ValueError('broke')Traceback (most recent call last)", FAILED),
+        ("it broke", FAILED),
+        ("", FAILED),
+        ("CancelledError()Traceback (most recent call last)", CANCELLED),
+        ("CancelledError()\n\nNoneType: None", CANCELLED),
+        ("CancelledError said the service", FAILED),
+        ("KeyboardInterrupt()", CANCELLED),
+        ("GraphInterrupt((Interrupt(value='approve?'),))", None),
+        ("GeneratorExit()", SUCCESS),
+    ],
+)
+def test_langsmith_reports_tools_by_the_recorded_message(
+    message: str, status: StatusCode, outcome: Outcome | None
+) -> None:
+    """Each exception is recorded as an ``Exception``, under ERROR or OK; its message begins with the real one."""
+    recording = (("exception", {"exception.type": "Exception", "exception.message": message}),)
+    tracing = Framework("langsmith")
+    tracing.emit("act", later={"gen_ai.operation.name": "chain"}, ending=Ending(status=status, events=recording))
+    tracing.emit("slow", later=_CALL, ending=Ending(status=status, events=(("new_token", {}), *recording)))
+    tracing.emit("ok", later=_CALL, ending=IS_OK)
+    assert tracing.steps == [*ended("slow", "call-1", outcome), *ended("ok", "call-1", SUCCESS)]
 
 
 # Haystack
