@@ -65,5 +65,6 @@ EXAMPLES = [
     Example("letta", "letta.otel.tracing", "StepManager.update_step_success_async", {"parameter.step_id": "step-1"}),
     Example("generic", "", "x", {"step_id": "1"}),
     Example("cicd", "", "x", {"cicd.pipeline.task.run.id": "1"}),
+    Example("mcp", "", "tools/call x", {"mcp.method.name": "tools/call"}),
     Example("gen-ai", "", "execute_tool x", _TOOL),
 ]

@@ -119,14 +119,17 @@ class FrameworkProfile(Profile):
     """A `Profile` with what only built-in profiles need.
 
     *is_part* returns whether a span for which *is_step* is true is only a part of a step that another span reports; it
-    gets the span and, through it, its ancestors. *at_start* returns facts about the running code when a span begins.
-    *ends_children* returns whether the steps directly below a span end with it if they have not ended before.
+    gets the span and, through it, its ancestors. *calls* matches spans of any scope that do the same work as a step
+    inside of them: the step is a part if such a span, or a step of its framework around it, is reported. *at_start*
+    returns facts about the running code when a span begins. *ends_children* returns whether the steps directly below a
+    span end with it if they have not ended before.
     *details* reads a span that is no step but describes one, and returns the step's id, and further values by name.
     With *report_once* a step is reported once with each outcome. With *exclusive* an attribute ``step_id`` alone does
     not make a span a step.
     """
 
     is_part: PartRule | None = None
+    calls: PartRule | None = None
     at_start: Callable[[], Mapping[str, object]] | None = None
     ends_children: Rule | None = None
     details: Callable[[StartedSpan], tuple[str, Mapping[str, str]] | None] | None = None
@@ -170,6 +173,11 @@ def both(one: Callable[[_S], bool], other: Callable[[_S], bool]) -> Callable[[_S
 def either(one: Callable[[_S], bool], other: Callable[[_S], bool]) -> Callable[[_S], bool]:
     """Match spans that match at least one of the rules."""
     return lambda span: one(span) or other(span)
+
+
+def but_not(rule: Rule, excluded: Rule) -> Rule:
+    """Match spans that match *rule* and do not match *excluded*."""
+    return lambda span: rule(span) and not excluded(span)
 
 
 def inside(rule: Rule, *scopes: str) -> PartRule:

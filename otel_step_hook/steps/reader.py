@@ -221,6 +221,8 @@ class StepReader:
         if profile.report_once and self._reported.remember((step_id, outcome), token) is not token:
             return None
         self.recognised += 1
+        if profile.calls is not None:
+            started.answer(profile.is_step)
         return StepEvent(
             step_id=step_id,
             outcome=outcome,

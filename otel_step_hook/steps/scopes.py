@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from otel_step_hook.steps.event import SCOPE
 from otel_step_hook.steps.frameworks import GENERIC
 from otel_step_hook.steps.profile import FrameworkProfile, Profile
-from otel_step_hook.steps.spans import StartedSpan
+from otel_step_hook.steps.spans import ANSWERED, StartedSpan
 
 Fault = Callable[[Exception], object]  # called with an exception that a rule has raised
 
@@ -19,10 +19,13 @@ class ScopeProfiles:
         "ends_children",
         "framework",
         "has_user_rule",
+        "of_scope",
         "profiles",
         "required",
         "skip_without",
     )
+
+    of_scope: "Callable[[str], ScopeProfiles]"  # returns the profiles for another scope, by its name
 
     def __init__(self, profiles: Iterable[Profile], *, has_user_rule: bool = False) -> None:
         self.profiles = tuple(map(FrameworkProfile.of, profiles))
@@ -48,7 +51,8 @@ class ScopeProfiles:
         """
         for profile in self.profiles:
             try:
-                if profile.is_step(span) and (profile.is_part is None or not self.is_part(profile, span)):
+                may_be_part = profile.is_part is not None or profile.calls is not None
+                if profile.is_step(span) and not (may_be_part and self.is_part(profile, span)):
                     return self.framework if profile is GENERIC else profile
             except Exception as error:  # noqa: BLE001 -- a faulty rule must not cost the steps of other profiles
                 on_fault(error)
@@ -56,7 +60,29 @@ class ScopeProfiles:
 
     def is_part(self, profile: FrameworkProfile, span: StartedSpan) -> bool:
         """Whether *span*, a step by *profile*, is only a part of a step that another span reports."""
-        return profile.is_part is not None and not self.has_user_rule and profile.is_part(span)
+        if self.has_user_rule:
+            return False
+        if profile.is_part is not None and profile.is_part(span):
+            return True
+        calls = profile.calls
+        return calls is not None and (
+            ANSWERED in span.facts
+            or any(calls(above) and self.of_scope(above.scope).reports(above) for above in span.ancestors())
+        )
+
+    def reports(self, call: StartedSpan) -> bool:
+        """Whether *call* is a step, or is inside a step of its framework, so that its work is reported."""
+        own = tuple(profile for profile in self.profiles if profile.scopes)
+        around = (above for above in call.ancestors() if above.scope == call.scope)
+        return _is_step(call, self.profiles) or any(_is_step(above, own) for above in around)
+
+
+def _is_step(span: StartedSpan, profiles: Iterable[FrameworkProfile]) -> bool:
+    return any(
+        profile.is_step(span)
+        for profile in profiles
+        if not profile.required_attributes or not span.attributes.keys().isdisjoint(profile.required_attributes)
+    )
 
 
 def profiles_by_scope(
@@ -74,4 +100,6 @@ def profiles_by_scope(
         scope_profiles[scope] = ScopeProfiles(own if is_exclusive else [*own, *generic], has_user_rule=has_user_rule)
     scope_profiles[SCOPE] = ScopeProfiles(())
     other_scopes = ScopeProfiles((one for one in profiles if not one.scopes), has_user_rule=has_user_rule)
+    for one in (*scope_profiles.values(), other_scopes):
+        one.of_scope = lambda scope: scope_profiles.get(scope, other_scopes)
     return scope_profiles, other_scopes

@@ -21,6 +21,7 @@ _MAX_ANCESTORS = 100  # the least number of ancestors that a span keeps even if 
 _SEEN_MARK = "_otel_step_hook_seen"  # attribute that marks an exception as in flight when a span began
 NO_ATTRIBUTES: Mapping[str, object] = {}
 _NOT_ENDED = ReadableSpan("", resource=Resource.get_empty())  # in place of the ended span, before the end
+ANSWERED = "is_answered"  # the name of a fact: a span below has reported the work that this one asks for
 REPORTED = ReadableSpan("", resource=Resource.get_empty())  # in place of the ended span, after its end was reported
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -125,6 +126,12 @@ class StartedSpan(weakref.ref[ReadableSpan]):
         while above is not None:
             yield above
             above = above.parent
+
+    def answer(self, is_request: "Callable[[StartedSpan], bool]") -> None:
+        """Record on the spans around it for which *is_request* is true that this span has reported their work."""
+        for above in self.ancestors():
+            if is_request(above):
+                above.facts = {**above.facts, ANSWERED: True}
 
     @property
     def has_ended(self) -> bool:

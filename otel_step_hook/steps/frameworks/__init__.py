@@ -46,5 +46,6 @@ PROFILES: tuple[Profile, ...] = (
     GENERIC,
     conventions.HAYSTACK,
     conventions.CICD,
+    conventions.MCP,
     conventions.GEN_AI,
 )

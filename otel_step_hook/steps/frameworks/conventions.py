@@ -11,6 +11,7 @@ from otel_step_hook.steps.profile import (
     Profile,
     attribute_is,
     both,
+    but_not,
     either,
     first_attribute,
     has_attribute,
@@ -21,6 +22,7 @@ from otel_step_hook.steps.profile import (
     outcome_from,
     outcome_if_event,
 )
+from otel_step_hook.steps.spans import StartedSpan
 
 _SUCCESS, _FAILED, _CANCELLED = Outcome
 _TOOL_CALL = attribute_is("gen_ai.operation.name", "execute_tool")
@@ -29,6 +31,8 @@ _HAYSTACK = r"haystack\.(agent\.step|component\.run)"
 _EXECUTOR = has_attribute("executor.id")
 _DECORATED_TASK = attribute_is("traceloop.span.kind", "task")
 _DECORATED_TOOL = attribute_is("traceloop.span.kind", "tool")
+_OPENINFERENCE_TOOL = attribute_is("openinference.span.kind", "TOOL")
+_MCP_CALL = attribute_is("mcp.method.name", "tools/call")
 
 GENERIC = FrameworkProfile(
     name="generic",
@@ -147,9 +151,30 @@ CICD = Profile(
         },
     ),
 )
+
+
+def _is_around_mcp_call(span: StartedSpan) -> bool:
+    """Whether *span* may do the work of an MCP call inside of it, and show how it ended.
+
+    The client's span of MCP's own SDK, which has no operation name, does not show that a tool has returned an error.
+    So the server's span is the step where there is one in the process, unless the client's has ended before.
+    """
+    return (
+        _TOOL_CALL(span) or _OPENINFERENCE_TOOL(span) or _DECORATED_TOOL(span) or (_MCP_CALL(span) and span.has_ended)
+    )
+
+
+# One call may have a span of the client, one of the server, and the span of an agent's tool call around both.
+MCP = FrameworkProfile(
+    name="mcp",
+    required_attributes=("mcp.method.name",),
+    is_step=_MCP_CALL,
+    calls=_is_around_mcp_call,
+    step_id=_TOOL_CALL_ID,
+)
 GEN_AI = Profile(
     name="gen-ai",
     required_attributes=("gen_ai.operation.name",),
-    is_step=_TOOL_CALL,
+    is_step=but_not(_TOOL_CALL, _MCP_CALL),
     step_id=_TOOL_CALL_ID,
 )

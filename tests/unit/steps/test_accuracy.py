@@ -61,12 +61,14 @@ def test_all_records_arrive_as_webhooks(step_receiver: ScriptedReceiver) -> None
 
 _IDS = {
     "dbos": r"step-[-0-9a-f]{36}",  # the number of the step is known only to the running process, and not recorded
+    "fastmcp": r"call-1|step-[-0-9a-f]{36}",
     "google_adk": r"step-[-0-9a-f]{36}",
     "google_adk_openinference": r"call-\d|step-[-0-9a-f]{36}",
     "langgraph_openinference": r"\w+:[-0-9a-f]{36}(\|\w+:[-0-9a-f]{36})?",  # the second part: a node of a subgraph
     "langgraph_traceloop": r"\w+:[-0-9a-f]{36}(\|\w+:[-0-9a-f]{36})?",
     "langsmith": r"call-[-a-z]+|step-[-0-9a-f]{36}",
     "livekit": r"call-\w+",
+    "mcp_sdk": r"step-[-0-9a-f]{36}",
     "openai_agents_openinference": r"step-[-0-9a-f]{36}",
     "otel_sdk": r"s\d",
     "pydantic_ai": r"pyd_ai_\w+|call_\d",
@@ -104,8 +106,8 @@ def test_the_rules_are_better_than_the_status_alone() -> None:
     """The table of truths explains each step that the rules report wrong; `make accuracy` counts them."""
     found = [verdict for record in RECORDS for verdict in verdicts(record, outcomes_of(record))]
     assert [truth for truth, outcome, _ in found if outcome != truth.truth and not truth.why] == []
-    assert score(found) == (139, 137, 95)
-    assert len(TRUTHS) == 139
+    assert score(found) == (145, 142, 98)
+    assert len(TRUTHS) == 145
 
 
 def test_make_accuracy_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +118,7 @@ def test_make_accuracy_prints_the_table(capsys: pytest.CaptureFixture[str]) -> N
     rows = [line.split() for line in lines]
     assert rows[1] == ["dbos", "7", "6", "4"]
     assert ["langgraph_openinference", "29", "29", "25"] in rows
-    assert "98.6%" in lines[13]
+    assert "97.9%" in lines[15]
     assert not [line for line in lines if "NOT EXPLAINED" in line]
 
 
