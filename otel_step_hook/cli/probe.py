@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import re
-import socket
-import ssl
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -15,25 +13,18 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from otel_step_hook.delivery.addresses import resolvable
 from otel_step_hook.delivery.clock import monotonic
+from otel_step_hook.delivery.failures import CLOSED, meaning
 from otel_step_hook.delivery.http_client import connector
 from otel_step_hook.delivery.model import Endpoint
-from otel_step_hook.delivery.origin import AddressRefused, MetadataAddressRefused, Origin, PrivateAddressRefused
+from otel_step_hook.delivery.origin import AddressRefused, Origin, tls_detail
 from otel_step_hook.delivery.request import USER_AGENT, attempt_headers, body, webhook_id
-from otel_step_hook.delivery.retry import AttemptResult
+from otel_step_hook.delivery.retry import AttemptResult, error_type_of
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 
 _TIMEOUT = 5.0  # seconds for each check: a user waits for the result
 _CLOSE_TIME = 1.0  # seconds to wait for the peer to close the connection as well
 _LINE_LIMIT = 4096  # bytes that are read of the first line of an answer
 _STATUS_LINE = re.compile(rb"HTTP/1\.\d ([1-9]\d\d)( [^\n]*)?\r?\n")  # RFC 9112, section 4
-_CLOSED = "closes the connection without an answer"
-_MESSAGES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-    (MetadataAddressRefused, "leads to a cloud metadata service, which is refused"),
-    (PrivateAddressRefused, "leads to no public address, and STEP_COMPLETE_PUBLIC_ONLY refuses all others"),
-    ((socket.gaierror, UnicodeError), "cannot be resolved: no such name, or no name server that knows it"),
-    (ConnectionRefusedError, "refuses connections: nothing listens there"),
-    ((ConnectionResetError, BrokenPipeError), _CLOSED),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +115,7 @@ async def _request_head(
         return CheckResult("HTTP", is_ok=True, message=message)
     guess = "; does the endpoint speak http, not https?" if origin.url.scheme == "http" else ""
     return CheckResult(
-        "HTTP", is_ok=False, message=f"answers with something that is no HTTP{guess}" if line else _CLOSED
+        "HTTP", is_ok=False, message=f"answers with something that is no HTTP{guess}" if line else CLOSED
     )
 
 
@@ -150,18 +141,11 @@ def _elapsed(began: float) -> str:
 
 def _describe(error: Exception, timeout: float) -> str:
     """What *error* means, as the rest of a sentence."""
-    if isinstance(error, TimeoutError):
+    error_type = error_type_of(error)
+    if error_type == "timeout":
         return f"gives no answer within {timeout:g} s"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate not trusted, {error.verify_message}; see STEP_COMPLETE_CERTIFICATE"
-    if isinstance(error, ssl.SSLError) and "CERTIFICATE" in (error.reason or ""):
-        return f"refuses our certificate, or that we have none, {error.reason}; see STEP_COMPLETE_CLIENT_CERTIFICATE"
-    if isinstance(error, ssl.SSLError):
-        return f"fails, {error.reason}; does the endpoint speak https, not http?"
-    for types, message in _MESSAGES:
-        if isinstance(error, types):
-            return message
-    return f"cannot be reached: {getattr(error, 'strerror', None) or type(error).__name__}"
+    unknown = f"cannot be reached: {getattr(error, 'strerror', None) or error_type}"
+    return meaning(error_type, tls_detail(error)) or unknown
 
 
 @dataclass(frozen=True, slots=True)

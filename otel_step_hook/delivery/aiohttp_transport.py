@@ -17,7 +17,14 @@ from otel_step_hook.delivery import native
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
-from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, AddressRefused, Origin
+from otel_step_hook.delivery.origin import (
+    ANSWER_LIMIT,
+    ANSWER_TIME,
+    KEEP_ALIVE,
+    AddressRefused,
+    Origin,
+    tls_detail,
+)
 from otel_step_hook.delivery.retry import AttemptResult, error_type_of
 
 _MAX_HEADER_SIZE = 65_536  # bytes of one header
@@ -208,7 +215,9 @@ class AiohttpTransport:
     def _failure(self, error: Exception, *, is_stale: bool) -> AttemptResult:
         if self._peer is not None and not is_stale:
             self._origin.forget(self._peer[0])
-        return AttemptResult(error_type=error_type_of(error), peer=self._peer, is_stale=is_stale)
+        return AttemptResult(
+            error_type=error_type_of(error), peer=self._peer, is_stale=is_stale, detail=tls_detail(error)
+        )
 
     async def _read(self, response: _Response, limit: float) -> bytes:
         excerpt, content = bytearray(), response.content

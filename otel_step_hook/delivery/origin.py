@@ -15,6 +15,7 @@ from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.metadata_hosts import is_metadata_address
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
 from otel_step_hook.delivery.private_addresses import is_private_address
+from otel_step_hook.delivery.retry import causes_of
 from otel_step_hook.errors import ConfigurationError
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
@@ -142,3 +143,11 @@ def _address_of(sockaddr: tuple[Any, ...]) -> str:
     """Return the address in *sockaddr*, an element of what `getaddrinfo` returns, with its IPv6 scope if it has one."""
     address, _, *more = sockaddr  # more, of IPv6: flow info and scope id
     return f"{address}%{more[1]}" if any(more[1:]) else str(address)
+
+
+def tls_detail(error: BaseException) -> str:
+    """Return what OpenSSL says of a failure of TLS below *error*; empty if it is none."""
+    # aiohttp's own errors are SSLErrors, too, but OpenSSL's attributes are only on their causes.
+    causes = [cause for cause in causes_of(error) if isinstance(cause, ssl.SSLError)]
+    found = (getattr(cause, "verify_message", None) or getattr(cause, "reason", None) for cause in causes)
+    return str(next(filter(None, found), ""))

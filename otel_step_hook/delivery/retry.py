@@ -38,7 +38,8 @@ class AttemptResult:
     further events, even with a 2xx. *is_stale*: a kept-alive connection ended before the first byte of an
     answer, so the request is sent again once, at once. *is_hopeless*: no attempt of this process can succeed; a
     store that outlives it keeps the delivery for another one. *peer* is the address and port that was connected to.
-    *excerpt* is the start of the answer's body; it may echo secrets and is not in the repr.
+    *detail* is what OpenSSL says of a failure of TLS. *location* is where a redirect leads, and *excerpt* the start of
+    the answer's body; both may echo secrets and are not in the repr.
     """
 
     status_code: int | None = None
@@ -48,6 +49,8 @@ class AttemptResult:
     is_stale: bool = False
     is_hopeless: bool = False
     peer: tuple[str, int] | None = None
+    detail: str = ""
+    location: str = field(default="", repr=False)
     excerpt: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,7 @@ class AttemptResult:
             retry_after=parse_retry_after(header("retry-after"), now=now),
             directive="disable" if directive == "disable" else "abort-message" if directive == "abort-message" else "",
             peer=peer,
+            location=header("location") or "",
             excerpt=excerpt,
         )
 

@@ -13,7 +13,14 @@ import httpx
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
-from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, AddressRefused, Origin
+from otel_step_hook.delivery.origin import (
+    ANSWER_LIMIT,
+    ANSWER_TIME,
+    KEEP_ALIVE,
+    AddressRefused,
+    Origin,
+    tls_detail,
+)
 from otel_step_hook.delivery.retry import AttemptResult, causes_of, error_type_of
 
 _STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
@@ -83,7 +90,9 @@ class HttpxTransport:
         # When TLS fails in a proxy's tunnel, httpcore keeps the connection as one in use, and every further attempt
         # would wait for it (encode/httpcore#1023).
         await self._disconnect()
-        return AttemptResult(error_type=error_type_of(error), peer=self._peer, is_stale=is_stale)
+        return AttemptResult(
+            error_type=error_type_of(error), peer=self._peer, is_stale=is_stale, detail=tls_detail(error)
+        )
 
     async def _disconnect(self) -> None:
         """Close the connection, half-open or not; the next attempt connects again."""

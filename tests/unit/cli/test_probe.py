@@ -268,7 +268,7 @@ def test_an_untrusted_certificate(tls_server: HTTPServer) -> None:
     """For a certificate of an unknown authority, the message names the setting."""
     finding = _probe(tls_server.url_for("/"))[-1]
     assert (finding.check, finding.is_ok) == ("TLS", False)
-    assert finding.message.startswith("certificate not trusted, ")
+    assert finding.message.startswith("has a certificate that is not trusted, ")
     assert finding.message.endswith("; see STEP_COMPLETE_CERTIFICATE")
 
 

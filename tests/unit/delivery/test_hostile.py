@@ -191,7 +191,8 @@ def test_no_redirect_is_followed(attempts: Attempts, status: int, step_receiver:
     """A redirect is a failed attempt, and no other receiver gets the webhook or the key."""
     moved = b"HTTP/1.1 %d Moved\r\nlocation: %s\r\ncontent-length: 0\r\n\r\n"
     answer = moved % (status, step_receiver.url.encode())
-    assert attempts.at(answering(answer)).error_type == str(status)
+    result = attempts.at(answering(answer))
+    assert (result.error_type, result.location) == (str(status), step_receiver.url)
     assert step_receiver.received == []
 
 

@@ -78,6 +78,7 @@ def test_a_result_that_contradicts_itself_is_refused(status: int | None, error_t
 def test_the_answer_is_not_in_the_repr() -> None:
     """The repr of a result does not show the answer, so that a receiver that echoes the key leaks no secret."""
     assert "sekret" not in repr(AttemptResult(status_code=200, excerpt=b"authorization: Bearer sekret"))
+    assert "sekret" not in repr(AttemptResult(status_code=302, error_type="302", location="https://sekret.test/"))
 
 
 def test_a_result_is_an_immutable_value() -> None:

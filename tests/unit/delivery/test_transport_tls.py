@@ -88,6 +88,7 @@ def test_a_certificate_of_another_authority_or_name_is_refused(
     context = server_context("somebody.else.test" if is_known else NAME)
     result = by_tls(attempts, context, behave, certificate=trusted if is_known else None)
     assert (result.error_type, result.is_outage) == ("SSLCertVerificationError", True)
+    assert ("mismatch" if is_known else "issuer") in result.detail
     assert not any(requests)
 
 
@@ -111,7 +112,8 @@ def test_a_certificate_may_be_that_of_an_address(attempts: Attempts, trusted: st
 def test_http_where_https_is_expected_is_a_failure_with_a_type(attempts: Attempts) -> None:
     """A receiver that speaks no TLS is an SSLError."""
     with HostileReceiver(no_tls) as receiver:
-        assert attempts.one(f"https://{NAME}:{port_of(receiver.url)}/hook").error_type == "SSLError"
+        result = attempts.one(f"https://{NAME}:{port_of(receiver.url)}/hook")
+    assert (result.error_type, result.detail) == ("SSLError", "WRONG_VERSION_NUMBER")
 
 
 @pytest.mark.usefixtures("resolvable")
