@@ -5,22 +5,38 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from otel_step_hook.delivery.clock import monotonic
 
 log = logging.getLogger("otel_step_hook")
 
+Fields = Mapping[str, str | int]  # attributes of a `LogRecord`, which formatters for JSON write beside the line
 Schedule = Callable[[float, Callable[[], None]], object]  # calls a function after a number of seconds
 
+PREFIX = "otel_step_hook."  # of the names of fields that are ours alone
 EVERY = 60.0  # seconds; a line that repeats is logged at most this often
 KINDS = 64  # of lines that are counted separately; further kinds are counted together, as one kind
+_OTHERS = "others"  # the kind of those beyond the limit
 _ID_LENGTH = 120  # characters of a step id in a line; ids are as long as users make them
 
 
-def log_safely(level: int, message: str, *args: object) -> None:
-    """Log a line, and ignore exceptions of the application's handlers and filters, except KeyboardInterrupt.
+@dataclass(slots=True)
+class Line:
+    """A line whose *text* and *fields* are made when it is logged, and not while it is only counted.
+
+    Its repetitions have the fields in *shared*.
+    """
+
+    text: Callable[[], str]
+    fields: Callable[[], Fields]
+    shared: Fields
+
+
+def log_safely(level: int, message: str, *args: object, fields: Fields | None = None) -> None:
+    """Log a line with *fields*, and ignore exceptions of the application's handlers, except KeyboardInterrupt.
 
     SystemExit is ignored too: some handlers exit, which on the worker thread would end only the deliveries. While the
     interpreter finalizes, a line that could block for ever is not logged. Where the application has closed its log, an
@@ -31,11 +47,22 @@ def log_safely(level: int, message: str, *args: object) -> None:
             # Not by the stream: its lock may be held for ever. Without a stderr this raises, too.
             os.write(sys.__stderr__.fileno(), f"{message % args}\n".encode())  # type: ignore[union-attr]  # -- see above
         elif not sys.is_finalizing() or _locks_are_free():
-            log.log(level, message, *args, stacklevel=2)
+            _log_line(level, message, args, fields)
     except KeyboardInterrupt:
         raise
     except BaseException:  # noqa: BLE001, S110 -- see above
         pass
+
+
+def _log_line(level: int, message: str, args: tuple[object, ...], fields: Fields | None) -> None:
+    try:
+        log.log(level, message, *args, stacklevel=3, extra=fields)
+    except KeyError as error:
+        if not fields or "Attempt to overwrite" not in str(error):
+            raise
+        # The application's factory of records sets some of them, and `logging` refuses a second value: `trace_id`.
+        own = {name: value for name, value in fields.items() if name.startswith(PREFIX)}
+        log.log(level, message, *args, stacklevel=3, extra=own)
 
 
 def _handlers() -> list[logging.Handler]:
@@ -99,8 +126,8 @@ class RateLimitedLog:
         self._schedule, self._is_scheduled = schedule, False
         self._schedule_next()
 
-    def log(self, level: int, kind: Hashable, message: str, times: int = 1) -> None:
-        """Log *message*, or only count it if a line of its *kind* was logged less than a minute ago.
+    def log(self, level: int, kind: Hashable, line: str | Line, times: int = 1) -> None:
+        """Log *line*, or only count it if one of its *kind* was logged less than a minute ago.
 
         *times* is how often it has happened; all but the first time are only counted.
         """
@@ -108,18 +135,21 @@ class RateLimitedLog:
         now = self._monotonic()
         if not entry.count and now - entry.logged_at >= EVERY:
             entry.logged_at = now
-            log_safely(level, "%s", message)
+            if isinstance(line, Line):
+                log_safely(level, "%s", line.text(), fields=line.fields())
+            else:
+                log_safely(level, "%s", line)
             times -= 1
         if times:
             entry.count += times
-            entry.level, entry.message = level, message
+            entry.level, entry.line = level, line
             self._schedule_next()
 
     def _entry(self, kind: Hashable) -> "_Kind":
         if kind not in self._kinds and len(self._kinds) >= KINDS - 1:
             now = self._monotonic()
             self._kinds = {k: entry for k, entry in self._kinds.items() if entry.count or now - entry.logged_at < EVERY}
-            kind = kind if len(self._kinds) < KINDS - 1 else "others"
+            kind = kind if len(self._kinds) < KINDS - 1 else _OTHERS
         return self._kinds.setdefault(kind, _Kind())
 
     def has_counts(self) -> bool:
@@ -129,10 +159,13 @@ class RateLimitedLog:
     def log_counts(self, *, all_of_them: bool = False) -> None:
         """Log the counts of kinds whose last line is a minute old, or the counts of all kinds."""
         now = self._monotonic()
-        for entry in list(self._kinds.values()):
+        for kind, entry in list(self._kinds.items()):
             if entry.count and (all_of_them or now - entry.logged_at >= EVERY):
                 count, entry.count, entry.logged_at = entry.count, 0, now
-                log_safely(entry.level, "%d more like this: %s", count, entry.message)
+                line, entry.line = entry.line, ""
+                text, shared = (line.text(), line.shared) if isinstance(line, Line) else (line, None)
+                shared = None if kind == _OTHERS else shared  # they share nothing that is known
+                log_safely(entry.level, "%d more like this: %s", count, text, fields=shared)
         self._schedule_next()
 
     def _schedule_next(self) -> None:
@@ -152,10 +185,10 @@ class RateLimitedLog:
 class _Kind:
     """Lines of one kind: when one was logged last, and how many were counted since."""
 
-    __slots__ = ("count", "level", "logged_at", "message")
+    __slots__ = ("count", "level", "line", "logged_at")
 
     def __init__(self) -> None:
         self.logged_at = -math.inf  # monotonic seconds
         self.count = 0
         self.level = logging.WARNING
-        self.message = ""
+        self.line: str | Line = ""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_step_hook.delivery.log import EVERY, KINDS, RateLimitedLog, log_safely, printable, where
+from otel_step_hook.delivery.log import EVERY, KINDS, Fields, Line, RateLimitedLog, log_safely, printable, where
 
 
 class Clock:
@@ -285,3 +285,55 @@ def test_a_process_without_any_handler_shows_nothing(
     monkeypatch.setattr(logging, "lastResort", None)
     log_safely(logging.ERROR, "an error")
     assert "an error" not in capfd.readouterr().err
+
+
+# Lines with fields
+
+
+class Made:
+    """Makes a line, and counts how often."""
+
+    def __init__(self) -> None:
+        self.texts = self.fields = 0
+
+    def line(self) -> Line:
+        return Line(self._text, self._fields, {"shared": "value"})
+
+    def _text(self) -> str:
+        self.texts += 1
+        return "slow"
+
+    def _fields(self) -> Fields:
+        self.fields += 1
+        return {"own": 1, "shared": "value"}
+
+
+def test_a_line_is_made_when_it_is_logged(
+    limited_log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a thousand lines of one kind, the texts of the first and of the count are made, and the first's fields."""
+    made = Made()
+    for _ in range(1000):
+        limited_log.log(logging.WARNING, "slow", made.line())
+    assert (made.texts, made.fields) == (1, 1)
+    clock.advance(EVERY)
+    assert (made.texts, made.fields) == (2, 1)
+    first, count = caplog.records
+    assert (vars(first)["own"], vars(first)["shared"]) == (1, "value")
+    assert (count.message, vars(count)["shared"], "own" in vars(count)) == (
+        "999 more like this: slow",
+        "value",
+        False,
+    )
+
+
+def test_lines_beyond_the_limit_share_nothing(
+    limited_log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The count of lines of several kinds has no fields: they may be about several endpoints."""
+    for number in range(2 * KINDS):
+        limited_log.log(logging.ERROR, number, Made().line())
+    caplog.clear()
+    clock.advance(EVERY)
+    (count,) = caplog.records
+    assert "shared" not in vars(count)
