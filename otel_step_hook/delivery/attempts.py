@@ -163,6 +163,7 @@ class Attempts:
             self.hopeless_error = str(result.error_type)
             return RetryIn(0.0) if keeps else Finish("discarded", result.error_type)
         self._record(result, timeout, now)
+        delivery.status_code = result.status_code
         if result.error_type is not None:
             delivery.error_type = result.error_type
             self._log.failed(delivery, result, timeout, self._sender.to)

@@ -3,6 +3,7 @@
 import weakref
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
@@ -47,6 +48,15 @@ class Endpoint:
     proxy: str | None = field(default=None, repr=False)
     http_client: HttpClient = "auto"
     public_only: bool = False
+
+
+def shown_origin(url: str) -> str:
+    """Return scheme, host and port of *url* for people to read, without user information, path and query.
+
+    Raises ValueError for a host that cannot be read.
+    """
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
 
 
 class Pipeline(NamedTuple):
@@ -95,7 +105,8 @@ class Delivery:
     """The delivery of one event to one endpoint, over all attempts. For the worker thread only.
 
     *id* is the webhook id. *submitted_at* is when the hook saw the step end, in monotonic seconds of this process.
-    *body* is the same for every attempt, and empty before the first. *error_type* is why the last attempt failed.
+    *body* is the same for every attempt, and empty before the first. *error_type* is why the last attempt failed,
+    and *status_code* what it was answered with, if it was.
     """
 
     id: str
@@ -105,5 +116,6 @@ class Delivery:
     body: bytes = b""
     attempts: int = 0
     error_type: str = "expired"  # the value when no attempt was made
+    status_code: int | None = None
     redeliveries: int = 0  # how often somebody has asked for it again after it was discarded
     span: Span | None = None

@@ -17,7 +17,7 @@ class Sender(Protocol):
 
     @property
     def to(self) -> str:
-        """What log lines call the system that accepts the deliveries."""
+        """What log lines call the system that accepts the deliveries; empty if it is the receiver."""
 
     async def send(self, delivery: Delivery, *, timeout: float) -> AttemptResult:
         """Make one attempt within *timeout* seconds, record it, and return its result.
@@ -45,7 +45,7 @@ class Transport(Protocol):
 class HttpSender:
     """Sends webhooks, each attempt in flight over its own connection; *connect* makes a transport."""
 
-    to = "the receiver"
+    to = ""
 
     def __init__(self, endpoint: Endpoint, telemetry: Telemetry, connect: Callable[[], Transport]) -> None:
         self._endpoint = endpoint

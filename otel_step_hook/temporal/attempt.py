@@ -67,6 +67,7 @@ class ReceiverAttempts:
         if result.directive == "disable" and not self._is_disabled:
             self._is_disabled = True
             self._log.disabled()
+        delivery.status_code = result.status_code
         if result.error_type is not None:
             delivery.error_type = result.error_type
             self._log.failed(delivery, result, timeout)

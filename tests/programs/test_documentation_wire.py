@@ -1,17 +1,27 @@
 """What the documentation shows of requests, spans and metrics, against those of a step that is sent."""
 
 import json
+import logging
 import re
 
+import pytest
+from delivering import event, failed
 from documentation import KEY, ROOT, claim, page
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from support import pipeline
+from support import log_lines, pipeline
 
+from otel_step_hook.delivery.delivery_log import DeliveryLog
+from otel_step_hook.delivery.log import RateLimitedLog
+from otel_step_hook.delivery.model import Delivery, Endpoint, Pipeline
+from otel_step_hook.delivery.retry import AttemptResult
+from otel_step_hook.steps.event import Outcome
 from otel_step_hook.testing import Received, ScriptedReceiver
 
 _REQUEST = claim("docs/receivers.md", "POST /hooks/steps HTTP/1.1")
 _FULL = claim("docs/receivers.md", '"type": "step.success"')
 _TREE = claim("docs/telemetry.md", "└─ step_hook.deliver")
+_LINES = claim("docs/telemetry.md", "WARNING the receiver")
 _SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
@@ -77,6 +87,36 @@ def test_the_tree_of_spans_is_that_of_a_step(step_receiver: ScriptedReceiver) ->
     assert [line.lstrip("├└─ ").split()[0] for line in lines] == ["search", "step_hook.deliver", "POST", "POST"]
     for line, span in zip(lines[2:], attempts, strict=True):
         assert line.endswith(_described(span))
+
+
+def test_the_log_lines_are_those_of_two_steps(caplog: pytest.LogCaptureFixture) -> None:
+    """A step that is refused and then reaches nobody, and one that the end of the process cuts off, log these lines."""
+    log = DeliveryLog(Endpoint("default", "https://hooks.example.com/hooks/steps"), RateLimitedLog())
+    first, second = (
+        Delivery(f"msg_{webhook_id}", event(step_id, outcome), Pipeline(None, Resource({})), 0.0, attempts=1)
+        for webhook_id, step_id, outcome in (
+            ("asl2afiegv3xbzf422tzzpkqbwevmkrf", "step-1", Outcome.SUCCESS),
+            ("gymnrgixirgc4iaamn3tqbuteu6pb2bu", "step-2", Outcome.FAILED),
+        )
+    )
+    first.error_type = second.error_type = "503"
+    log.failed(first, failed(503, retry_after=30.0, excerpt=b'{"error": "database is down"}'), 15.0)
+    first.error_type, first.attempts = "ConnectionRefusedError", 2
+    log.failed(first, AttemptResult(error_type="ConnectionRefusedError"), 15.0)
+    log.discarded(second, "shutdown")
+    assert log_lines(caplog) == _LINES.text.splitlines()
+
+
+def test_each_field_of_a_line_is_in_the_table(
+    step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The table of fields has those of a line about a delivery, and no others."""
+    caplog.set_level("INFO", "otel_step_hook")
+    _sent(step_receiver, payload="step_id")
+    (record,) = [record for record in caplog.records if record.getMessage().startswith("delivered step step-42")]
+    usual = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+    rows = re.findall(r"^\| (`(?:otel_step_hook\.|trace_id).*?) \|", page("docs/telemetry.md"), re.MULTILINE)
+    assert set(re.findall("`(.*?)`", " ".join(rows))) == set(vars(record)) - usual
 
 
 def test_each_metric_is_in_the_table() -> None:

@@ -88,8 +88,8 @@ ended(child)
         give_up_after=600,
     )
     assert (ended.code, ended.out, ended.noise) == (0, ["False", "3"], [])
-    assert ended.err.count("discarded step child: shutdown") == 1
-    assert ended.err.count("discarded step parent: shutdown") == 1
+    assert ended.err.count("discarded step child: the process ended before it was delivered") == 1
+    assert ended.err.count("discarded step parent: the process ended before it was delivered") == 1
 
 
 @pytest.mark.slow

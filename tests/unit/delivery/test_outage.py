@@ -11,7 +11,10 @@ from otel_step_hook.delivery.metrics import _open_circuits, _queue_sizes
 from otel_step_hook.delivery.retry import AttemptResult
 
 REFUSED = AttemptResult(error_type="ConnectionRefusedError")
-DOWN = "endpoint default is down (ConnectionRefusedError): one attempt at a time until one succeeds"
+DOWN = (
+    "endpoint default is down (the receiver http://receiver.test refuses connections: nothing listens there): "
+    "one attempt at a time until one succeeds"
+)
 
 
 def test_an_endpoint_that_is_down_gets_one_attempt_at_a_time(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:

@@ -57,8 +57,10 @@ def test_the_answers_of_a_real_receiver_have_these_levels(
     (first, second, third) = library_lines(caplog)
     assert (first[0], second[0], third[0]) == ("WARNING", "WARNING", "INFO")
     ids = r"endpoint default, webhook msg_\w+"
-    assert re.search(rf"the receiver did not answer within 1 s \(step step-7, {ids}, attempt 1\)", first[1])
-    assert re.search(rf"the receiver answered 500 \(step step-7, {ids}, attempt 2\)", second[1])
+    receiver = f"the receiver {step_receiver.url.removesuffix('/hook')}"
+    slow = rf"{receiver} did not answer within 1 s; to find out why, run: otel-step-hook check"
+    assert re.search(rf"{slow} \(step step-7, {ids}, attempt 1\)", first[1])
+    assert re.search(rf"{receiver} answered 500 Internal Server Error \(step step-7, {ids}, attempt 2\)", second[1])
     assert re.search(rf"delivered step step-7 \(success, {ids}, attempt 3\)", third[1])
 
 

@@ -60,8 +60,8 @@ def test_a_thread_does_not_end_before_its_counts_are_logged(
     assert rig.worker.flush(WAIT)
     wait_until(lambda: not threads())
     first, rest = log_lines(caplog)
-    assert first.startswith("WARNING the receiver answered 503")
-    assert rest.startswith("WARNING 2 more like this: the receiver answered 503")
+    assert first.startswith("WARNING the receiver http://receiver.test answered 503")
+    assert rest.startswith("WARNING 2 more like this: the receiver http://receiver.test answered 503")
 
 
 @pytest.mark.usefixtures("_ends_when_idle")

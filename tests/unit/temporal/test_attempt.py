@@ -145,7 +145,7 @@ async def test_no_connection(attempt: Attempt, closed_port: int) -> None:
     """A receiver that cannot be reached is an error in the worker's log and metrics, and is tried again."""
     error = await _error(attempt(_webhook(), webhook=f"http://127.0.0.1:{closed_port}/"))
     assert error.message.startswith(
-        "the receiver of endpoint default could not be reached: ConnectionRefusedError; next attempt in "
+        "the receiver of endpoint default refuses connections: nothing listens there; next attempt in "
     )
     assert error.category is ApplicationErrorCategory.UNSPECIFIED
 

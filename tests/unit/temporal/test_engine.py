@@ -68,7 +68,9 @@ def test_no_server(
     attributes = dict(delivery.attributes or {})
     assert (attributes["step_hook.result"], attributes["error.type"]) == ("discarded", "UNAVAILABLE")
     assert hooked.named("POST") == []
-    assert support.log_lines(caplog)[0].startswith("ERROR Temporal could not be reached: UNAVAILABLE (step step-1, ")
+    assert support.log_lines(caplog)[0].startswith(
+        "ERROR Temporal could not be reached: UNAVAILABLE; to find out why, run: otel-step-hook check (step step-1, "
+    )
 
 
 def test_public_names() -> None:
