@@ -88,6 +88,7 @@ def test_the_sentence_of_an_answer(excerpt: bytes, sentence: str) -> None:
         (b"request " + b"abcdefgh" * 4 + b" failed", "request REDACTED failed"),
         (b"you have sent sesame-o", "you have sent REDACTED"),
         (b"you have sent ses", "you have sent ses"),
+        (f"you have sent {SIGNING_SECRET[6:16]}".encode(), "you have sent REDACTED"),
     ],
 )
 def test_a_secret_is_not_repeated(excerpt: bytes, sentence: str) -> None:

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 from delivering import DELIVERED, ONE_ATTEMPT, WAIT, NewRig, Script, event, failed
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanContext, TraceFlags
 from support import log_lines
 
-from otel_step_hook.delivery.log import log_safely
+from otel_step_hook.delivery.delivery_log import DeliveryLog
+from otel_step_hook.delivery.log import RateLimitedLog, log_safely
+from otel_step_hook.delivery.model import Delivery, Endpoint, Pipeline
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.testing import Answer, ScriptedReceiver
 
@@ -91,14 +94,30 @@ def test_a_line_that_counts_has_what_all_share(rigged: NewRig, written: io.Strin
     assert [set(line) for line in counts] == [{"line", "otel_step_hook.endpoint"}] * 2
 
 
+def test_a_line_that_counts_is_about_one_endpoint(written: io.StringIO) -> None:
+    """A Temporal worker logs its unknown endpoints together: each has lines and counts of its own."""
+    limited = RateLimitedLog()
+    for name in ("billing", "audit", "billing", "audit"):
+        delivery = Delivery("msg_a", event(), Pipeline(None, Resource({})), 0.0)
+        DeliveryLog(Endpoint(name, ""), limited).discarded(delivery, "unknown_endpoint")
+    limited.log_counts(all_of_them=True)
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    named = [line["otel_step_hook.endpoint"] for line in lines if line["line"].startswith("1 more like this")]
+    assert named == ["billing", "audit"]
+
+
 def test_the_fields_of_lines_about_the_endpoint(rigged: NewRig, written: io.StringIO) -> None:
     """A line about the endpoint itself has its name."""
-    script = Script(*[failed()] * 10, failed(directive="disable"))
+    script = Script(*[failed()] * 10, AttemptResult(status_code=204, directive="disable"))
     rigged(script, concurrency=1, give_up_after=600.0).deliver(event())
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
-    about = [line for line in lines if "is down" in line["line"] or "is sent to endpoint" in line["line"]]
-    assert len(about) == 2
-    assert [set(line) for line in about] == [{"line", "otel_step_hook.endpoint"}] * 2
+    about = [line for line in lines if "step_id" not in "".join(line) and "more like this" not in line["line"]]
+    assert [" ".join(line["line"].split()[:5]).partition(" (")[0] for line in about] == [
+        "endpoint default is down",
+        "endpoint default is up again",
+        "the receiver http://receiver.test answered 'webhook-delivery:",
+    ]
+    assert [set(line) for line in about] == [{"line", "otel_step_hook.endpoint"}] * 3
 
 
 def test_a_step_id_that_is_no_utf_8(rigged: NewRig, written: io.StringIO) -> None:
