@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import functools
 import io
 import os
 import time
@@ -70,18 +69,15 @@ class _HeadFirst(asyncio.Protocol):
 class _Response(aiohttp.ClientResponse):
     """An answer that remembers its connection, which aiohttp takes back when the answer is complete."""
 
+    head: AnswerHead  # of a subclass for each transport: aiohttp makes the answers
     protocol: Any = None
     transport: Any = None
-
-    def __init__(self, *arguments: Any, head: AnswerHead, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._head = head
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         """Read the head of the answer."""
         self.protocol, self.transport = connection.protocol, connection.transport
         if self.transport.get_protocol() is self.protocol:
-            self.transport.set_protocol(_HeadFirst(self.protocol, self.transport, self._head))
+            self.transport.set_protocol(_HeadFirst(self.protocol, self.transport, self.head))
         return await super().start(connection)
 
     def close(self) -> None:
@@ -214,7 +210,7 @@ class AiohttpTransport:
                     resolver=aiohttp.ThreadedResolver(),  # by the event loop, and never by aiodns
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                response_class=cast("type[_Response]", functools.partial(_Response, head=self._head)),
+                response_class=type("_Response", (_Response,), {"head": self._head}),
                 skip_auto_headers=_NOT_OURS,
                 auto_decompress=False,
                 max_line_size=_MAX_HEADER_SIZE,

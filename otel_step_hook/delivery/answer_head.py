@@ -36,15 +36,24 @@ class AnswerHead:
         """Read *data*, which has arrived. Raises `AnswerWithoutStatus` when one of the limits is exceeded."""
         if self.status is not None or not data:
             return
+        # Nearly always the first bytes hold the status line as a whole.
+        final = None if self.has_begun else _FINAL.match(data)
         self.has_begun = True
+        if final is None and (final := self._after_more(data)) is None:
+            return
+        self.status = int(final[1])
+
+    def _after_more(self, data: bytes) -> re.Match[bytes] | None:
+        """Return the status line that *data* completes, or None if more is needed."""
         self._read += len(data)
         self._pending = self._after_interim(self._pending + data)
-        final = None if self._interim > INTERIM_LIMIT else _FINAL.match(self._pending)
-        if final:
-            self.status, self._pending = int(final[1]), b""
-        elif self._interim > INTERIM_LIMIT or self._read > BYTES_LIMIT:
+        if self._interim <= INTERIM_LIMIT and (final := _FINAL.match(self._pending)):
+            self._pending = b""
+            return final
+        if self._interim > INTERIM_LIMIT or self._read > BYTES_LIMIT:
             self.is_refused = True
             raise AnswerWithoutStatus
+        return None
 
     def _after_interim(self, pending: bytes) -> bytes:
         """Return what follows the interim answers that *pending* begins with, and count them."""
