@@ -96,7 +96,7 @@ async def _start_tls(writer: asyncio.StreamWriter, origin: Origin, timeout: floa
     began = monotonic()
     try:
         async with asyncio.timeout(timeout):
-            await writer.start_tls(origin.tls, server_hostname=origin.tls_name)
+            await writer.start_tls(origin.tls.current, server_hostname=origin.tls_name)
     except OSError as error:
         return CheckResult("TLS", is_ok=False, message=_describe(error, timeout))
     session = writer.get_extra_info("ssl_object")

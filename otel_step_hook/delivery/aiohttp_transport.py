@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import os
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -119,6 +120,7 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None  # made in the event loop that it belongs to
         proxy = URL(str(origin.proxy)) if origin.proxy else None
         self._proxy = proxy and proxy.with_user(None)
+        self._tls: ssl.SSLContext | None = None  # of the last connection; None for plain HTTP
         authorization = _authorization(proxy)
         is_tunnel = origin.url.scheme == "https"  # the proxy sees a CONNECT, and not the request
         self._proxy_headers = authorization if is_tunnel else []
@@ -136,6 +138,8 @@ class AiohttpTransport:
         self._peer = None
         self._head.reset()
         was_kept = self._is_kept()
+        if self._origin.uses_tls and not was_kept:  # a kept connection is found by the context that it was made with
+            self._tls = self._origin.tls.for_new_connection()
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
@@ -194,6 +198,7 @@ class AiohttpTransport:
             headers=CIMultiDict([*self._own_headers, *headers]),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
             server_hostname=name,
+            ssl=self._tls or True,
             proxy=self._proxy,
             proxy_headers=self._proxy_headers,
             allow_redirects=False,
@@ -204,7 +209,6 @@ class AiohttpTransport:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=_Connector(
-                    ssl=self._origin.tls if self._origin.uses_tls else False,
                     limit=1,
                     keepalive_timeout=KEEP_ALIVE,
                     resolver=aiohttp.ThreadedResolver(),  # by the event loop, and never by aiodns

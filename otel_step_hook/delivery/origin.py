@@ -1,23 +1,21 @@
-"""Where the requests to an endpoint go, and the limits of a connection: owns the look-up of addresses, and TLS."""
+"""Where the requests to an endpoint go, and the limits of a connection: owns the look-up of addresses."""
 
 import asyncio
 import socket
-import ssl
 from dataclasses import dataclass
-from functools import cached_property
 
 import httpx
 
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.metadata_hosts import is_metadata_address
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
+from otel_step_hook.delivery.tls import TlsContext
 from otel_step_hook.errors import ConfigurationError
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
 ANSWER_TIME = 1.0  # seconds that the body of an answer may take; the result is known before it
 KEEP_ALIVE = 5.0  # seconds after which an idle connection is not used again
 _ADDRESS_AGE = 30.0  # seconds for which a look-up is kept: a receiver that moves is followed within this time
-_FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
 
 
 class MetadataAddressRefused(Exception):  # noqa: N818 -- its name is an `error.type`, and reads as one
@@ -47,35 +45,16 @@ class Origin:
                 "STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_PROXY is not a URL that can be used; "
                 "expected an absolute URL such as https://example.com/hook"
             ) from None
-        self._files = endpoint.tls
         self.uses_tls = "https" in {self.url.scheme, self.proxy and self.proxy.scheme}
+        self.tls = TlsContext(endpoint.tls, endpoint.name)
         if endpoint.tls != TlsFiles() or self.uses_tls:
-            _ = self.tls  # now, to report an unusable file at start-up; and the worker thread makes none
+            _ = self.tls.current  # now, to report an unusable file at start-up
         self.host = self.url.raw_host.decode("ascii")
         self.tls_name = self.host.removesuffix(".")  # certificates do not have the dot that ends an absolute name
         self.port = self.url.port or (443 if self.url.scheme == "https" else 80)
         self.netloc = self.url.netloc.decode("ascii")
         self._urls: dict[str, httpx.URL] = {}
         self._look_up = _LookUp([], 0.0)
-
-    @cached_property
-    def tls(self) -> ssl.SSLContext:
-        """The TLS context of all connections. Making it takes 30 ms."""
-        files = self._files
-        try:
-            authorities = files.certificate
-            context = ssl.create_default_context(cafile=authorities) if authorities else httpx.create_ssl_context()
-            if files.client_certificate:
-                # An empty password: without one, OpenSSL asks for it on the terminal, and waits.
-                context.load_cert_chain(files.client_certificate, files.client_key, password="")
-        except (OSError, ValueError) as error:
-            paths = (files.certificate, files.client_certificate, files.client_key)
-            names = [name for name, path in zip(_FILES, paths, strict=True) if path] or ["SSL_CERT_FILE"]
-            raise ConfigurationError(
-                f"{' or '.join(names)} cannot be used ({type(error).__name__}); expected the path of a PEM file that "
-                "can be read; a key belongs to its certificate and has no password"
-            ) from None
-        return context
 
     async def addresses(self) -> list[str]:
         """Return the endpoint's addresses; those that failed are at the end. A look-up is kept for 30 s.

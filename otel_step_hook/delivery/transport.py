@@ -17,6 +17,7 @@ from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
 from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, MetadataAddressRefused, Origin
 from otel_step_hook.delivery.retry import AttemptResult, error_type_of
+from otel_step_hook.delivery.tls import TlsContext
 
 _STALE = (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError)
 _FAILURES = (
@@ -42,43 +43,15 @@ def connector(endpoint: Endpoint) -> Callable[[], "HttpxTransport"]:
     return lambda: HttpxTransport(origin)
 
 
-class _Stream(httpcore.AsyncNetworkStream):
-    """Shows *head* what is read of *stream*, after as many TLS handshakes as *handshakes* says.
+class _Backend(httpcore.AsyncNetworkBackend):
+    """Makes connections with *tls* that show *head* what they read, after as many TLS handshakes as *handshakes* says.
 
     What comes before the last of them is a proxy's answer to CONNECT, for which the same limits hold.
     """
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream, head: AnswerHead, handshakes: int) -> None:
-        self._stream = stream
-        self._final_head, self._handshakes = head, handshakes
-        self._head = AnswerHead() if handshakes else head
-        self.write = stream.write  # type: ignore[method-assign]
-        self.aclose = stream.aclose  # type: ignore[method-assign]
-        self.get_extra_info = stream.get_extra_info  # type: ignore[method-assign]
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        data = await self._stream.read(max_bytes, timeout)
-        self._head.feed(data)
-        return data
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            inside = await self._stream.start_tls(ssl_context, server_hostname, timeout)
-        except BaseException:
-            # httpcore closes the connection when this raises an `Exception`, but leaves it open when the attempt is
-            # cancelled.
-            await self._stream.aclose()
-            raise
-        return _Stream(inside, self._final_head, self._handshakes - 1)
-
-
-class _Backend(httpcore.AsyncNetworkBackend):
-    """Makes connections that show *head* what they read; see `_Stream`."""
-
-    def __init__(self, head: AnswerHead, handshakes: int) -> None:
-        self._head, self._handshakes = head, handshakes
+    def __init__(self, head: AnswerHead, tls: TlsContext, handshakes: int) -> None:
+        self.head, self.tls = head, tls
+        self._handshakes = handshakes
         self._backend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -90,7 +63,40 @@ class _Backend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         stream = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _Stream(stream, self._head, self._handshakes)
+        return _Stream(stream, self, self._handshakes)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection of *backend*, on which *handshakes* are still to come."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, backend: _Backend, handshakes: int) -> None:
+        self._stream, self._backend, self._handshakes = stream, backend, handshakes
+        self._head = AnswerHead() if handshakes else backend.head
+        self.write = stream.write  # type: ignore[method-assign]
+        self.aclose = stream.aclose  # type: ignore[method-assign]
+        self.get_extra_info = stream.get_extra_info  # type: ignore[method-assign]
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data = await self._stream.read(max_bytes, timeout)
+        self._head.feed(data)
+        return data
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,  # noqa: ARG002 -- see below
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        context = self._backend.tls.for_new_connection()  # instead of that of the pool, which may be older
+        context.set_alpn_protocols(["http/1.1"])  # as httpcore does with the other one
+        try:
+            inside = await self._stream.start_tls(context, server_hostname, timeout)
+        except BaseException:
+            # httpcore closes the connection when this raises an `Exception`, but leaves it open when the attempt is
+            # cancelled.
+            await self._stream.aclose()
+            raise
+        return _Stream(inside, self._backend, self._handshakes - 1)
 
 
 def _pool(origin: Origin, head: AnswerHead) -> httpcore.AsyncConnectionPool:
@@ -98,11 +104,11 @@ def _pool(origin: Origin, head: AnswerHead) -> httpcore.AsyncConnectionPool:
     proxy, is_https = origin.proxy, origin.url.scheme == "https"
     is_proxy_https = proxy is not None and proxy.scheme == "https"
     options: dict[str, Any] = {
-        "ssl_context": origin.tls if is_https else None,
+        "ssl_context": origin.tls.current if is_https else None,
         "max_connections": 1,
         "max_keepalive_connections": 1,
         "keepalive_expiry": KEEP_ALIVE,
-        "network_backend": _Backend(head, is_https + is_proxy_https),
+        "network_backend": _Backend(head, origin.tls, is_https + is_proxy_https),
     }
     if proxy is None:
         return httpcore.AsyncConnectionPool(**options)
@@ -110,7 +116,7 @@ def _pool(origin: Origin, head: AnswerHead) -> httpcore.AsyncConnectionPool:
     return httpcore.AsyncHTTPProxy(
         _url(parts.url),
         proxy_auth=parts.raw_auth,
-        proxy_ssl_context=origin.tls if is_proxy_https else None,
+        proxy_ssl_context=origin.tls.current if is_proxy_https else None,
         **options,
     )
 
