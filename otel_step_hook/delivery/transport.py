@@ -62,8 +62,8 @@ class _Backend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        stream = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _Stream(stream, self, self._handshakes)
+        connecting = self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        return _Stream(await connecting, self, self._handshakes)
 
 
 class _Stream(httpcore.AsyncNetworkStream):

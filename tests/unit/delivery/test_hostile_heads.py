@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 
 import pytest
 from sending import OK, TO_CONNECT, Attempts, Behaviour, answering, dripping, flooding, port_of, secured, server_context
@@ -126,12 +125,10 @@ def test_a_few_interim_answers_are_allowed(attempts: Attempts) -> None:
 
 def test_the_flood_of_a_proxy_holds_no_attempt_beyond_its_timeout(attempts: Attempts) -> None:
     """The timeout holds where a proxy floods the answer to CONNECT."""
-    started = time.monotonic()
     with HostileReceiver(flooding(b"", CONTINUE)) as proxy:
         address = f"http://127.0.0.1:{port_of(proxy.url)}"
         result = attempts.one("https://nowhere.test/hook", proxy=address, timeout=TO_CONNECT)
     assert result.error_type in {REFUSED, "timeout", *attempts.own_errors}
-    assert time.monotonic() - started < 60  # seconds; it would not end at all
 
 
 def test_bytes_that_are_no_answer_are_seen(attempts: Attempts) -> None:
