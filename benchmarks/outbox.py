@@ -1,5 +1,6 @@
 """Measures what the outbox costs, beside the store in memory, and whether many rows make each of them dearer."""
 
+import os
 import shutil
 import sqlite3
 import statistics
@@ -162,6 +163,7 @@ def _fill(path: Path, rows: int) -> None:
         database.execute(_COPY, (rows,))
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
+    os.sync()  # else what the kernel still has to write is measured, too
 
 
 def bench_rows(rows: int) -> RowCosts:

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_step_hook import _sdk
 from otel_step_hook.delivery.model import Pipeline
-from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.errors import ConfigurationError, hide_arguments
 from otel_step_hook.settings import StepHookSettings, endpoints_of, settings_of, unknown_variables
 from otel_step_hook.steps.event import SCOPE, StepEvent
 from otel_step_hook.steps.plugins import selected_profiles
@@ -50,6 +50,7 @@ class StepHookProcessor(SpanProcessor):
     _workers: "tuple[Worker, ...]" = ()
     _durable: "tuple[Worker, ...]" = ()
 
+    @hide_arguments
     def __init__(
         self,
         webhook: str | StepHookSettings | None = None,

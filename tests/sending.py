@@ -1,11 +1,12 @@
 """What the tests of one attempt share: attempts without a worker, misbehaving receivers, a resolver, and TLS."""
 
 import asyncio
+import contextlib
 import functools
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import trustme
@@ -158,6 +159,31 @@ def secured(context: ssl.SSLContext, behave: Behaviour | None = None) -> Behavio
             (behave or answering(OK))(inside, closing)
 
     return secure
+
+
+@contextlib.contextmanager
+def accepting_one(
+    address: str, port: int = 0, *, tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[int, list[bytes]]]:
+    """A receiver at *address* that accepts one webhook; gives its port, and a list for the request."""
+    requests: list[bytes] = []
+    ((family, *_, sockaddr), *_) = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    with socket.create_server(sockaddr, family=family) as server:
+        server.settimeout(10)
+
+        def accept() -> None:
+            connection, _ = server.accept()
+            connection.settimeout(10)
+            with tls.wrap_socket(connection, server_side=True) if tls else connection as inside:
+                requests.append(read_request(inside))
+                inside.sendall(OK)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield server.getsockname()[1], requests
+        finally:
+            thread.join(20)
 
 
 class Names:

@@ -8,12 +8,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, Self
 
-from otel_step_hook.errors import VerificationError
+from otel_step_hook.errors import VerificationError, hide_arguments
 from otel_step_hook.receiver import ReceivedStep, verify
 
 BODY_LIMIT = 1_048_576  # bytes; 413 beyond it. The longest step id makes a body of about 100 kB
@@ -85,6 +86,7 @@ class Listener:
     *signing_secret* that no webhook can match.
     """
 
+    @hide_arguments
     def __init__(
         self,
         plan: Plan | None = None,
@@ -97,7 +99,7 @@ class Listener:
         # For its ConfigurationError: `verify` checks the key and the secret before it checks the webhook.
         for key_or_none, secret_or_none in ((key, None), (None, signing_secret)):
             with contextlib.suppress(VerificationError):
-                verify(b"", {}, key=key_or_none, signing_secret=secret_or_none)
+                verify(b"", None, key=key_or_none, signing_secret=secret_or_none, allow_unauthenticated=True)
         self._plan = Plan() if plan is None else plan
         self._key = key
         self._signing_secret = signing_secret
@@ -122,10 +124,16 @@ class Listener:
         """The URL to send webhooks to."""
         return f"http://127.0.0.1:{self._server.server_port}/"
 
-    def _receive(self, headers: Mapping[str, str], body: bytes) -> Answer:
+    def _receive(self, headers: Message, body: bytes) -> Answer:
         attempt = self._count(headers.get("webhook-id", ""))
         try:
-            step = verify(body, headers, key=self._key, signing_secret=self._signing_secret)
+            step = verify(
+                body,
+                headers,
+                key=self._key,
+                signing_secret=self._signing_secret,
+                allow_unauthenticated=True,  # without both, it shows what arrives
+            )
         except VerificationError as error:
             step_id, verdict = None, str(error)
             answer = Answer(error.status_code, verdict)
@@ -157,7 +165,7 @@ class _Server(ThreadingHTTPServer):
 
     request_queue_size = 128  # connections that may wait to be accepted
 
-    def __init__(self, port: int, receive: Callable[[Mapping[str, str], bytes], Answer]) -> None:
+    def __init__(self, port: int, receive: Callable[[Message, bytes], Answer]) -> None:
         self.receive = receive
         self.closing = threading.Event()
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -211,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < length:  # the client has left
             self.close_connection = True
             return
-        answer = self.server.receive({name.lower(): text for name, text in self.headers.items()}, body)
+        answer = self.server.receive(self.headers, body)
         if self.server.closing.wait(answer.delay):
             self.close_connection = True
             return

@@ -13,10 +13,11 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from otel_step_hook.delivery.addresses import resolvable
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.http_client import connector
 from otel_step_hook.delivery.model import Endpoint
-from otel_step_hook.delivery.origin import MetadataAddressRefused, Origin
+from otel_step_hook.delivery.origin import AddressRefused, MetadataAddressRefused, Origin, PrivateAddressRefused
 from otel_step_hook.delivery.request import USER_AGENT, attempt_headers, body, webhook_id
 from otel_step_hook.delivery.retry import AttemptResult
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
@@ -28,6 +29,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.\d ([1-9]\d\d)( [^\n]*)?\r?\n")  # RFC 9112
 _CLOSED = "closes the connection without an answer"
 _MESSAGES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (MetadataAddressRefused, "leads to a cloud metadata service, which is refused"),
+    (PrivateAddressRefused, "leads to no public address, and STEP_COMPLETE_PUBLIC_ONLY refuses all others"),
     ((socket.gaierror, UnicodeError), "cannot be resolved: no such name, or no name server that knows it"),
     (ConnectionRefusedError, "refuses connections: nothing listens there"),
     ((ConnectionResetError, BrokenPipeError), _CLOSED),
@@ -55,11 +57,11 @@ async def probe(endpoint: Endpoint, *, timeout: float = _TIMEOUT) -> list[CheckR
     if endpoint.proxy is not None:
         parts = urlsplit(endpoint.proxy)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        return await _connect("proxy", parts.hostname or "", port, timeout)
+        return await _connect("proxy", resolvable(parts.hostname or ""), port, timeout)
     try:
         async with asyncio.timeout(timeout):
             addresses = list(await origin.addresses())
-    except (OSError, UnicodeError, MetadataAddressRefused) as error:
+    except (OSError, UnicodeError, AddressRefused) as error:
         return [CheckResult("name", is_ok=False, message=f"{origin.host} {_describe(error, timeout)}")]
     findings = []
     if addresses != [origin.host]:

@@ -19,7 +19,7 @@ from otel_step_hook.delivery.answer_head import AnswerHead, AnswerWithoutStatus
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
-from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, MetadataAddressRefused, Origin
+from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, AddressRefused, Origin
 from otel_step_hook.delivery.retry import AttemptResult, error_type_of
 
 _MAX_HEADER_SIZE = 65_536  # bytes of one header
@@ -143,7 +143,7 @@ class AiohttpTransport:
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
-        except (aiohttp.ClientError, OSError, MetadataAddressRefused) as error:
+        except (aiohttp.ClientError, OSError, AddressRefused) as error:
             return self._failure(error, is_stale=was_kept and self._is_stale(error))
         if self._peer is None:  # the request went through a proxy
             self._peer = _peer_of(response)
@@ -182,8 +182,6 @@ class AiohttpTransport:
     async def _send_to(self, address: str, content: bytes, headers: Headers, connect: float) -> _Response:
         origin = self._origin
         self._peer = (address, origin.port)
-        if address == origin.host:
-            return await self._send(str(origin.url), content, headers, connect)
         # The request goes to the address that was checked: if aiohttp looked the name up again, it could get
         # another address. The certificate is still verified against the name.
         return await self._send(str(origin.url_at(address)), content, headers, connect, origin.tls_name)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from otel_step_hook.delivery.model import Endpoint, HttpClient
 from otel_step_hook.delivery.sender import Transport
-from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.errors import ConfigurationError, hide_arguments
 
 _MODULES = {
     "aiohttp": "otel_step_hook.delivery.aiohttp_transport",
@@ -15,6 +15,7 @@ _MODULES = {
 _OLDEST_AIOHTTP = (3, 12)
 
 
+@hide_arguments
 def connector(endpoint: Endpoint) -> Callable[[], Transport]:
     """Return a function that makes connections to *endpoint*, for any event loop.
 

@@ -32,7 +32,8 @@ class Endpoint:
     *name* stands for it in spans, metrics, log lines and rows: the URL may hold a secret and never stands there. *url*
     has neither user information nor fragment. *headers* are sent with every request, ``authorization`` included.
     *timeout* limits one attempt in all, in seconds. *http_client* is the library that sends:
-    ``auto`` is aiohttp where it can be used, and httpx elsewhere.
+    ``auto`` is aiohttp where it can be used, and httpx elsewhere. With *public_only*, addresses that are not public are
+    refused.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Endpoint:
     tls: TlsFiles = TlsFiles()
     proxy: str | None = field(default=None, repr=False)
     http_client: HttpClient = "auto"
+    public_only: bool = False
 
 
 class Pipeline(NamedTuple):

@@ -2,13 +2,17 @@
 
 import asyncio
 import socket
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
+from otel_step_hook.delivery.addresses import resolvable, without_zone
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.metadata_hosts import is_metadata_address
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
+from otel_step_hook.delivery.private_addresses import is_private_address
 from otel_step_hook.delivery.tls import TlsContext
 from otel_step_hook.errors import ConfigurationError
 
@@ -18,8 +22,16 @@ KEEP_ALIVE = 5.0  # seconds after which an idle connection is not used again
 _ADDRESS_AGE = 30.0  # seconds for which a look-up is kept: a receiver that moves is followed within this time
 
 
-class MetadataAddressRefused(Exception):  # noqa: N818 -- its name is an `error.type`, and reads as one
+class AddressRefused(Exception):  # noqa: N818 -- the names of its subclasses are an `error.type`, and read as one
+    """The endpoint's name has no addresses but those that are refused."""
+
+
+class MetadataAddressRefused(AddressRefused):
     """The endpoint's name has no addresses but those of cloud metadata services."""
+
+
+class PrivateAddressRefused(AddressRefused):
+    """The endpoint's name has no public address, and ``STEP_COMPLETE_PUBLIC_ONLY`` asks for one."""
 
 
 @dataclass(slots=True)
@@ -36,10 +48,11 @@ class Origin:
 
     def __init__(self, endpoint: Endpoint) -> None:
         try:
-            self.url = httpx.URL(endpoint.url)
-            self.proxy = httpx.URL(endpoint.proxy) if endpoint.proxy else None
+            whole = httpx.URL(endpoint.url)
+            self.url = _with_host(whole, without_zone)
+            self.proxy = _with_host(httpx.URL(endpoint.proxy), resolvable) if endpoint.proxy else None
             for url in filter(None, (self.url, self.proxy)):
-                url.raw_host.decode("ascii").encode("idna")  # as the resolver does: refuses empty and overlong labels
+                _host_of(url).encode("idna")  # as the resolver does: refuses empty and overlong labels
         except (httpx.InvalidURL, ValueError):
             raise ConfigurationError(
                 "STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_PROXY is not a URL that can be used; "
@@ -49,30 +62,39 @@ class Origin:
         self.tls = TlsContext(endpoint.tls, endpoint.name)
         if endpoint.tls != TlsFiles() or self.uses_tls:
             _ = self.tls.current  # now, to report an unusable file at start-up
-        self.host = self.url.raw_host.decode("ascii")
-        self.tls_name = self.host.removesuffix(".")  # certificates do not have the dot that ends an absolute name
+        self.host = resolvable(_host_of(whole))
+        # Certificates have neither a zone nor the dot that ends an absolute name.
+        self.tls_name = _host_of(self.url).removesuffix(".")
         self.port = self.url.port or (443 if self.url.scheme == "https" else 80)
         self.netloc = self.url.netloc.decode("ascii")
+        self._is_public_only = endpoint.public_only
         self._urls: dict[str, httpx.URL] = {}
         self._look_up = _LookUp([], 0.0)
 
     async def addresses(self) -> list[str]:
         """Return the endpoint's addresses; those that failed are at the end. A look-up is kept for 30 s.
 
-        Raises OSError when the name cannot be resolved, and `MetadataAddressRefused` when it has no
-        addresses but those of metadata services.
+        A link-local IPv6 address has its zone, as a number, behind a percent sign. Raises OSError when the name cannot
+        be resolved, and `AddressRefused` when it has no addresses but those that are refused.
         """
         if monotonic() < self._look_up.until:
             return self._look_up.addresses
         loop = asyncio.get_running_loop()  # our own loop shares a look-up that is under way
         found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
-        allowed = [address for address in addresses if not is_metadata_address(address)]
-        if not allowed:
-            raise MetadataAddressRefused
+        allowed = self._allowed(dict.fromkeys(_address_of(item[4]) for item in found))
         known = self._look_up.addresses  # in the order that `forget` has left
         allowed.sort(key=lambda address: known.index(address) if address in known else len(known))
         self._look_up = _LookUp(allowed, monotonic() + _ADDRESS_AGE)
+        return allowed
+
+    def _allowed(self, addresses: Iterable[str]) -> list[str]:
+        allowed = [address for address in addresses if not is_metadata_address(address)]
+        if not allowed:
+            raise MetadataAddressRefused
+        if self._is_public_only:
+            allowed = [address for address in allowed if not is_private_address(address)]
+            if not allowed:
+                raise PrivateAddressRefused
         return allowed
 
     def url_at(self, address: str) -> httpx.URL:
@@ -84,3 +106,18 @@ class Origin:
     def forget(self, address: str) -> None:
         """Drop the look-up; the next attempt makes a new one, and tries *address* last."""
         self._look_up = _LookUp(sorted(self._look_up.addresses, key=lambda known: known == address), 0.0)
+
+
+def _host_of(url: httpx.URL) -> str:
+    return url.raw_host.decode("ascii")
+
+
+def _with_host(url: httpx.URL, change: Callable[[str], str]) -> httpx.URL:
+    host = _host_of(url)
+    return url if change(host) == host else url.copy_with(host=change(host))
+
+
+def _address_of(sockaddr: tuple[Any, ...]) -> str:
+    """Return the address in *sockaddr*, an element of what `getaddrinfo` returns, with its IPv6 scope if it has one."""
+    address, _, *more = sockaddr  # more, of IPv6: flow info and scope id
+    return f"{address}%{more[1]}" if any(more[1:]) else str(address)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -14,6 +15,8 @@ from otel_step_hook.steps.event import StepEvent
 from otel_step_hook.version import __version__
 
 USER_AGENT = f"otel-step-hook/{__version__}"
+# In JSON of ASCII alone: an escaped backslash, the two halves of one character, and half a character by itself.
+_ESCAPES = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|\\(ud[89a-f]..)")
 _MAX_TIME = 253_402_300_799_999_999_999  # unix nanoseconds: the end of the year 9999, where ISO 8601 ends
 
 
@@ -26,7 +29,10 @@ def webhook_id(event: StepEvent) -> str:
 
 
 def body(event: StepEvent, payload: str) -> bytes:
-    """Return the JSON that every attempt sends, byte for byte the same; *payload* is ``step_id`` or ``full``."""
+    """Return the JSON that every attempt sends, byte for byte the same; *payload* is ``step_id`` or ``full``.
+
+    A lone surrogate, which strict parsers of JSON refuse (RFC 8259 8.2), becomes text: a backslash, ``u``, four digits.
+    """
     fields: dict[str, object] = {"step_id": event.step_id}
     if payload == "full":
         fields |= {
@@ -43,7 +49,11 @@ def body(event: StepEvent, payload: str) -> bytes:
                 **event.details,
             },
         }
-    return json.dumps(fields).encode("ascii")
+    return _ESCAPES.sub(_valid, json.dumps(fields)).encode("ascii")
+
+
+def _valid(escape: re.Match[str]) -> str:
+    return f"\\\\{escape[1]}" if escape[1] else escape[0]
 
 
 def _iso(nanoseconds: int) -> str:

@@ -39,6 +39,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from otel_step_hook import _sdk
+from otel_step_hook.delivery.addresses import resolvable
 from otel_step_hook.delivery.log import RateLimitedLog, where
 from otel_step_hook.delivery.metrics import Instruments
 from otel_step_hook.delivery.model import Delivery, Endpoint, Headers, KnownPipeline, Pipeline, pipeline_key
@@ -116,7 +117,7 @@ class Telemetry:
         self._labels = {"endpoint": endpoint.name}
         self._attributes: dict[str, str | int] = {
             HTTP_REQUEST_METHOD: "POST",
-            SERVER_ADDRESS: parts.hostname or "",
+            SERVER_ADDRESS: resolvable(parts.hostname or ""),
             SERVER_PORT: parts.port or (443 if parts.scheme == "https" else 80),
             URL_FULL: shown_url(endpoint.url),
             "step_hook.endpoint": endpoint.name,
@@ -208,7 +209,7 @@ class Telemetry:
                 context=set_span_in_context(NonRecordingSpan(event.context), Context()),
                 start_time=event.end_time,
                 attributes={
-                    "step_hook.step_id": event.step_id.encode("utf-8", "replace").decode(),
+                    "step_hook.step_id": event.step_id.encode("utf-8", "backslashreplace").decode(),
                     "step_hook.outcome": str(event.outcome),
                     "step_hook.webhook_id": delivery.id,
                     "step_hook.endpoint": self._endpoint.name,

@@ -15,7 +15,7 @@ from otel_step_hook.delivery.answer_head import AnswerHead, AnswerWithoutStatus
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
-from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, MetadataAddressRefused, Origin
+from otel_step_hook.delivery.origin import ANSWER_LIMIT, ANSWER_TIME, KEEP_ALIVE, AddressRefused, Origin
 from otel_step_hook.delivery.retry import AttemptResult, error_type_of
 from otel_step_hook.delivery.tls import TlsContext
 
@@ -151,7 +151,7 @@ class HttpxTransport:
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
-        except (*_FAILURES, MetadataAddressRefused) as error:
+        except (*_FAILURES, AddressRefused) as error:
             is_stale = was_kept and isinstance(error, _STALE) and not self._head.has_begun
             return await self._failure(error, is_stale=is_stale)
         if self._peer is None:  # the request went through a proxy
@@ -186,8 +186,6 @@ class HttpxTransport:
         origin = self._origin
         self._peer = (address, origin.port)
         extensions: dict[str, object] = {"timeout": {"connect": connect}}
-        if address == origin.host:
-            return await self._send(origin.url, content, headers, extensions)
         # The request goes to the address that was checked: if httpcore looked the name up again, it could get
         # another address. The certificate is still verified against the name.
         extensions["sni_hostname"] = origin.tls_name

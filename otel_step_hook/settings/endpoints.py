@@ -10,7 +10,7 @@ from otel_step_hook.settings.parsing import name_from_url, without_user_info
 from otel_step_hook.settings.receiver import EndpointSettings, ReceiverSettings
 
 # An endpoint without its own takes that of all.
-_SHARED = ("payload", "outcomes", "timeout", "certificate", "proxy", "http_client")
+_SHARED = ("payload", "outcomes", "timeout", "certificate", "proxy", "http_client", "public_only")
 _CLIENT_TLS = ("client_certificate", "client_key")  # shared together: a key belongs to its certificate
 
 
@@ -57,6 +57,7 @@ def _endpoint(name: str, url: str, receiver: ReceiverSettings) -> Endpoint:
         tls=TlsFiles(receiver.certificate, receiver.client_certificate, receiver.client_key),
         proxy=receiver.proxy,
         http_client=receiver.http_client,
+        public_only=receiver.public_only,
     )
 
 

@@ -17,12 +17,14 @@ ENDPOINTS = "the path of a TOML file with an [[endpoint]] for each receiver"
 def read_endpoints(value: object) -> object:
     """Return the `EndpointSettings` in *value*: the path of a file, or a sequence of them or of mappings.
 
-    None and a blank path give an empty tuple.
+    None and an empty path give an empty tuple.
     """
-    value = () if value is None else read_path(value)
+    value = read_path(value)
+    if value is None:
+        return ()
     if isinstance(value, str):
-        path = _checked(value.strip())
-        return _endpoints(_tables(path), _shown(path)) if path else ()
+        path = _checked(value)
+        return _endpoints(_tables(path), _shown(path))
     if not isinstance(value, Sequence):
         raise ValueError(f"is of type {type(value).__name__}")  # noqa: TRY004 -- pydantic expects a ValueError
     return _endpoints(value, f"{PREFIX}ENDPOINTS")

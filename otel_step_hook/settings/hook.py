@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.errors import ConfigurationError, hide_arguments
 from otel_step_hook.settings.file import ENDPOINTS, read_endpoints
 from otel_step_hook.settings.parsing import (
     PREFIX,
@@ -16,12 +16,22 @@ from otel_step_hook.settings.parsing import (
     check_profiles,
     did_you_mean,
     name_from_url,
+    read_choice,
     read_list,
     read_number,
     read_path,
     read_urls,
 )
-from otel_step_hook.settings.receiver import SECONDS, URL, EndpointSettings, ReceiverSettings, Seconds, setting
+from otel_step_hook.settings.receiver import (
+    SECONDS,
+    SWITCH,
+    URL,
+    EndpointSettings,
+    ReceiverSettings,
+    Seconds,
+    refuse_private_addresses,
+    setting,
+)
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import PROFILES
 
@@ -93,9 +103,9 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
         default=False,
         meaning="Whether a `SIGTERM` that would end the process at once "
         "[delivers what is queued first](processes.md#sigterm), within the longest shutdown timeout.",
-        expected="true or false (or 1 or 0, yes or no, on or off)",
+        expected=SWITCH,
     )
-    engine: Literal["local", "temporal"] = setting(
+    engine: Annotated[Literal["local", "temporal"], BeforeValidator(read_choice)] = setting(
         "local",
         "`local`: this process sends the webhooks. `temporal`: it hands them over [to Temporal](temporal.md), whose "
         "address and credentials come from Temporal's own variables.",
@@ -113,6 +123,7 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
 
     _arguments: frozenset[str] = PrivateAttr(frozenset())
 
+    @hide_arguments
     def __init__(self, /, **values: Any) -> None:
         super().__init__(**values)
         self._arguments = frozenset(values)
@@ -145,6 +156,16 @@ class StepHookSettings(ReceiverSettings, BaseSettings):
                     f"{self.shown_name(name)} is set beside STEP_COMPLETE_ENDPOINTS: what is a secret of one receiver "
                     f"is sent to no other; give it to its endpoint, as {name}, or remove it here"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_private_endpoints(self) -> Self:
+        for one in self.endpoints if self.public_only else ():
+            if "public_only" not in one.model_fields_set:
+                try:
+                    refuse_private_addresses(one, self.shown_name("public_only"))
+                except ConfigurationError as error:
+                    raise ConfigurationError(f"endpoint {one.display_name!r}: {error}") from None
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,6 @@ The message of a ValueError raised here continues a sentence that begins with th
 
 import difflib
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sized
@@ -14,12 +13,13 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from otel_step_hook.delivery.metadata_hosts import is_metadata_host
+from otel_step_hook.delivery.private_addresses import is_private_address
 from otel_step_hook.delivery.signing import parse_secrets
 from otel_step_hook.steps.plugins import profile_names
 
 PREFIX = "STEP_COMPLETE_"
 
-_log = logging.getLogger("otel_step_hook")
+BLANKS = " \t\r\n"  # what is removed around each value: secrets from Kubernetes and files end in a line break
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2: a header's name
 _VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")  # a value that HTTP carries unchanged: visible ASCII, spaces only inside
 _SPACES = re.compile(r"[ \t\r\n]+")
@@ -33,6 +33,20 @@ _OWN_HEADERS = frozenset(
 )
 
 
+def without_blanks(value: object) -> object:
+    """Return *value* without blanks around it, if it is text or a `SecretStr`; any other value unchanged.
+
+    Raises ValueError for quotes around it.
+    """
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str):
+        return value
+    text = text.strip(BLANKS)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        raise ValueError("has quotes around its value, as Docker leaves those of a .env file: remove them")
+    return SecretStr(text) if isinstance(value, SecretStr) else text
+
+
 def read_text(value: object) -> str:
     """The text of *value*, which may be a `SecretStr`. Raises ValueError for anything else."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
@@ -42,11 +56,11 @@ def read_text(value: object) -> str:
 
 
 def read_url(value: object) -> str | None:
-    """The absolute http or https URL in *value*; None for None and for a blank.
+    """The absolute http or https URL in *value*; None for None and for an empty text.
 
     Raises ValueError for any other text, and for the URL of a cloud metadata service.
     """
-    url = "" if value is None else read_text(value).strip()
+    url = "" if value is None else read_text(value)
     if not url:
         return None
     _check_characters(url)
@@ -63,6 +77,8 @@ def read_url(value: object) -> str | None:
         raise ValueError("has no host")
     if port == 0:
         raise ValueError("has port 0, on which nothing can be reached")
+    if "%" in host and ":" not in host:  # a proxy would decode it, and go where nobody has looked
+        raise ValueError("has a percent sign in its host, where only the zone of an IPv6 address has one")
     if is_metadata_host(host):
         raise ValueError("points to a cloud metadata service, which is refused")
     return url
@@ -78,7 +94,7 @@ def _check_characters(url: str) -> None:
 
 
 def read_one_url(value: object) -> str:
-    """Like `read_url`, but raises ValueError for None and for a blank."""
+    """Like `read_url`, but raises ValueError for None and for an empty text."""
     url = read_url(value)
     if url is None:
         raise ValueError("is not set")
@@ -86,16 +102,27 @@ def read_one_url(value: object) -> str:
 
 
 def read_urls(value: object) -> str | None:
-    """One or several URLs, separated by one space and without repetitions; None for None and for a blank."""
+    """One or several URLs, separated by one space and without repetitions; None for None and for an empty text."""
     urls = [] if value is None else [url for url in _SPACES.split(read_text(value)) if url]
     for number, url in enumerate(urls, start=1):
         try:
             _check_comma(url, is_last=number == len(urls))
             read_url(url)
         except ValueError as error:
-            which = f" (URL {number} of {len(urls)})" if len(urls) > 1 else ""
-            raise ValueError(f"{error}{which}") from None
+            raise ValueError(f"{error}{_which(number, urls)}") from None
     return " ".join(dict.fromkeys(urls)) or None
+
+
+def _which(number: int, urls: Sized) -> str:
+    return f" (URL {number} of {len(urls)})" if len(urls) > 1 else ""
+
+
+def check_public(webhook: str) -> None:
+    """Raise ValueError if one of the URLs of *webhook* has a literal address that is not public as its host."""
+    urls = webhook.split()
+    for number, url in enumerate(urls, start=1):
+        if is_private_address(urlsplit(url).hostname or ""):
+            raise ValueError(f"points to an address that is not public{_which(number, urls)}")
 
 
 def _check_comma(url: str, *, is_last: bool) -> None:
@@ -117,13 +144,10 @@ def name_from_url(url: str) -> str:
 
 
 def read_key(value: object) -> str | None:
-    """The key, without a line break at its end, as files have it. Raises ValueError for one that HTTP cannot carry."""
+    """The key; None for None. Raises ValueError for an empty key, and for one that HTTP cannot carry."""
     if value is None:
         return None
     key = read_text(value)
-    if key.endswith("\n"):
-        key = key.removesuffix("\n").removesuffix("\r")
-        _log.warning("a key for a webhook ended in a line break, which was removed")
     if not key:
         raise ValueError("is empty")
     if not _VALUE.fullmatch(key):
@@ -139,11 +163,14 @@ def read_signing_secret(value: object) -> object:
 
 
 def read_path(value: object) -> object:
-    """Return a path object as text, and any other *value* unchanged. Raises ValueError for a NUL."""
+    """Return a path object as text, None for an empty text, and any other *value* unchanged.
+
+    Raises ValueError for a NUL.
+    """
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(path, str) and "\0" in path:
         raise ValueError("holds a NUL")
-    return path
+    return None if path == "" else path
 
 
 def check_file(path: str | None) -> str | None:
@@ -160,18 +187,28 @@ def read_number(value: object) -> object:
     return value
 
 
+def read_choice(value: object) -> object:
+    """Return a text in lower case, as the values of settings with a few known ones are; any other *value* unchanged."""
+    return value.lower() if isinstance(value, str) else value
+
+
 def read_list(value: object) -> object:
-    """Split a text into names in lower case; return any other *value* unchanged. Raises ValueError if it is empty."""
+    """Return the names in *value*, a text or a collection, in lower case; any other *value* unchanged.
+
+    Raises ValueError if there is none.
+    """
     if isinstance(value, str):
-        value = tuple(name for name in re.split(r"[,\s]+", value.lower()) if name)
+        value = tuple(name for name in re.split(r"[,\s]+", value) if name)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        value = tuple(read_choice(name.strip(BLANKS) if isinstance(name, str) else name) for name in value)
     if isinstance(value, Sized) and not value:
         raise ValueError("names none")
     return value
 
 
 def check_profiles(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return *names* in lower case. Raises ValueError for a name without a profile."""
-    known, names = profile_names(), tuple(name.lower() for name in names)
+    """Return *names*. Raises ValueError for a name without a profile."""
+    known = profile_names()
     for name in names:
         if name not in known:
             raise ValueError(f"names {name!r}, which is no profile")
@@ -183,7 +220,7 @@ def read_headers(value: object) -> object:
     if value is None:
         return ()
     if isinstance(value, Mapping):
-        return tuple(value.items())
+        return tuple((name, text.strip(BLANKS) if isinstance(text, str) else text) for name, text in value.items())
     if isinstance(value, str):
         return tuple(_pair(item) for item in value.split(",") if item.strip())
     return value

@@ -15,19 +15,23 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from otel_step_hook.delivery.model import HttpClient
 from otel_step_hook.delivery.signing import parse_secrets
-from otel_step_hook.errors import ConfigurationError
+from otel_step_hook.errors import ConfigurationError, hide_arguments
 from otel_step_hook.settings.parsing import (
+    BLANKS,
     PREFIX,
     check_file,
     check_headers,
+    check_public,
     did_you_mean,
     name_from_url,
+    read_choice,
     read_headers,
     read_key,
     read_list,
@@ -36,12 +40,14 @@ from otel_step_hook.settings.parsing import (
     read_path,
     read_signing_secret,
     read_url,
+    without_blanks,
 )
 from otel_step_hook.steps.event import Outcome
 
 Seconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=False), BeforeValidator(read_number)]
 URL = "an absolute URL such as https://example.com/hook"
 SECONDS = "a number of seconds above 0 and up to 315360000 (ten years), such as 15"
+SWITCH = "true or false (or 1 or 0, yes or no, on or off)"
 _Path = Annotated[str | None, AfterValidator(check_file), BeforeValidator(read_path)]
 _FILE = "the path of a PEM file that can be read"
 _NAME = r"^[A-Za-z0-9_.-]{1,64}$"  # it becomes an attribute of spans and metrics
@@ -62,7 +68,7 @@ class ReceiverSettings(BaseModel):
     key: Annotated[SecretStr | None, BeforeValidator(read_key)] = setting(
         None,
         "Secret, sent as `Authorization: Bearer …`.",
-        "printable ASCII without line breaks, and without a space at either end",
+        "printable ASCII without line breaks",
         secret=True,
     )
     signing_secret: Annotated[SecretStr | None, BeforeValidator(read_signing_secret)] = setting(
@@ -71,7 +77,7 @@ class ReceiverSettings(BaseModel):
         "'whsec_' followed by base64; make one with: otel-step-hook secret",
         secret=True,
     )
-    payload: Literal["step_id", "full"] = setting(
+    payload: Annotated[Literal["step_id", "full"], BeforeValidator(read_choice)] = setting(
         "step_id",
         '`step_id`: exactly `{"step_id": "…"}`. `full`: the same key, and `type`, `timestamp`, `data`.',
         "step_id or full",
@@ -101,11 +107,16 @@ class ReceiverSettings(BaseModel):
         "an absolute URL such as http://proxy.example.com:3128",
         secret=True,
     )
-    http_client: HttpClient = setting(
+    http_client: Annotated[HttpClient, BeforeValidator(read_choice)] = setting(
         "auto",
         "The library that sends: `aiohttp`, which [is faster](performance.md) and comes with "
         "`pip install 'otel-step-hook[fast]'`, or `httpx`. `auto`: aiohttp where it can be used.",
         "auto, aiohttp or httpx",
+    )
+    public_only: bool = setting(
+        default=False,
+        meaning="Whether [addresses that are not public](security.md), such as private and loopback ones, are refused.",
+        expected=SWITCH,
     )
 
     def __init__(self, /, **values: Any) -> None:
@@ -145,6 +156,11 @@ class ReceiverSettings(BaseModel):
         what = "is not set" if item["type"] == "missing" else error or f"{verb} {shown}"
         return f"{cls.shown_name(str(name))} {what}; expected {expected}"
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _remove_blanks(cls, value: object) -> object:
+        return without_blanks(value)
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         webhook, key, headers = (self.shown_name(name) for name in ("webhook", "key", "headers"))
@@ -163,6 +179,8 @@ class ReceiverSettings(BaseModel):
         if self.client_key and not self.client_certificate:
             client_key, certificate = self.shown_name("client_key"), self.shown_name("client_certificate")
             raise ConfigurationError(f"{client_key} is set without {certificate}: set both or none")
+        if self.public_only:
+            refuse_private_addresses(self, self.shown_name("public_only"))
         return self
 
     @property
@@ -190,6 +208,7 @@ class EndpointSettings(ReceiverSettings):
         ..., "Endpoint that receives a POST when a step ends.", URL, secret=True
     )
 
+    @hide_arguments
     def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**_with_secrets(values))
@@ -207,10 +226,25 @@ class EndpointSettings(ReceiverSettings):
         return self.name or name_from_url(self.webhook)
 
 
+def refuse_private_addresses(receiver: ReceiverSettings, public_only: str) -> None:
+    """Raise `ConfigurationError` if the webhook has a literal address that is not public; *public_only* refuses it.
+
+    Names are looked up, and their addresses checked, at each connection.
+    """
+    try:
+        check_public(receiver.webhook or "")
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{receiver.shown_name('webhook')} {error}, which {public_only} refuses; "
+            f"expected the public address of a receiver; correct it, or set {public_only} to false"
+        ) from None
+
+
 def endpoint_label(values: Mapping[str, object]) -> str:
     """The beginning of a message about the endpoint with these settings; empty if it has no valid name."""
     name = values.get("name")
-    return f"endpoint {name!r}: " if isinstance(name, str) and re.fullmatch(_NAME, name) else ""
+    name = name.strip(BLANKS) if isinstance(name, str) else ""
+    return f"endpoint {name!r}: " if re.fullmatch(_NAME, name) else ""
 
 
 def _with_secrets(values: Mapping[str, object]) -> dict[str, object]:
@@ -223,7 +257,7 @@ def _with_secrets(values: Mapping[str, object]) -> dict[str, object]:
         if values.get(secret) is not None:
             raise ConfigurationError(f"{secret} and {name} are both set: remove one of them")
         # The message does not show *variable*: it may be the secret itself, put in the wrong place.
-        result[secret] = os.environ.get(variable) if isinstance(variable, str) else None
+        result[secret] = os.environ.get(variable.strip(BLANKS)) if isinstance(variable, str) else None
         if not result[secret]:
             raise ConfigurationError(
                 f"{name} names no environment variable that is set; "

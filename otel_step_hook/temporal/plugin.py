@@ -10,6 +10,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from otel_step_hook import _sdk
 from otel_step_hook.delivery.model import Pipeline
+from otel_step_hook.errors import hide_arguments
 from otel_step_hook.settings import StepHookSettings, endpoints_of, retry_policy_of, settings_of
 from otel_step_hook.temporal.activity import WebhookActivities
 from otel_step_hook.temporal.workflow import SendStepCompleteWebhook
@@ -24,6 +25,7 @@ class StepHookPlugin(SimplePlugin):
     TracerProvider. Raises `ConfigurationError` for settings that cannot be used.
     """
 
+    @hide_arguments
     def __init__(self, webhook: str | StepHookSettings | None = None, /, **settings: Any) -> None:
         chosen = settings_of("StepHookPlugin", webhook, settings)
         activities = WebhookActivities(endpoints_of(chosen), retry_policy_of(chosen), _pipeline)

@@ -50,10 +50,11 @@ def test_auto_instrumentation_without_a_webhook_imports_no_heavy_modules(environ
     assert imported & _HEAVY == set()
 
 
-def test_the_constructor_imports_everything_the_worker_needs() -> None:
+@pytest.mark.parametrize(("client", "module"), [("httpx", "transport"), ("aiohttp", "aiohttp_transport")])
+def test_the_constructor_imports_everything_the_worker_needs(client: str, module: str) -> None:
     """Constructing a hook imports all modules: a fork or exit could interrupt an import on the worker thread."""
-    imported = _imported(_HOOK)
-    assert imported >= {"otel_step_hook.delivery.worker", "otel_step_hook.delivery.transport", *_HEAVY}
+    imported = _imported(_HOOK, STEP_COMPLETE_HTTP_CLIENT=client)
+    assert imported >= {"otel_step_hook.delivery.worker", f"otel_step_hook.delivery.{module}", client, *_HEAVY}
 
 
 def test_every_public_name_is_listed_and_can_be_imported() -> None:

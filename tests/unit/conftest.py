@@ -15,6 +15,10 @@ from otel_step_hook.cli.demo import AgentRun
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.testing import ScriptedReceiver
 
+_IF_INET6 = Path("/proc/net/if_inet6")  # one line per address: address, interface's index, prefix, scope, flags, name
+_LINK_SCOPE = "20"
+_TENTATIVE = 0x40  # a flag: the kernel still asks whether another machine has the same address
+
 
 @pytest.fixture
 def pipeline(step_receiver: ScriptedReceiver) -> Iterator[NewPipeline]:
@@ -55,3 +59,13 @@ def trusted(tmp_path: Path) -> str:
     path = tmp_path / "authority.pem"
     authority().cert_pem.write_to_path(str(path))
     return str(path)
+
+
+@pytest.fixture
+def linked() -> tuple[str, str]:
+    """A link-local address of this machine, and the name of its interface."""
+    lines = _IF_INET6.read_text().splitlines() if _IF_INET6.exists() else []
+    for address, _, _, scope, flags, interface in map(str.split, lines):
+        if scope == _LINK_SCOPE and not int(flags, 16) & _TENTATIVE:
+            return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address)), interface
+    pytest.skip("no interface of this machine has a link-local IPv6 address")

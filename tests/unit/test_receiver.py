@@ -1,4 +1,7 @@
 import json
+import math
+import os
+import pickle
 import subprocess
 import sys
 import time
@@ -12,13 +15,16 @@ import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from opentelemetry.sdk.trace import TracerProvider
+from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook
 
 import otel_step_hook.receiver
+from otel_step_hook import StepHookProcessor
 from otel_step_hook.delivery.signing import new_secret, parse_secrets, sign
 from otel_step_hook.errors import ConfigurationError, VerificationError
 from otel_step_hook.receiver import ReceivedStep, verify
+from otel_step_hook.testing import ScriptedReceiver
 
 _NOW = 1_700_000_000
 _KEY = "sekret-key"
@@ -42,8 +48,9 @@ def _refusal(
     key: str | None = None,
     signing_secret: str | None = None,
 ) -> VerificationError:
+    is_open = key is None and signing_secret is None
     with pytest.raises(VerificationError) as caught:
-        verify(body, headers or {}, key=key, signing_secret=signing_secret, now=_NOW)
+        verify(body, headers, key=key, signing_secret=signing_secret, now=_NOW, allow_unauthenticated=is_open)
     message = str(caught.value)
     assert len(message.split("; ")) == 3  # what happened; what was expected; what to do
     assert "; expected" in message
@@ -53,12 +60,16 @@ def _refusal(
     return caught.value
 
 
+def _read(body: bytes, headers: dict[str, str] | None = None) -> ReceivedStep:
+    return verify(body, headers, allow_unauthenticated=True)
+
+
 # The body
 
 
 def test_the_smallest_payload_gives_the_step_id() -> None:
     """Values that are not in the payload are None."""
-    assert verify(_BODY, {}) == ReceivedStep(step_id="step-1")
+    assert _read(_BODY) == ReceivedStep(step_id="step-1")
 
 
 def test_the_full_payload_gives_all_values() -> None:
@@ -70,7 +81,7 @@ def test_the_full_payload_gives_all_values() -> None:
         "data": {"outcome": "failed", "deep": [{"er": None}]},
         "of a later version": 1,
     }
-    step = verify(json.dumps(body).encode(), {"Webhook-Id": "msg_1"})
+    step = _read(json.dumps(body).encode(), {"Webhook-Id": "msg_1"})
     assert step.model_dump() == {
         "step_id": "step-1",
         "type": "step.failed",
@@ -82,7 +93,7 @@ def test_the_full_payload_gives_all_values() -> None:
 
 def test_a_received_step_is_immutable() -> None:
     """A step cannot be changed after it was verified."""
-    step = verify(_BODY, {})
+    step = _read(_BODY)
     with pytest.raises(ValidationError, match="frozen"):
         step.step_id = "step-2"  # type: ignore[misc]  # -- the assignment is what is tested
 
@@ -91,8 +102,8 @@ def test_a_received_step_is_immutable() -> None:
 def test_the_webhook_id_is_the_headers(forged: str) -> None:
     """A body cannot choose the id that its receiver deduplicates by."""
     body = f'{{"step_id": "step-1", "webhook_id": {forged}}}'.encode()
-    assert verify(body, {}).webhook_id is None
-    assert verify(body, {"webhook-id": "msg_1"}).webhook_id == "msg_1"
+    assert _read(body).webhook_id is None
+    assert _read(body, {"webhook-id": "msg_1"}).webhook_id == "msg_1"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +127,7 @@ def test_the_webhook_id_is_the_headers(forged: str) -> None:
 def test_a_malformed_body_is_a_bad_request(body: bytes, place: str) -> None:
     """A body that is no step is refused with 400; the message names the wrong place, and does not quote the body."""
     error = _refusal(body)
-    assert error.status_code == 400
+    assert (error.status_code, error.reason) == (400, "bad_body")
     assert f"the body is no step ({place}" in str(error)
     assert "yesterday" not in str(error)
 
@@ -125,7 +136,7 @@ def test_a_malformed_body_is_a_bad_request(body: bytes, place: str) -> None:
 def test_any_body_is_a_step_or_a_verification_error(body: bytes) -> None:
     """Any bytes are either a step or refused with a VerificationError."""
     try:
-        assert verify(body, {}).step_id
+        assert _read(body).step_id
     except VerificationError as error:
         assert error.status_code == 400  # noqa: PT017 -- a step is right, too
 
@@ -160,7 +171,7 @@ def test_a_key_from_a_file_may_end_in_a_line_break() -> None:
 def test_a_wrong_key_is_refused(authorization: str) -> None:
     """Any other token is refused with 401, and the message says what to set, but shows no key."""
     error = _refusal(headers={"authorization": authorization}, key=_KEY)
-    assert error.status_code == 401
+    assert (error.status_code, error.reason) == (401, "wrong_key" if authorization else "missing_header")
     assert ("is wrong" if authorization else "is missing") in str(error)
     assert "set STEP_COMPLETE_KEY" in str(error)
 
@@ -224,7 +235,7 @@ def test_a_missing_header_is_named(lost: str) -> None:
     """The message names a header that a proxy has dropped or emptied."""
     for headers in (_signed() | {lost: ""}, {name: text for name, text in _signed().items() if name != lost}):
         error = _refusal(headers=headers, signing_secret=_SECRET)
-        assert error.status_code == 401
+        assert (error.status_code, error.reason) == (401, "missing_header")
         assert f"missing headers: {lost};" in str(error)
 
 
@@ -241,7 +252,7 @@ def test_all_missing_headers_are_named_at_once() -> None:
 def test_a_timestamp_that_is_not_valid_is_refused(timestamp: str) -> None:
     """Only digits are a timestamp."""
     error = _refusal(headers=_signed() | {"webhook-timestamp": timestamp}, signing_secret=_SECRET)
-    assert error.status_code == 401
+    assert (error.status_code, error.reason) == (401, "malformed_header")
     assert "webhook-timestamp is no unix time" in str(error)
 
 
@@ -256,6 +267,7 @@ def test_only_a_fresh_signature_counts(age: int, difference: str | None) -> None
     else:
         error = _refusal(headers=headers, signing_secret=_SECRET)
         assert error.status_code == 401
+        assert error.reason == ("timestamp_too_old" if age > 0 else "timestamp_in_future")
         assert difference in str(error)
 
 
@@ -271,7 +283,7 @@ def test_a_forged_signature_is_refused() -> None:
     """A signature of another body, by another secret or with another id is refused with 401."""
     for headers in (_signed(b"{}"), _signed(secret=new_secret()), _signed() | {"webhook-id": "msg_2"}):
         error = _refusal(headers=headers, signing_secret=_SECRET)
-        assert error.status_code == 401
+        assert (error.status_code, error.reason) == (401, "signature_mismatch")
         assert "no signature in webhook-signature matches" in str(error)
 
 
@@ -297,6 +309,69 @@ def test_any_other_signature_headers_are_a_verification_error(webhook_id: str, t
     with pytest.raises(VerificationError) as caught:
         verify(_BODY, headers, signing_secret=_SECRET, now=_NOW)
     assert caught.value.status_code == 401
+
+
+# What the receiver gets wrong
+
+
+@pytest.mark.parametrize("allowed", [False, None, "false", 1])
+def test_neither_key_nor_secret_raises(allowed: object) -> None:
+    """A variable that is not set does not make a receiver accept anything: `True` alone does."""
+    with pytest.raises(ConfigurationError, match=r"neither key nor signing_secret is given; expected .*; set the"):
+        verify(_BODY, {}, key=os.environ.get("NOT_SET"), allow_unauthenticated=allowed)  # type: ignore[arg-type]  # -- what is tested
+    with pytest.raises(ConfigurationError):
+        verify(_BODY, {})
+
+
+def test_a_key_is_checked_where_none_is_needed() -> None:
+    """`allow_unauthenticated` makes key and secret optional, and nothing else."""
+    with pytest.raises(VerificationError):
+        verify(_BODY, {}, key=_KEY, allow_unauthenticated=True)
+    with pytest.raises(VerificationError):
+        verify(_BODY, {}, signing_secret=_SECRET, allow_unauthenticated=True)
+
+
+@pytest.mark.parametrize("name", ["tolerance", "now"])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1, -0.5, 10**400])
+def test_seconds_that_switch_the_check_off_raise(name: str, number: float) -> None:
+    """With NaN or infinity, every signature would be fresh for ever; the error comes without a secret, too."""
+    for secret, headers in ((_SECRET, _signed()), (None, {"authorization": f"Bearer {_KEY}"})):
+        with pytest.raises(ConfigurationError, match=rf"{name} is negative, infinite or no number; expected .*; "):
+            verify(_BODY, headers, key=None if secret else _KEY, signing_secret=secret, **{"now": _NOW, name: number})  # type: ignore[arg-type]  # -- numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("key", b"SEKRET"),
+        ("key", SecretStr("SEKRET")),
+        ("signing_secret", [_SECRET]),
+        ("tolerance", "300"),
+        ("now", datetime.now(UTC)),
+    ],
+)
+def test_an_argument_of_another_type_raises(name: str, value: object) -> None:
+    """The sentence has the type, and not the value."""
+    with pytest.raises(
+        ConfigurationError, match=rf"^{name} is of type {type(value).__name__}; expected .*; pass"
+    ) as caught:
+        verify(_BODY, _signed(), **{"signing_secret": _SECRET, name: value})  # type: ignore[arg-type]  # -- what is tested
+    assert "SEKRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("webhook_id", ["msg_\udcff", "msg_1,msg_2", "msg_1, msg_1"])
+def test_a_webhook_id_that_is_none_is_refused(webhook_id: str) -> None:
+    """A byte that is not UTF-8, as aiohttp decodes it, and ids that a server has joined are errors of the header."""
+    with pytest.raises(VerificationError, match=r"webhook-id holds a comma, .*; expected .*; check") as caught:
+        _read(_BODY, {"webhook-id": webhook_id})
+    assert caught.value.reason == "malformed_header"
+
+
+def test_a_verification_error_can_be_pickled() -> None:
+    """A task queue passes an error on with its text, reason and status."""
+    error = _refusal(b"{}")
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301 -- made by the line itself
+    assert (str(copied), copied.reason, copied.status_code) == (str(error), "bad_body", 400)
 
 
 # In a real receiver
@@ -340,6 +415,23 @@ def test_a_fastapi_receiver_can_verify() -> None:
     malformed = _post(b"{}", _signed(b"{}", timestamp=now) | key)
     assert malformed.status_code == 400
     assert "step_id: Field required" in malformed.json()["detail"]
+
+
+@pytest.mark.parametrize("payload", ["step_id", "full"])
+@pytest.mark.parametrize("text", ["a\ud800", "\udfff\ud83d\ude00", "Schritt \u00fc \U0001f600 \\ud800"])
+def test_what_is_sent_is_accepted(text: str, payload: str, step_receiver: ScriptedReceiver) -> None:
+    """A step with any id and name, over HTTP, with key and signature, passes: half a character is written out."""
+    hook = StepHookProcessor(step_receiver.url, key=_KEY, signing_secret=_SECRET, payload=payload)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(hook)
+    provider.get_tracer("test").start_span(text, attributes={"step_id": text}).end()
+    (received,) = step_receiver.wait_for(1)
+    provider.shutdown()
+    step = verify(received.body, received.headers, key=_KEY, signing_secret=_SECRET)
+    joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    written = joined.encode("utf-8", "backslashreplace").decode()
+    assert step.step_id == written
+    assert (step.data or {}).get("name") == (written if payload == "full" else None)
 
 
 _IMPORTS = """

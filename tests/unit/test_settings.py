@@ -33,6 +33,7 @@ _GIVEN: dict[str, tuple[str, object, object]] = {
     "client_key": ("client.key", "client.key", "client.key"),
     "proxy": ("http://proxy:3128", "http://proxy:3128", "http://proxy:3128"),
     "http_client": ("httpx", "httpx", "httpx"),
+    "public_only": ("true", True, True),
     "endpoints": (str(_FILE), [_ENDPOINT], (_ENDPOINT,)),
     "profiles": ("generic auto", ["generic", "auto"], ("generic", "auto")),
     "give_up_after": ("86400", 86400, 86400.0),
@@ -131,22 +132,20 @@ def test_white_space_around_a_url_is_removed(monkeypatch: pytest.MonkeyPatch) ->
     assert StepHookSettings().webhook == "http://localhost:8000/hook"
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("wrap", [str, SecretStr])
-def test_a_key_loses_the_line_break_of_its_file(
-    end: str, wrap: Callable[[str], object], caplog: pytest.LogCaptureFixture
-) -> None:
-    """One line break at the end of the key is removed, with a warning that does not show the key."""
-    key = StepHookSettings(key=wrap(f"sekret{end}")).key
-    assert key is not None
-    assert key.get_secret_value() == "sekret"
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert record.getMessage() == "a key for a webhook ended in a line break, which was removed"
+@pytest.mark.parametrize("blanks", [(" ", ""), ("", "\n"), ("\t", "\r\n"), ("\n ", " \n\n")])
+def test_blanks_around_a_value_are_removed(blanks: tuple[str, str]) -> None:
+    """Spaces, tabs and line breaks around a value, as from Kubernetes or a file, make no difference to any setting."""
+    before, after = blanks
+    around = {name: f"{before}{text}{after}" for name, (text, _, _) in _GIVEN.items()}
+    expected = {name: value for name, (_, _, value) in _GIVEN.items()}
+    assert {name: _read(name, text) for name, text in around.items()} == expected
+    assert {name: _read(name, "\x80", **{name: text}) for name, text in around.items()} == expected
 
 
 @given(
-    st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1).filter(lambda key: key == key.strip())
+    st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1)
+    .filter(lambda key: key == key.strip())
+    .filter(lambda key: len(key) == 1 or key[0] != key[-1] or key[0] not in "\"'")
 )
 def test_a_key_that_http_can_carry_is_kept_as_it_is(key: str) -> None:
     """A key of any visible ASCII characters, with spaces only inside, is kept unchanged."""
@@ -256,6 +255,7 @@ def test_every_setting_has_a_row() -> None:
         "profiles": "auto",
         "timeout": "15",
         "http_client": "auto",
+        "public_only": "false",
         "give_up_after": "30",
         "initial_backoff": "1",
         "max_backoff": "3600",

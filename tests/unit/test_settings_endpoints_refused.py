@@ -115,9 +115,12 @@ def test_a_wrong_setting_of_an_endpoint_is_refused() -> None:
             f"{_A}outcomes = []": (
                 f"{a}outcomes names none; expected some of success, failed, cancelled, separated by commas"
             ),
-            f'{_A}key = "SEKRET\\n\\n"': (
-                f"{a}key holds what HTTP cannot carry; expected printable ASCII without line breaks, "
-                "and without a space at either end"
+            f'{_A}key = "SEKRET\\nSEKRET"': (
+                f"{a}key holds what HTTP cannot carry; expected printable ASCII without line breaks"
+            ),
+            f"""{_A}key = '"SEKRET"'""": (
+                f"{a}key has quotes around its value, as Docker leaves those of a .env file: remove them; "
+                "expected printable ASCII without line breaks"
             ),
             f'{_A}signing_secret = "{_SECRET} whsec_SEKRET"': (
                 f"{a}signing_secret: secret 2 of 2 is not 'whsec_' followed by the base64 of 24 to 64 bytes; "
@@ -136,10 +139,25 @@ def test_a_wrong_setting_of_an_endpoint_is_refused() -> None:
     )
 
 
+def test_an_address_that_is_not_public_is_refused_at_the_endpoints_that_ask() -> None:
+    """An endpoint may ask for a public address itself, or inherit that from all; it may also set it to false."""
+    private = {"webhook": "http://10.0.0.1/SEKRET", "name": "a"}
+    sentence = (
+        "endpoint 'a': webhook points to an address that is not public, which {0} refuses; "
+        "expected the public address of a receiver; correct it, or set {0} to false"
+    )
+    own = {**private, "public_only": True}
+    assert refusal(endpoints=[own]) == f"STEP_COMPLETE_ENDPOINTS, {sentence.format('public_only')}"
+    assert refusal(endpoints=[private], public_only=True) == sentence.format("STEP_COMPLETE_PUBLIC_ONLY")
+    assert refusal(endpoints=[{**private, "public_only": False}], public_only=True) == "not refused"
+    assert refusal(endpoints=[private]) == "not refused"
+    assert refusal(endpoints=[{**private, "webhook": "http://8.8.8.8/"}], public_only=True) == "not refused"
+
+
 def test_an_invalid_name_is_refused() -> None:
     """A name must be fit for an attribute of metrics."""
     expected = "expected 1 to 64 letters of ASCII, digits, '-', '_' and '.'"
-    names = ["", "a b", "é", "a\n", "x" * 65]
+    names = ["", "a b", "é", "a\nb", "x" * 65]
     sentences = [refusal(endpoints=[{"webhook": "http://a/SEKRET", "name": name}]) for name in names]
     start = "STEP_COMPLETE_ENDPOINTS, endpoint 1: name is"
     assert sentences[:-1] == [f"{start} {name!r}; {expected}" for name in names[:-1]]
@@ -197,7 +215,7 @@ def test_a_secret_and_its_variable_are_refused(setting: str, monkeypatch: pytest
 
 def test_the_secret_in_a_variable_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong secret in a variable is refused without showing it."""
-    monkeypatch.setenv("A_SECRET", " SEKRET")
+    monkeypatch.setenv("A_SECRET", "SEKRET\x7f")
     assert _refused(f'{_A}key_env = "A_SECRET"').startswith(
         "steps.toml, endpoint 'a': key holds what HTTP cannot carry; "
     )

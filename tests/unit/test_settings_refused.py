@@ -99,13 +99,60 @@ def test_a_metadata_service_is_refused_however_it_is_spelled() -> None:
         "[::ffff:169.254.169.254]",
         "[fd00:ec2::254]",
         "169.254.170.2.",
-        "metadata",
         "Metadata.Google.Internal.",
-        "\uff4detadata",  # fullwidth m
+        "\uff4detadata.goog",  # fullwidth m
         "\u2460\u2465\u2468.254.169.254",  # circled digits
     ]
     sentence = f"STEP_COMPLETE_WEBHOOK points to a cloud metadata service, which is refused{_URL}"
     assert_refused(("webhook", f"http://{host}/latest", sentence) for host in hosts)
+
+
+def test_a_percent_encoded_host_is_refused() -> None:
+    """A proxy would decode the host of a URL, and so could reach a metadata service."""
+    percent = "has a percent sign in its host, where only the zone of an IPv6 address has one"
+    hosts = ["169%2e254%2e169%2e254", "%6detadata.google.internal", "user%40@example%2ecom:80", "example.com%00"]
+    for name, expected in (("webhook", _URL), ("proxy", _PROXY)):
+        sentence = f"STEP_COMPLETE_{name.upper()} {percent}{expected}"
+        assert_refused((name, f"http://{host}/SEKRET", sentence) for host in hosts)
+    for url in ("http://[fe80::1%25eth0]:8080/a%20b", "http://[fe80::1%eth0]/", "http://a%20b:c%25@example.com/?a=%20"):
+        assert refusal(webhook=url, proxy=url) == "not refused"
+
+
+def test_an_address_that_is_not_public_is_refused_if_asked() -> None:
+    """With public_only, no spelling of an address that is not public is accepted; names, and the proxy, are."""
+    hosts = ["127.0.0.1", "10.1.2.3", "2130706433", "[::1]", "[fe80::1%25eth0]", "[::ffff:192.168.0.1]", "169.254.1.2"]
+    expected = (
+        "which STEP_COMPLETE_PUBLIC_ONLY refuses; expected the public address of a receiver; correct it, "
+        "or set STEP_COMPLETE_PUBLIC_ONLY to false"
+    )
+    what = "STEP_COMPLETE_WEBHOOK points to an address that is not public"
+    for host in hosts:
+        assert refusal(webhook=f"http://{host}/SEKRET") == "not refused"
+        assert refusal(webhook=f"http://{host}/SEKRET", public_only=True) == f"{what}, {expected}"
+    assert refusal(webhook="http://8.8.8.8/ http://10.0.0.1/SEKRET", public_only="true") == (
+        f"{what} (URL 2 of 2), {expected}"
+    )
+    good = "http://localhost/ http://8.8.8.8/ http://[2606:4700::1]/ http://[::ffff:8.8.8.8]/"
+    assert refusal(webhook=good, proxy="http://10.0.0.1:3128", public_only=True) == "not refused"
+
+
+def test_quotes_around_a_value_are_refused() -> None:
+    """Quotes that Docker leaves around a value of a .env file are refused; quotes elsewhere are part of the value."""
+    values = {
+        "webhook": ("https://example.com/SEKRET", _URL),
+        "key": ("SEKRET", "; expected printable ASCII without line breaks"),
+        "timeout": ("5", _SECONDS),
+        "payload": ("full", "; expected step_id or full"),
+        "certificate": ("", "; expected the path of a PEM file that can be read"),
+    }
+    what = "has quotes around its value, as Docker leaves those of a .env file: remove them"
+    assert_refused(
+        (name, f"{quote}{value}{quote}", f"STEP_COMPLETE_{name.upper()} {what}{expected}")
+        for name, (value, expected) in values.items()
+        for quote in ("'", '"')
+    )
+    for key in ("a'b'", "'a", "'", "\"a'"):
+        assert refusal(key=key) == "not refused"
 
 
 def test_invalid_seconds_are_refused() -> None:
@@ -136,9 +183,11 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused() -> None:
     """The sentence has the spellings that are accepted."""
     expected = "expected true or false (or 1 or 0, yes or no, on or off)"
     assert_refused(
-        ("drain_on_sigterm", value, f"STEP_COMPLETE_DRAIN_ON_SIGTERM is {value!r}; {expected}")
-        for value in ("maybe", "2", "-1", " ", "true ", "enabled", 2, 0.5, None)
+        (name, value, f"STEP_COMPLETE_{name.upper()} is {value!r}; {expected}")
+        for name in ("drain_on_sigterm", "public_only")
+        for value in ("maybe", "2", "-1", "enabled", 2, 0.5, None)
     )
+    assert refusal(drain_on_sigterm=" ") == f"STEP_COMPLETE_DRAIN_ON_SIGTERM is ''; {expected}"
 
 
 def test_unknown_names_are_refused() -> None:
@@ -151,6 +200,7 @@ def test_unknown_names_are_refused() -> None:
             ("payload", "everything", "STEP_COMPLETE_PAYLOAD is 'everything'; expected step_id or full"),
             ("outcomes", "success,done", f"STEP_COMPLETE_OUTCOMES holds 'done'; {outcomes}"),
             ("outcomes", ",", f"STEP_COMPLETE_OUTCOMES names none; {outcomes}"),
+            ("outcomes", 5, f"STEP_COMPLETE_OUTCOMES is 5; {outcomes}"),
             ("profiles", "auto,crewai2", f"STEP_COMPLETE_PROFILES names 'crewai2', which is no profile; {profiles}"),
             ("profiles", " , ", f"STEP_COMPLETE_PROFILES names none; {profiles}"),
         ]

@@ -9,20 +9,19 @@ from refusals import assert_refused, refusal
 from otel_step_hook import StepHookSettings
 
 _SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # from the tests of the Standard Webhooks libraries
-_KEY = "; expected printable ASCII without line breaks, and without a space at either end"
+_KEY = "; expected printable ASCII without line breaks"
 _HEADERS = "; expected name=value,name=value, percent-encoded, of printable ASCII"
 
 
 def test_a_key_that_http_cannot_carry_is_refused() -> None:
-    """A key with a line break, NUL, non-ASCII characters or outer spaces is refused without showing it."""
+    """A key with a line break, NUL or non-ASCII characters is refused without showing it."""
     keys = [
         "SEKRET\nx-evil: 1",
         "SEKRET\r\nx: 1",
-        "SEKRET\n\n",
+        "SEKRET\nSEKRET\n",
         "SEKRET\0",
         "SEKRÉT-SEKRET",
-        " SEKRET",
-        "SEKRET ",
+        "SEKRET\u00a0",
         "SEKRET\x7f",
         "SEKRET\udcff",  # a byte that is not UTF-8, as `os.environ` has it
     ]
@@ -30,7 +29,7 @@ def test_a_key_that_http_cannot_carry_is_refused() -> None:
     assert_refused(("key", wrap(key), sentence) for key in keys for wrap in (str, SecretStr))
 
 
-@pytest.mark.parametrize("key", ["", "\n", SecretStr("")])
+@pytest.mark.parametrize("key", ["", "\n", SecretStr(" ")])
 def test_an_empty_key_is_refused(key: object) -> None:
     """An empty key is refused: with it, webhooks would be sent without authorization."""
     assert refusal(key=key) == f"STEP_COMPLETE_KEY is empty{_KEY}"

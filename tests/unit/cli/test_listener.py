@@ -102,6 +102,15 @@ def test_no_step() -> None:
         assert _post(listener, b"no JSON")[0] == 400
 
 
+def test_a_header_in_two_values() -> None:
+    """A webhook with two ids is refused: neither is taken for the one."""
+    head = b"POST / HTTP/1.1\r\nconnection: close\r\nwebhook-id: msg_1\r\nWebhook-Id: msg_2\r\n"
+    with Listener() as listener:
+        answer = _raw(listener, head + b"content-length: %d\r\n\r\n" % len(_BODY) + _BODY)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"2 different values of webhook-id" in answer
+
+
 def test_refusals() -> None:
     """The first webhooks are refused, the later ones accepted; attempts are counted for each webhook id."""
     arrivals: list[Arrival] = []

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 import pytest
 from pytest_httpserver import HTTPServer
-from sending import Names, answering, endpoint_to, secured, server_context, silent
+from sending import Names, accepting_one, answering, endpoint_to, secured, server_context, silent
 
 from otel_step_hook import ConfigurationError, __version__
 from otel_step_hook.cli.listener import Arrival, Listener
@@ -196,6 +196,27 @@ def test_a_name_that_leads_to_a_metadata_service(names: Names) -> None:
         False,
         "hook.example leads to a cloud metadata service, which is refused",
     )
+
+
+def test_a_name_that_leads_to_a_private_address(names: Names) -> None:
+    """Where only public addresses are allowed, no connection is made to another one."""
+    names.lead_to("hook.example", ["127.0.0.1", "10.0.0.1"])
+    (finding,) = _probe("http://hook.example/", public_only="true")
+    assert (finding.is_ok, finding.message) == (
+        False,
+        "hook.example leads to no public address, and STEP_COMPLETE_PUBLIC_ONLY refuses all others",
+    )
+
+
+def test_a_link_local_address(linked: tuple[str, str]) -> None:
+    """The zone of a receiver's address, and of a proxy's, is used to connect; the host header does not have it."""
+    address, interface = linked
+    with accepting_one(f"{address}%{interface}") as (port, requests):
+        assert _tried(_probe(f"http://[{address}%25{interface}]:{port}/"))[1:] == [("connect", True), ("HTTP", True)]
+    assert b"\r\nhost: [%s]:%d\r\n" % (address.encode(), port) in requests[0].lower()
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as proxy:
+        through = f"http://[{address}%25{interface}]:{proxy.getsockname()[1]}"
+        assert _tried(_probe("http://hook.example/", proxy=through)) == [("proxy", True)]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import gc
 import importlib
+import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,43 @@ def loop() -> Iterator[EventLoop]:
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Addresses]], None]:
     """Replaces the system's resolver by a function, which may hang or count its calls."""
     return lambda resolve: monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+def test_turns_with_something_to_do_poll_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred turns in a row poll eleven times: each poll gives the interpreter's lock away."""
+    polls = []
+
+    class Selector(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            polls.append(timeout)
+            return super().select(timeout)
+
+    async def take_turns() -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Selector)
+    with contextlib.closing(EventLoop()) as loop:
+        loop.run_until_complete(take_turns())
+    assert polls == [0] * 11
+
+
+def test_a_loop_that_always_has_something_to_do_reads_its_sockets(loop: EventLoop) -> None:
+    """Bytes that arrive are read, and timers end, though callbacks are ready in each turn."""
+    near, far = socket.socketpair()
+
+    async def take_turns() -> bytes:
+        read, waited = asyncio.Event(), asyncio.Event()
+        loop.add_reader(near, read.set)
+        loop.call_later(0.001, waited.set)
+        far.send(b"bytes")
+        while not (read.is_set() and waited.is_set()):  # noqa: ASYNC110 -- so that callbacks are ready
+            await asyncio.sleep(0)
+        loop.remove_reader(near)
+        return near.recv(5)
+
+    with near, far:
+        assert loop.run_until_complete(asyncio.wait_for(take_turns(), WAIT)) == b"bytes"
 
 
 def test_a_name_is_looked_up_as_by_the_system(loop: EventLoop) -> None:

@@ -51,14 +51,17 @@ _SPELLINGS_V6: dict[str, Callable[[int], str]] = {
     "dotted tail": lambda v6: f"{IPv6Address(v6).exploded[:29]}:{IPv4Address(v6 & 0xFFFF_FFFF)}",
 }
 
-_LINK_LOCAL = st.integers(int(IPv4Address("169.254.0.0")), int(IPv4Address("169.254.255.255")))
-_SINGLE = st.sampled_from(["100.100.100.200", "168.63.129.16", "192.0.0.192"]).map(lambda text: int(IPv4Address(text)))
-_ORDINARY = st.sampled_from(["127.0.0.1", "10.1.2.3", "172.16.0.9", "192.168.1.7", "8.8.8.8"]).map(
+_NETWORKS = st.integers(int(IPv4Address("169.254.169.0")), int(IPv4Address("169.254.170.255")))
+_SINGLE = st.sampled_from(
+    ["169.254.0.23", "169.254.42.42", "100.100.100.200", "100.96.0.96", "168.63.129.16", "192.0.0.192"]
+).map(lambda text: int(IPv4Address(text)))
+_PODMAN = "169.254.1.2"  # its host.containers.internal
+_ORDINARY = st.sampled_from(["127.0.0.1", "10.1.2.3", "172.16.0.9", "192.168.1.7", "8.8.8.8", _PODMAN]).map(
     lambda text: int(IPv4Address(text))
 )
 
 
-@given(v4=_LINK_LOCAL | _SINGLE)
+@given(v4=_NETWORKS | _SINGLE)
 def test_a_metadata_ipv4_address_is_found_in_every_spelling(v4: int) -> None:
     """Each text that the C library reads as a metadata address is recognised as one."""
     written = {how: spell(v4) for how, spell in _SPELLINGS_V4.items()}
@@ -66,7 +69,7 @@ def test_a_metadata_ipv4_address_is_found_in_every_spelling(v4: int) -> None:
     assert not missed, str(missed)
 
 
-@given(v4=_LINK_LOCAL | _SINGLE)
+@given(v4=_NETWORKS | _SINGLE)
 def test_a_metadata_ipv4_address_is_found_inside_ipv6(v4: int) -> None:
     """An IPv6 address that leads to a metadata address through a gateway or a tunnel is recognised."""
     written = {
@@ -80,7 +83,7 @@ def test_a_metadata_ipv4_address_is_found_inside_ipv6(v4: int) -> None:
 
 @given(v4=_ORDINARY)
 def test_other_ipv4_addresses_are_allowed(v4: int) -> None:
-    """Loopback, private and public addresses are allowed in every spelling."""
+    """Loopback, private, public and other link-local addresses are allowed in every spelling."""
     written = {how: spell(v4) for how, spell in _SPELLINGS_V4.items()}
     refused = {how: text for how, text in written.items() if is_metadata_address(text) or is_metadata_host(text)}
     assert not refused, str(refused)
@@ -123,6 +126,14 @@ def test_neighbours_of_metadata_addresses_are_allowed() -> None:
     addresses = [
         "::1",
         "fd00:ec3::254",
+        "fd00:ec2::1",
+        _PODMAN,
+        "169.254.0.22",
+        "169.254.42.41",
+        "169.254.168.255",
+        "169.254.171.0",
+        "100.100.100.100",  # Tailscale's DNS
+        "100.96.0.97",
         "fd20:ce::253",
         "fe80::1",
         "2001:db8::a9fe:a9fe",
@@ -137,15 +148,16 @@ def test_neighbours_of_metadata_addresses_are_allowed() -> None:
 def test_metadata_hosts_are_known_as_a_resolver_reads_them() -> None:
     """Case, a trailing dot, look-alike letters and invisible characters hide no metadata host."""
     hosts = [
-        "metadata",
         "Metadata.Google.Internal",
         "metadata.google.internal.",
         "metadata.goog",
-        "instance-data",
         "instance-data.ec2.internal",
-        "\uff4detadata",  # fullwidth m
+        "metadata.tencentyun.com",
+        "api.metadata.cloud.ibm.com",
+        "metadata.exoscale.com",
+        "\uff4detadata.goog",  # fullwidth m
         "metadata\uff0egoogle\u3002internal\uff61",  # the three other dots of IDNA
-        "meta\u00addata",  # soft hyphen, which a resolver drops
+        "meta\u00addata.goog",  # soft hyphen, which a resolver drops
         "\uff11\uff16\uff19\u3002254\uff61169\uff0e254",
         "\u2460\u2465\u2468.254.169.254",  # circled digits
         "[fd00:ec2::254]",
@@ -155,8 +167,8 @@ def test_metadata_hosts_are_known_as_a_resolver_reads_them() -> None:
 
 
 def test_other_hosts_are_allowed() -> None:
-    """A name that merely resembles a metadata host is allowed."""
-    hosts = ["example.com", "localhost", "metadata.example.com", "my-metadata", "", "."]
+    """A name that merely resembles a metadata host is allowed, and so is a short one: its address decides."""
+    hosts = ["example.com", "localhost", "metadata.example.com", "metadata", "instance-data", "my-metadata", "", "."]
     refused = [host for host in hosts if is_metadata_host(host)]
     assert not refused, str(refused)
 

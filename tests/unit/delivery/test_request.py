@@ -100,6 +100,28 @@ def test_any_step_id_survives_the_wire(step_id: str, payload: str) -> None:
     assert json.loads(content)["step_id"] == step_id
 
 
+@pytest.mark.parametrize(
+    ("text", "arrived"),
+    [
+        ("\ud800", "\\ud800"),
+        ("a\udfff\ud800b", "a\\udfff\\ud800b"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("\ud83d\U0001f600", "\\ud83d\U0001f600"),
+        ("\\ud800", "\\ud800"),
+        ("\\\ud800", "\\\\ud800"),
+        ("\ud800\\ude00", "\\ud800\\ude00"),
+        ('\\\\ud83d\\ude00 \u00fc\n"\ue000', '\\\\ud83d\\ude00 \u00fc\n"\ue000'),
+    ],
+)
+@pytest.mark.parametrize("payload", ["step_id", "full"])
+def test_a_lone_surrogate_is_written_out(text: str, arrived: str, payload: str) -> None:
+    """Half a character becomes its escape as text, in step id, name and details; all other text stays as it is."""
+    content = json.loads(body(event(text, name=text, details={text: text}), payload))
+    assert content["step_id"] == arrived
+    if payload == "full":
+        assert (content["data"]["name"], content["data"][arrived]) == (arrived, arrived)
+
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -1,6 +1,7 @@
 """How a URL is shown in spans and log lines."""
 
 import pytest
+from delivering import DELIVERED, NewRig, Script, event
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,3 +42,11 @@ def test_nothing_of_a_url_but_its_host_is_shown(
     """No user information, path, query or fragment is shown, however it looks."""
     rest = "/".join(path) + f"?{query}" * (query is not None) + f"#{fragment}" * (fragment is not None)
     assert shown_url(f"https://{user}@receiver.test:8443/{rest}") == f"{HOST}:8443/REDACTED"
+
+
+def test_a_zone_is_part_of_the_servers_address(rigged: NewRig) -> None:
+    """The zone of a link-local address stands behind a plain percent sign, as in RFC 4007, where it is no URL."""
+    rig = rigged(Script(DELIVERED), webhook="http://[fe80::1%25eth0]:8080/")
+    rig.deliver(event())
+    for span in rig.exporter.get_finished_spans():
+        assert (span.attributes or {})["server.address"] == "fe80::1%eth0"

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from sending import CONTENT, OK, SHORT, TO_CONNECT, Attempts, Names, answering, endpoint_to, port_of
+from sending import CONTENT, OK, SHORT, TO_CONNECT, Attempts, Names, accepting_one, answering, endpoint_to, port_of
 
 from otel_step_hook import ConfigurationError
 from otel_step_hook.testing import HostileReceiver, read_request
@@ -30,28 +30,6 @@ def unreachable(port: int) -> Iterator[str]:
             waiting.settimeout(0)
             waiting.connect_ex(listening.getsockname())
         yield "127.0.0.3"
-
-
-@contextlib.contextmanager
-def accepting_one(address: str, port: int = 0) -> Iterator[tuple[int, list[bytes]]]:
-    """A receiver at *address* that accepts one webhook; gives its port, and a list for the request."""
-    requests: list[bytes] = []
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, port), family=family) as server:
-        server.settimeout(10)
-
-        def accept() -> None:
-            connection, _ = server.accept()
-            with connection:
-                requests.append(read_request(connection))
-                connection.sendall(OK)
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield server.getsockname()[1], requests
-        finally:
-            thread.join(20)
 
 
 # Names
