@@ -107,6 +107,18 @@ def dripping(start: bytes, drop: bytes) -> Behaviour:
     return behave
 
 
+def flooding(start: bytes, flood: bytes) -> Behaviour:
+    """Send *start*, and then *flood* for ever, as fast as the client reads it."""
+
+    def behave(connection: socket.socket, closing: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(start)
+        while not closing.is_set():
+            connection.sendall(flood)
+
+    return behave
+
+
 def port_of(url: str) -> str:
     """The port of a receiver's URL, as text."""
     return url.rpartition(":")[2].partition("/")[0]

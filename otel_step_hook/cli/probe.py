@@ -16,9 +16,10 @@ from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.failures import CLOSED, meaning
 from otel_step_hook.delivery.http_client import connector
 from otel_step_hook.delivery.model import Endpoint
-from otel_step_hook.delivery.origin import AddressRefused, Origin, tls_detail
+from otel_step_hook.delivery.origin import AddressRefused, Origin
 from otel_step_hook.delivery.request import USER_AGENT, attempt_headers, body, webhook_id
 from otel_step_hook.delivery.retry import AttemptResult, error_type_of
+from otel_step_hook.delivery.tls import tls_detail
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 
 _TIMEOUT = 5.0  # seconds for each check: a user waits for the result
@@ -89,7 +90,7 @@ async def _start_tls(writer: asyncio.StreamWriter, origin: Origin, timeout: floa
     began = monotonic()
     try:
         async with asyncio.timeout(timeout):
-            await writer.start_tls(origin.tls, server_hostname=origin.tls_name)
+            await writer.start_tls(origin.tls.current, server_hostname=origin.tls_name)
     except OSError as error:
         return CheckResult("TLS", is_ok=False, message=_describe(error, timeout))
     session = writer.get_extra_info("ssl_object")

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import os
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -14,6 +15,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from otel_step_hook.delivery import native
+from otel_step_hook.delivery.answer_head import AnswerHead, AnswerWithoutStatus
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
@@ -23,9 +25,9 @@ from otel_step_hook.delivery.origin import (
     KEEP_ALIVE,
     AddressRefused,
     Origin,
-    tls_detail,
 )
 from otel_step_hook.delivery.retry import AttemptResult, error_type_of
+from otel_step_hook.delivery.tls import tls_detail
 
 _MAX_HEADER_SIZE = 65_536  # bytes of one header
 _END_OF_HEAD = b"\r\n\r\n"
@@ -43,20 +45,27 @@ def connector(endpoint: Endpoint) -> Callable[[], "AiohttpTransport"]:
 
 
 class _HeadFirst(asyncio.Protocol):
-    """Gives aiohttp's *protocol* the head of an answer before what follows it.
+    """Gives aiohttp's *protocol* the head of an answer before what follows it, and shows it to *head* before that.
 
     When aiohttp's parser finds an error, it forgets the messages of the same call: an answer of 204 with a body, or of
     200 with a bad chunk, would lose its status.
     """
 
-    def __init__(self, protocol: asyncio.Protocol) -> None:
+    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, head: AnswerHead) -> None:
         self._protocol = protocol
+        self._transport = transport
+        self._head = head
         self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
         self.eof_received = protocol.eof_received  # type: ignore[method-assign]
         self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
         self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
 
     def data_received(self, data: bytes) -> None:
+        try:
+            self._head.feed(data)
+        except AnswerWithoutStatus:
+            self._transport.abort()  # the attempt fails when the loop has closed it
+            return
         begin = 0
         while end := data.find(_END_OF_HEAD, begin) + 1:
             self._protocol.data_received(data[begin : end + 3])
@@ -68,6 +77,7 @@ class _HeadFirst(asyncio.Protocol):
 class _Response(aiohttp.ClientResponse):
     """An answer that remembers its connection, which aiohttp takes back when the answer is complete."""
 
+    head: AnswerHead  # of a subclass for each transport: aiohttp makes the answers
     protocol: Any = None
     transport: Any = None
 
@@ -75,7 +85,7 @@ class _Response(aiohttp.ClientResponse):
         """Read the head of the answer."""
         self.protocol, self.transport = connection.protocol, connection.transport
         if self.transport.get_protocol() is self.protocol:
-            self.transport.set_protocol(_HeadFirst(self.protocol))
+            self.transport.set_protocol(_HeadFirst(self.protocol, self.transport, self.head))
         return await super().start(connection)
 
     def close(self) -> None:
@@ -113,9 +123,11 @@ class AiohttpTransport:
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
+        self._head = AnswerHead()
         self._session: aiohttp.ClientSession | None = None  # made in the event loop that it belongs to
         proxy = URL(str(origin.proxy)) if origin.proxy else None
         self._proxy = proxy and proxy.with_user(None)
+        self._tls: ssl.SSLContext | None = None  # of the last connection; None for plain HTTP
         authorization = _authorization(proxy)
         is_tunnel = origin.url.scheme == "https"  # the proxy sees a CONNECT, and not the request
         self._proxy_headers = authorization if is_tunnel else []
@@ -128,15 +140,18 @@ class AiohttpTransport:
         """Send one request within *timeout* seconds, DNS, connect and TLS included, and return its result.
 
         A failure of the network or of the receiver is a result, not an exception. The status line decides the
-        result; the body, which is read up to `ANSWER_LIMIT`, cannot change it.
+        result: neither headers that are no HTTP nor the body, which is read up to `ANSWER_LIMIT`, can change it.
         """
         self._peer = None
+        self._head.reset()
         was_kept = self._is_kept()
+        if self._origin.uses_tls and not was_kept:  # a kept connection is found by the context that it was made with
+            self._tls = self._origin.tls.for_new_connection()
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
         except (aiohttp.ClientError, OSError, AddressRefused) as error:
-            return self._failure(error, is_stale=was_kept and _is_stale(error))
+            return self._failure(error, is_stale=was_kept and self._is_stale(error))
         if self._peer is None:  # the request went through a proxy
             self._peer = _peer_of(response)
         excerpt = await self._read(response, min(timeout, ANSWER_TIME))
@@ -188,6 +203,7 @@ class AiohttpTransport:
             headers=CIMultiDict([*self._own_headers, *headers]),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
             server_hostname=name,
+            ssl=self._tls or True,
             proxy=self._proxy,
             proxy_headers=self._proxy_headers,
             allow_redirects=False,
@@ -198,13 +214,12 @@ class AiohttpTransport:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=_Connector(
-                    ssl=self._origin.tls if self._origin.uses_tls else False,
                     limit=1,
                     keepalive_timeout=KEEP_ALIVE,
                     resolver=aiohttp.ThreadedResolver(),  # by the event loop, and never by aiodns
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                response_class=_Response,
+                response_class=type("_Response", (_Response,), {"head": self._head}),
                 skip_auto_headers=_NOT_OURS,
                 auto_decompress=False,
                 max_line_size=_MAX_HEADER_SIZE,
@@ -213,11 +228,23 @@ class AiohttpTransport:
         return self._session
 
     def _failure(self, error: Exception, *, is_stale: bool) -> AttemptResult:
+        head = self._head
+        if head.status is not None:
+            return AttemptResult.of_status(head.status, peer=self._peer)
         if self._peer is not None and not is_stale:
             self._origin.forget(self._peer[0])
         return AttemptResult(
-            error_type=error_type_of(error), peer=self._peer, is_stale=is_stale, detail=tls_detail(error)
+            error_type=AnswerWithoutStatus.__name__ if head.is_refused else error_type_of(error),
+            peer=self._peer,
+            is_stale=is_stale,
+            has_answered=head.has_begun,
+            detail=tls_detail(error),
         )
+
+    def _is_stale(self, error: Exception) -> bool:
+        """Whether a kept connection ended before the first byte of an answer."""
+        is_end = isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
+        return is_end and not isinstance(error, aiohttp.ClientConnectorError) and not self._head.has_begun
 
     async def _read(self, response: _Response, limit: float) -> bytes:
         excerpt, content = bytearray(), response.content
@@ -256,10 +283,3 @@ def _peer_of(response: _Response) -> tuple[str, int] | None:
     """Return the peer's address and port; None when the operating system does not know them any more."""
     host, port, *_ = response.transport.get_extra_info("peername") or (None, 0)
     return None if host is None else (host, port)
-
-
-def _is_stale(error: Exception) -> bool:
-    """Whether the connection ended before an answer; nonsense in place of one is a `ClientResponseError`."""
-    return isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)) and not isinstance(
-        error, aiohttp.ClientConnectorError
-    )

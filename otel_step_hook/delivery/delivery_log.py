@@ -152,6 +152,8 @@ def what_failed(result: AttemptResult, timeout: float) -> str:
         return f"did not answer within {timeout:.3g} s"
     if result.status_code or result.directive:
         return f"answered {result.status_code or result.error_type}"
+    if result.has_answered:
+        return f"answered, but not with a status of HTTP/1.1: {result.error_type}"
     return meaning(str(result.error_type), result.detail) or f"could not be reached: {result.error_type}"
 
 

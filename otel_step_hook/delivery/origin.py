@@ -1,11 +1,9 @@
-"""Where the requests to an endpoint go, and the limits of a connection: owns the look-up of addresses, and TLS."""
+"""Where the requests to an endpoint go, and the limits of a connection: owns the look-up of addresses."""
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import httpx
@@ -15,14 +13,13 @@ from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.metadata_hosts import is_metadata_address
 from otel_step_hook.delivery.model import Endpoint, TlsFiles
 from otel_step_hook.delivery.private_addresses import is_private_address
-from otel_step_hook.delivery.retry import causes_of
+from otel_step_hook.delivery.tls import TlsContext
 from otel_step_hook.errors import ConfigurationError
 
 ANSWER_LIMIT = 4096  # bytes of an answer's body that are read
 ANSWER_TIME = 1.0  # seconds that the body of an answer may take; the result is known before it
 KEEP_ALIVE = 5.0  # seconds after which an idle connection is not used again
 _ADDRESS_AGE = 30.0  # seconds for which a look-up is kept: a receiver that moves is followed within this time
-_FILES = ("STEP_COMPLETE_CERTIFICATE", "STEP_COMPLETE_CLIENT_CERTIFICATE", "STEP_COMPLETE_CLIENT_KEY")
 
 
 class AddressRefused(Exception):  # noqa: N818 -- the names of its subclasses are an `error.type`, and read as one
@@ -61,10 +58,10 @@ class Origin:
                 "STEP_COMPLETE_WEBHOOK or STEP_COMPLETE_PROXY is not a URL that can be used; "
                 "expected an absolute URL such as https://example.com/hook"
             ) from None
-        self._files = endpoint.tls
         self.uses_tls = "https" in {self.url.scheme, self.proxy and self.proxy.scheme}
+        self.tls = TlsContext(endpoint.tls, endpoint.name)
         if endpoint.tls != TlsFiles() or self.uses_tls:
-            _ = self.tls  # now, to report an unusable file at start-up; and the worker thread makes none
+            _ = self.tls.current  # now, to report an unusable file at start-up
         self.host = resolvable(_host_of(whole))
         # Certificates have neither a zone nor the dot that ends an absolute name.
         self.tls_name = _host_of(self.url).removesuffix(".")
@@ -73,25 +70,6 @@ class Origin:
         self._is_public_only = endpoint.public_only
         self._urls: dict[str, httpx.URL] = {}
         self._look_up = _LookUp([], 0.0)
-
-    @cached_property
-    def tls(self) -> ssl.SSLContext:
-        """The TLS context of all connections. Making it takes 30 ms."""
-        files = self._files
-        try:
-            authorities = files.certificate
-            context = ssl.create_default_context(cafile=authorities) if authorities else httpx.create_ssl_context()
-            if files.client_certificate:
-                # An empty password: without one, OpenSSL asks for it on the terminal, and waits.
-                context.load_cert_chain(files.client_certificate, files.client_key, password="")
-        except (OSError, ValueError) as error:
-            paths = (files.certificate, files.client_certificate, files.client_key)
-            names = [name for name, path in zip(_FILES, paths, strict=True) if path] or ["SSL_CERT_FILE"]
-            raise ConfigurationError(
-                f"{' or '.join(names)} cannot be used ({type(error).__name__}); expected the path of a PEM file that "
-                "can be read; a key belongs to its certificate and has no password"
-            ) from None
-        return context
 
     async def addresses(self) -> list[str]:
         """Return the endpoint's addresses; those that failed are at the end. A look-up is kept for 30 s.
@@ -143,11 +121,3 @@ def _address_of(sockaddr: tuple[Any, ...]) -> str:
     """Return the address in *sockaddr*, an element of what `getaddrinfo` returns, with its IPv6 scope if it has one."""
     address, _, *more = sockaddr  # more, of IPv6: flow info and scope id
     return f"{address}%{more[1]}" if any(more[1:]) else str(address)
-
-
-def tls_detail(error: BaseException) -> str:
-    """Return what OpenSSL says of a failure of TLS below *error*; empty if it is none."""
-    # aiohttp's own errors are SSLErrors, too, but OpenSSL's attributes are only on their causes.
-    causes = [cause for cause in causes_of(error) if isinstance(cause, ssl.SSLError)]
-    found = (getattr(cause, "verify_message", None) or getattr(cause, "reason", None) for cause in causes)
-    return str(next(filter(None, found), ""))

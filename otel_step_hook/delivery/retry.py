@@ -37,9 +37,10 @@ class AttemptResult:
     *retry_after* is in seconds. *directive* is the answer's `webhook-delivery` header; "disable" asks for no
     further events, even with a 2xx. *is_stale*: a kept-alive connection ended before the first byte of an
     answer, so the request is sent again once, at once. *is_hopeless*: no attempt of this process can succeed; a
-    store that outlives it keeps the delivery for another one. *peer* is the address and port that was connected to.
-    *detail* is what OpenSSL says of a failure of TLS. *location* is where a redirect leads, and *excerpt* the start of
-    the answer's body; both may echo secrets and are not in the repr.
+    store that outlives it keeps the delivery for another one. *has_answered*: bytes have arrived, and no status could
+    be read in them. *peer* is the address and port that was connected to. *detail* is what OpenSSL says of a failure of
+    TLS. *location* is where a redirect leads, and *excerpt* the start of the answer's body; both may echo secrets and
+    are not in the repr.
     """
 
     status_code: int | None = None
@@ -48,6 +49,7 @@ class AttemptResult:
     directive: Literal["", "abort-message", "disable"] = ""
     is_stale: bool = False
     is_hopeless: bool = False
+    has_answered: bool = False
     peer: tuple[str, int] | None = None
     detail: str = ""
     location: str = field(default="", repr=False)
@@ -81,6 +83,11 @@ class AttemptResult:
             location=header("location") or "",
             excerpt=excerpt,
         )
+
+    @classmethod
+    def of_status(cls, status: int, *, peer: tuple[str, int] | None) -> Self:
+        """Return the result of an answer of which nothing but the status could be read."""
+        return cls(status_code=status, error_type=None if status in _SUCCESS else str(status), peer=peer)
 
     @property
     def is_success(self) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from otel_step_hook.delivery import native
+from otel_step_hook.delivery import library_logs, native
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.dispatch import Dispatch
 from otel_step_hook.delivery.latch import Latch
@@ -43,6 +43,7 @@ class Runner:
         self.is_overdue = False  # it has been logged that the shutdown took longer than its limit
         self._before_start = before_start
         self._context = uninstrumented()  # for everything that the loops run
+        library_logs.install()
         self._pid = os.getpid()
         self._is_inherited = False
         # Held by the thread that runs the loops. Threads that wait do not take it: KeyboardInterrupt can leave a lock
@@ -162,7 +163,8 @@ class Runner:
                 return
             try:
                 self._ident = native.get_ident()
-                may_go_on = self._run_loop()
+                with library_logs.muted():
+                    may_go_on = self._run_loop()
             finally:
                 self._ident, self._wake_up = 0, None
                 self._running.release()

@@ -1,15 +1,17 @@
-"""HTTP by httpx: owns httpx, and the connections that it makes."""
+"""HTTP by httpx: owns httpcore, which httpx sends with, and the connections that it makes."""
 
 import asyncio
 import contextlib
 import importlib
 import ssl
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import httpcore
 import httpx
 
+from otel_step_hook.delivery.answer_head import AnswerHead, AnswerWithoutStatus
 from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
@@ -19,18 +21,23 @@ from otel_step_hook.delivery.origin import (
     KEEP_ALIVE,
     AddressRefused,
     Origin,
-    tls_detail,
 )
-from otel_step_hook.delivery.retry import AttemptResult, causes_of, error_type_of
+from otel_step_hook.delivery.retry import AttemptResult, error_type_of
+from otel_step_hook.delivery.tls import TlsContext, tls_detail
 
-_STALE = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
+_STALE = (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError)
+_FAILURES = (
+    httpcore.NetworkError,
+    httpcore.TimeoutException,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    AnswerWithoutStatus,
+    OSError,
+)
 
-# If the process forks while another thread imports a module or makes a TLS context, the locks that this takes stay
-# locked in the child. So the worker thread does neither. httpx would import these modules when they are first needed,
-# and make a context for every transport that gets none, even for plain HTTP (encode/httpx#2298).
-for _late in ("httpcore", "anyio._backends._asyncio"):
-    importlib.import_module(_late)
-_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+# If the process forks while another thread imports a module, the lock that this takes stays locked in the child. So
+# the worker thread imports none; anyio would import this one when it is first needed.
+importlib.import_module("anyio._backends._asyncio")
 
 
 def connector(endpoint: Endpoint) -> Callable[[], "HttpxTransport"]:
@@ -42,8 +49,86 @@ def connector(endpoint: Endpoint) -> Callable[[], "HttpxTransport"]:
     return lambda: HttpxTransport(origin)
 
 
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
+class _Backend(httpcore.AsyncNetworkBackend):
+    """Makes connections with *tls* that show *head* what they read, after as many TLS handshakes as *handshakes* says.
+
+    What comes before the last of them is a proxy's answer to CONNECT, for which the same limits hold.
+    """
+
+    def __init__(self, head: AnswerHead, tls: TlsContext, handshakes: int) -> None:
+        self.head, self.tls = head, tls
+        self._handshakes = handshakes
+        self._backend = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        connecting = self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        return _Stream(await connecting, self, self._handshakes)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection of *backend*, on which *handshakes* are still to come."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, backend: _Backend, handshakes: int) -> None:
+        self._stream, self._backend, self._handshakes = stream, backend, handshakes
+        self._head = AnswerHead() if handshakes else backend.head
+        self.write = stream.write  # type: ignore[method-assign]
+        self.aclose = stream.aclose  # type: ignore[method-assign]
+        self.get_extra_info = stream.get_extra_info  # type: ignore[method-assign]
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data = await self._stream.read(max_bytes, timeout)
+        self._head.feed(data)
+        return data
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,  # noqa: ARG002 -- see below
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        context = self._backend.tls.for_new_connection()  # instead of that of the pool, which may be older
+        context.set_alpn_protocols(["http/1.1"])  # as httpcore does with the other one
+        try:
+            inside = await self._stream.start_tls(context, server_hostname, timeout)
+        except BaseException:
+            # httpcore closes the connection when this raises an `Exception`, but leaves it open when the attempt is
+            # cancelled.
+            await self._stream.aclose()
+            raise
+        return _Stream(inside, self._backend, self._handshakes - 1)
+
+
+def _pool(origin: Origin, head: AnswerHead) -> httpcore.AsyncConnectionPool:
+    """Return a pool of one connection to *origin*, or to its proxy."""
+    proxy, is_https = origin.proxy, origin.url.scheme == "https"
+    is_proxy_https = proxy is not None and proxy.scheme == "https"
+    options: dict[str, Any] = {
+        "ssl_context": origin.tls.current if is_https else None,
+        "max_connections": 1,
+        "max_keepalive_connections": 1,
+        "keepalive_expiry": KEEP_ALIVE,
+        "network_backend": _Backend(head, origin.tls, is_https + is_proxy_https),
+    }
+    if proxy is None:
+        return httpcore.AsyncConnectionPool(**options)
+    parts = httpx.Proxy(proxy)
+    return httpcore.AsyncHTTPProxy(
+        _url(parts.url),
+        proxy_auth=parts.raw_auth,
+        proxy_ssl_context=origin.tls.current if is_proxy_https else None,
+        **options,
+    )
+
+
+def _url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
 
 
 class HttpxTransport:
@@ -55,13 +140,8 @@ class HttpxTransport:
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
-        proxy = origin.proxy
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=origin.tls if origin.url.scheme == "https" else _NO_TLS,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE),
-            proxy=proxy and httpx.Proxy(proxy, ssl_context=origin.tls if proxy.scheme == "https" else None),
-        )
-        self._half_open: _Closable | None = None  # a connection whose TLS handshake is under way
+        self._head = AnswerHead()
+        self._pool = _pool(origin, self._head)
         self._kept_until = 0.0  # monotonic time from which httpcore connects again; 0 without a complete answer
         self._peer: tuple[str, int] | None = None
 
@@ -69,64 +149,53 @@ class HttpxTransport:
         """Send one request within *timeout* seconds, DNS, connect and TLS included, and return its result.
 
         A failure of the network or of the receiver is a result, not an exception. The status line decides the
-        result; the body, which is read up to `ANSWER_LIMIT`, cannot change it.
+        result: neither headers that are no HTTP nor the body, which is read up to `ANSWER_LIMIT`, can change it.
         """
         self._peer = None
+        self._head.reset()
         was_kept, self._kept_until = monotonic() < self._kept_until, 0.0
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
-        except (httpx.HTTPError, OSError, AddressRefused) as error:
-            return await self._failure(error, is_stale=was_kept and _is_stale(error))
+        except (*_FAILURES, AddressRefused) as error:
+            is_stale = was_kept and isinstance(error, _STALE) and not self._head.has_begun
+            return await self._failure(error, is_stale=is_stale)
         if self._peer is None:  # the request went through a proxy
             self._peer = _peer_of(response)
         excerpt = await self._read(response, min(timeout, ANSWER_TIME))
-        status, header = response.status_code, response.headers.get
-        return AttemptResult.of_answer(status, header, now=time.time(), peer=self._peer, excerpt=excerpt)
+        header = httpx.Headers(response.headers).get
+        return AttemptResult.of_answer(response.status, header, now=time.time(), peer=self._peer, excerpt=excerpt)
 
     async def _failure(self, error: Exception, *, is_stale: bool) -> AttemptResult:
-        if self._peer is not None and not is_stale:
-            self._origin.forget(self._peer[0])
         # When TLS fails in a proxy's tunnel, httpcore keeps the connection as one in use, and every further attempt
         # would wait for it (encode/httpcore#1023).
-        await self._disconnect()
+        await self.aclose()
+        if self._head.status is not None:
+            return AttemptResult.of_status(self._head.status, peer=self._peer)
+        if self._peer is not None and not is_stale:
+            self._origin.forget(self._peer[0])
         return AttemptResult(
-            error_type=error_type_of(error), peer=self._peer, is_stale=is_stale, detail=tls_detail(error)
+            error_type=error_type_of(error),
+            peer=self._peer,
+            is_stale=is_stale,
+            has_answered=self._head.has_begun,
+            detail=tls_detail(error),
         )
 
-    async def _disconnect(self) -> None:
-        """Close the connection, half-open or not; the next attempt connects again."""
-        half_open, self._half_open = self._half_open, None
-        if half_open is not None:
-            await half_open.aclose()
-        await self._transport.aclose()
-
-    async def _track_handshake(self, event: str, info: dict[str, Any]) -> None:
-        """Keep a connection while its TLS handshake is under way, so that `_disconnect` can close it.
-
-        httpcore closes it when `start_tls` raises an `Exception`, but leaves it open when the attempt is cancelled.
-        """
-        if event == "connection.connect_tcp.complete":
-            self._half_open = info["return_value"]
-        elif event == "connection.start_tls.complete":
-            self._half_open = None
-
-    async def _answer(self, content: bytes, headers: Headers, timeout: float) -> httpx.Response:
+    async def _answer(self, content: bytes, headers: Headers, timeout: float) -> httpcore.Response:
         if self._origin.proxy is not None:  # the proxy resolves the name
             return await self._send(self._origin.url, content, headers, {})
         *first, last = await self._origin.addresses()
         for tried, address in enumerate(first):
-            with contextlib.suppress(httpx.ConnectError, httpx.ConnectTimeout):
+            with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return await self._send_to(address, content, headers, timeout / (len(first) + 1 - tried))
             self._origin.forget(address)
         return await self._send_to(last, content, headers, timeout)
 
-    async def _send_to(self, address: str, content: bytes, headers: Headers, connect: float) -> httpx.Response:
+    async def _send_to(self, address: str, content: bytes, headers: Headers, connect: float) -> httpcore.Response:
         origin = self._origin
         self._peer = (address, origin.port)
         extensions: dict[str, object] = {"timeout": {"connect": connect}}
-        if origin.url.scheme == "https":
-            extensions["trace"] = self._track_handshake
         # The request goes to the address that was checked: if httpcore looked the name up again, it could get
         # another address. The certificate is still verified against the name.
         extensions["sni_hostname"] = origin.tls_name
@@ -134,63 +203,49 @@ class HttpxTransport:
 
     async def _send(
         self, url: httpx.URL, content: bytes, headers: Headers, extensions: dict[str, object]
-    ) -> httpx.Response:
-        headers = [("host", self._origin.netloc), *headers]
-        request = httpx.Request("POST", url, headers=headers, content=content, extensions=extensions)
-        return await self._transport.handle_async_request(request)
+    ) -> httpcore.Response:
+        all_headers = [("host", self._origin.netloc), *headers, ("content-length", str(len(content)))]
+        raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in all_headers]
+        request = httpcore.Request("POST", _url(url), headers=raw, content=content, extensions=extensions)
+        return await self._pool.handle_async_request(request)
 
-    async def _read(self, response: httpx.Response, limit: float) -> bytes:
+    async def _read(self, response: httpcore.Response, limit: float) -> bytes:
         excerpt = bytearray()
-        stream = _stream(response)
         # CancelledError too: the loop stops, but the result of the status line stands.
-        with contextlib.suppress(httpx.HTTPError, OSError, asyncio.CancelledError):
+        with contextlib.suppress(*_FAILURES, asyncio.CancelledError):
             async with asyncio.timeout(limit):
                 try:
-                    # The raw stream: nothing is decompressed, so no answer can grow.
-                    async for chunk in stream:
+                    async for chunk in response.aiter_stream():
                         excerpt += chunk
                         if len(excerpt) > ANSWER_LIMIT:
                             break
                     else:
-                        self._kept_until = 0.0 if _has_excess(stream) else monotonic() + KEEP_ALIVE
+                        self._kept_until = 0.0 if _has_excess(response) else monotonic() + KEEP_ALIVE
                 finally:
-                    await stream.aclose()
+                    await response.aclose()
                 if not self._kept_until:
-                    await self._disconnect()
+                    await self.aclose()
         return bytes(excerpt[:ANSWER_LIMIT])
 
     async def aclose(self) -> None:
-        """Close the connection."""
-        await self._disconnect()
+        """Close the connection; an attempt after this connects again."""
+        await self._pool.aclose()
 
 
-def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
-    if not isinstance(response.stream, httpx.AsyncByteStream):  # pragma: no cover -- an async transport's always is
-        raise TypeError
-    return response.stream
-
-
-def _peer_of(response: httpx.Response) -> tuple[str, int] | None:
+def _peer_of(response: httpcore.Response) -> tuple[str, int] | None:
     """Return the peer's address and port; None when the operating system does not know them any more."""
     host, port, *_ = response.extensions["network_stream"].get_extra_info("server_addr") or (None, 0)
     return None if host is None else (host, port)
 
 
-def _has_excess(stream: object) -> bool:
+def _has_excess(response: httpcore.Response) -> bool:
     """Whether bytes have arrived after the end of the answer.
 
     On a kept connection they would be read as the answer to the next request, which RFC 9112 9.2 forbids. httpcore
     has no public access to them (encode/httpcore#872). If its private attributes have changed, the result is True.
     """
     try:
-        excess, _ = stream._httpcore_stream._stream._connection._h11_state.trailing_data  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
+        excess, _ = response.stream._stream._connection._h11_state.trailing_data  # type: ignore[union-attr]  # noqa: SLF001 -- see above
     except AttributeError:
         return True
     return bool(excess)
-
-
-def _is_stale(error: Exception) -> bool:
-    """Whether the connection ended before the first byte of an answer; an h11 error shows that bytes have come."""
-    return isinstance(error, _STALE) and not any(
-        type(cause).__module__.startswith("h11.") for cause in causes_of(error)
-    )

@@ -25,6 +25,7 @@ TRANSPORTS = [
             "ClientResponseError",
             "ServerDisconnectedError",
             "ClientOSError",
+            "ClientConnectionResetError",
             "ClientHttpProxyError",
         ),
         id="aiohttp",

