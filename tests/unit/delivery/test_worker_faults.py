@@ -53,6 +53,21 @@ def test_a_disabled_endpoint_stays_disabled_after_a_fault(rigged: NewRig, caplog
     assert len(script.posts) == 1
 
 
+def test_two_faults_in_one_turn_of_the_loop_end_it_once(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    """One is logged, and the step is delivered by the loop that is started next."""
+
+    def kill_twice() -> None:
+        kill()
+        kill()
+
+    rig = rigged(Script(kill_twice, DELIVERED))
+    rig.submit(event("step"))
+    wait_until(lambda: rig.results == [("step", "delivered", None)])
+    rig.worker.shutdown(WAIT)
+    (line,) = log_lines(caplog)
+    assert line.startswith(f"ERROR {FAULT}")
+
+
 def test_steps_are_discarded_while_no_transport_can_be_made(rigged: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     """Each step is discarded and logged; once transports can be made again, steps are delivered again."""
     script = Script()
