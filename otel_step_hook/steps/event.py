@@ -11,6 +11,9 @@ from opentelemetry.trace import SpanContext
 SCOPE = "otel_step_hook"  # instrumentation scope of every span that this library makes; such a span is never a step
 STEP_ID_KEYS = ("step_id", "step.id")  # attributes that make any span a step; the first is named as in the webhook
 MAX_STEP_ID = 16_384  # characters; many receivers refuse a body beyond about 20 kB (Standard Webhooks)
+# What frameworks write where they have no id, in lower case: `<not specified>` Google ADK, `unknown` Microsoft's
+# agent-framework; the others are a missing value as text. As an id, it would be the same for many steps.
+_PLACEHOLDERS = frozenset({"<not specified>", "not specified", "<unknown>", "unknown", "none", "null", "undefined"})
 _NAMESPACE = uuid.UUID("6e5b1f4a-5b0e-5c43-9a35-0f6f3a1c2d7e")  # arbitrary; names in it are trace id + span id
 
 
@@ -46,7 +49,7 @@ def generated_step_id(context: SpanContext) -> str:
 
 
 def step_id_text(value: object) -> str:
-    """Return *value* as the text of a step id; empty text for None and for blank text.
+    """Return *value* as the text of a step id; empty text for None, blank text, and a placeholder such as ``unknown``.
 
     *value* is any attribute's value. Text stays as it is, bytes are read as UTF-8, and all else becomes JSON, as in
     OpenTelemetry's own text form of attributes. Raises ValueError for more characters than `MAX_STEP_ID`: cut short,
@@ -62,7 +65,8 @@ def step_id_text(value: object) -> str:
         text = json.dumps(value, default=_plain, sort_keys=True)
     if len(text) > MAX_STEP_ID:
         raise ValueError(f"a step id has {len(text)} characters; at most {MAX_STEP_ID} are sent")
-    return text if text.strip() else ""
+    bare = text.strip()
+    return "" if not bare or bare.casefold() in _PLACEHOLDERS else text
 
 
 def _plain(value: object) -> object:

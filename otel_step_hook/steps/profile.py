@@ -36,9 +36,6 @@ class Verdict(Enum):
 
 
 NOT_TERMINAL = Verdict.NOT_TERMINAL
-# What frameworks write where they have no id, in lower case: `<not specified>` Google ADK, `unknown` Microsoft's
-# agent-framework; the others are a missing value as text. As an id, it would be the same for many steps.
-_PLACEHOLDERS = frozenset({"<not specified>", "not specified", "<unknown>", "unknown", "none", "null", "undefined"})
 Rule = Callable[[SpanView], bool]
 PartRule = Callable[[StartedSpan], bool]
 StepIdRule = Callable[[StartedSpan], object]  # returns a step id of any type; None or blank text without one
@@ -200,8 +197,7 @@ def first_attribute(*keys: str) -> Callable[[StartedSpan], str | None]:
 
     def source(span: StartedSpan) -> str | None:
         for key in keys:
-            text = step_id_text(span.attributes.get(key))
-            if text and text.strip().casefold() not in _PLACEHOLDERS:
+            if text := step_id_text(span.attributes.get(key)):
                 return text
         return None
 

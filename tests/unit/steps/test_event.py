@@ -81,6 +81,12 @@ def test_a_blank_step_id_is_ignored(value: object) -> None:
     assert step_id_text(value) == ""
 
 
+@pytest.mark.parametrize("value", ["<not specified>", "Unknown", " none ", "null", b"undefined"])
+def test_a_placeholder_is_no_step_id(value: object) -> None:
+    """What frameworks write in place of an id would be the same for many steps."""
+    assert step_id_text(value) == ""
+
+
 def test_the_order_of_a_mapping_does_not_change_its_text() -> None:
     """Equal mappings give the same step id."""
     assert step_id_text({"run": 1, "step": 2}) == step_id_text({"step": 2, "run": 1})
