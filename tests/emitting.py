@@ -14,7 +14,7 @@ from corpus_replay import call_in_flight
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace import Span as SDKSpan
-from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context, use_span
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context, use_span
 
 from otel_step_hook.steps.event import Outcome, StepEvent, generated_step_id
 from otel_step_hook.steps.frameworks import PROFILES
@@ -148,10 +148,11 @@ class Framework:
         later: Attributes | None = None,
         below: Span | None = None,
         scope: str | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
     ) -> Span:
         """Start a span with *attributes*, whose parent is *below*, and set the attributes *later* after its start."""
         context = Context() if below is None else set_span_in_context(below, Context())
-        span = self.provider.get_tracer(scope or self.scope).start_span(name, context, attributes=attributes)
+        span = self.provider.get_tracer(scope or self.scope).start_span(name, context, kind, attributes)
         span.set_attributes(later or {})
         return span
 

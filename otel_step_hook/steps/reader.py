@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import SpanKind
 
 from otel_step_hook import _sdk
 from otel_step_hook.steps.event import STEP_ID_KEYS, Outcome, StepEvent, generated_step_id, step_id_text
@@ -47,6 +48,7 @@ class StepReader:
         self._on_fault = on_fault
         self._on_loss = on_loss
         self._scope_profiles, self._other_scopes = profiles_by_scope(tuple(profiles), has_user_rule=is_step is not None)
+        self._answering = tuple(one for one in self._other_scopes.profiles if one.calls is not None)
         self._started: dict[int, StartedSpan] = {}  # by span id
         self._collected: Recent[int, StartedSpan] = Recent(_MAX_COLLECTED)
         self._reported: Recent[tuple[str, Outcome], object] = Recent(_MAX_REMEMBERED)
@@ -213,7 +215,7 @@ class StepReader:
     ) -> StepEvent | None:
         if outcome is None or (_WORKFLOW in sys.modules and _is_replay(started)):
             return None
-        context, name, start_time, end_time = _sdk.span_identity(span)
+        context, name, kind, start_time, end_time = _sdk.span_identity(span)
         if context is None or not context.is_valid:
             raise ValueError("a span without ids")  # made by hand: a delivery span could not be its child
         step_id = _step_id(started, profile) or generated_step_id(context)
@@ -221,8 +223,8 @@ class StepReader:
         if profile.report_once and self._reported.remember((step_id, outcome), token) is not token:
             return None
         self.recognised += 1
-        if profile.calls is not None:
-            started.answer(profile.is_step)
+        if kind is SpanKind.SERVER:
+            self._answer(started)
         return StepEvent(
             step_id=step_id,
             outcome=outcome,
@@ -232,6 +234,12 @@ class StepReader:
             end_time=end_time,
             details=self._details.get(step_id, _NO_DETAILS),
         )
+
+    def _answer(self, server: StartedSpan) -> None:
+        """Record on the client's spans that *server* has reported their request, by whichever profile."""
+        for profile in self._answering:
+            if profile.is_step(server):
+                server.answer(profile.is_step)
 
 
 def _is_replay(span: StartedSpan) -> bool:

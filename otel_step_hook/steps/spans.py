@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
-from opentelemetry.trace import Status
+from opentelemetry.trace import SpanKind, Status
 
 from otel_step_hook import _sdk
 
@@ -21,7 +21,7 @@ _MAX_ANCESTORS = 100  # the least number of ancestors that a span keeps even if 
 _SEEN_MARK = "_otel_step_hook_seen"  # attribute that marks an exception as in flight when a span began
 NO_ATTRIBUTES: Mapping[str, object] = {}
 _NOT_ENDED = ReadableSpan("", resource=Resource.get_empty())  # in place of the ended span, before the end
-ANSWERED = "is_answered"  # the name of a fact: a span below has reported the work that this one asks for
+ANSWERED = "is_answered"  # the name of a fact: the span of the server below has reported the request of this client
 REPORTED = ReadableSpan("", resource=Resource.get_empty())  # in place of the ended span, after its end was reported
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -32,7 +32,7 @@ class StartedSpan(weakref.ref[ReadableSpan]):
 
     *attributes* are those of the span that began, and change with it: the span that reaches `on_end` may be a copy
     that another processor has scrubbed. *parent* is the span around it, of any scope. *facts* are what `at_start` of
-    the profiles has returned.
+    the profiles has returned, and what `answer` has recorded.
     """
 
     __slots__ = (
@@ -128,9 +128,15 @@ class StartedSpan(weakref.ref[ReadableSpan]):
             above = above.parent
 
     def answer(self, is_request: "Callable[[StartedSpan], bool]") -> None:
-        """Record on the spans around it for which *is_request* is true that this span has reported their work."""
+        """Record on the client spans of a request, which are around this span of its server, that this one reports it.
+
+        *is_request* is true for the spans of such requests. A server's span farther out has made the request.
+        """
         for above in self.ancestors():
             if is_request(above):
+                span = above()
+                if span is not None and span.kind is SpanKind.SERVER:
+                    return
                 above.facts = {**above.facts, ANSWERED: True}
 
     @property

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import (
     Tracer,
     TracerProvider,
 )
-from opentelemetry.trace import NoOpTracerProvider, set_span_in_context
+from opentelemetry.trace import NoOpTracerProvider, SpanKind, set_span_in_context
 
 import otel_step_hook
 from otel_step_hook import _sdk
@@ -60,7 +60,7 @@ def test_a_span_made_by_hand_has_what_it_was_given() -> None:
     assert _sdk.span_start(ReadableSpan("span")) == (0, 0, "", "span", {}, None)
     assert _sdk.span_start(ReadableSpan("span", attributes={"key": 1}))[4] == {"key": 1}
     assert _sdk.span_end(ReadableSpan("span")) == (0, 0)
-    assert _sdk.span_identity(ReadableSpan("span")) == (None, "span", 0, 0)
+    assert _sdk.span_identity(ReadableSpan("span")) == (None, "span", SpanKind.INTERNAL, 0, 0)
     assert dict(_sdk.live_attributes(ReadableSpan("span"))) == {}
     assert _sdk.registered(ReadableSpan("span")) == (None, None)
 
@@ -79,7 +79,13 @@ def test_the_end_of_a_span_is_what_the_sdk_shows(tracer: Tracer) -> None:
     ended = span._readable_span()
     assert ended.dropped_attributes == 1
     assert _sdk.span_end(ended) == (span.get_span_context().span_id, ended.dropped_attributes)
-    assert _sdk.span_identity(ended) == (ended.context, "another name", ended.start_time, ended.end_time)
+    assert _sdk.span_identity(ended) == (
+        ended.context,
+        "another name",
+        ended.kind,
+        ended.start_time,
+        ended.end_time,
+    )
     assert ended.start_time
     assert ended.end_time
 

@@ -33,6 +33,7 @@ _DECORATED_TASK = attribute_is("traceloop.span.kind", "task")
 _DECORATED_TOOL = attribute_is("traceloop.span.kind", "tool")
 _OPENINFERENCE_TOOL = attribute_is("openinference.span.kind", "TOOL")
 _MCP_CALL = attribute_is("mcp.method.name", "tools/call")
+_LONG_RUNNING = attribute_is("gen_ai.tool.type", "LongRunningFunctionTool")
 
 GENERIC = FrameworkProfile(
     name="generic",
@@ -157,10 +158,14 @@ def _is_around_mcp_call(span: StartedSpan) -> bool:
     """Whether *span* may do the work of an MCP call inside of it, and show how it ended.
 
     The client's span of MCP's own SDK, which has no operation name, does not show that a tool has returned an error.
-    So the server's span is the step where there is one in the process, unless the client's has ended before.
+    So the server's span is the step where there is one in the process, unless the client's has ended before. Nor does
+    a long-running tool of Google ADK, which is pending when it returns.
     """
     return (
-        _TOOL_CALL(span) or _OPENINFERENCE_TOOL(span) or _DECORATED_TOOL(span) or (_MCP_CALL(span) and span.has_ended)
+        (_TOOL_CALL(span) and not _LONG_RUNNING(span))
+        or _OPENINFERENCE_TOOL(span)
+        or _DECORATED_TOOL(span)
+        or (_MCP_CALL(span) and span.has_ended)
     )
 
 

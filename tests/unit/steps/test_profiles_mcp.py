@@ -18,7 +18,7 @@ from emitting import (
     generated_id,
     in_flight,
 )
-from opentelemetry.trace import Span
+from opentelemetry.trace import Span, SpanKind
 
 from otel_step_hook.steps.event import Outcome
 from otel_step_hook.steps.frameworks import PROFILES
@@ -41,13 +41,13 @@ class _Mcp(Framework):
     """Makes the spans of FastMCP and of MCP's SDK as they do."""
 
     def client(self, below: Span | None = None) -> Span:
-        return self.start("tools/call look", _CALL, below=below, scope=_FASTMCP)
+        return self.start("tools/call look", _CALL, below=below, scope=_FASTMCP, kind=SpanKind.CLIENT)
 
     def sdk_client(self, below: Span | None = None) -> Span:
-        return self.start("MCP send tools/call look", _METHOD, below=below, scope=_SDK)
+        return self.start("MCP send tools/call look", _METHOD, below=below, scope=_SDK, kind=SpanKind.CLIENT)
 
     def server(self, below: Span | None = None, scope: str = _FASTMCP) -> Span:
-        return self.start("tools/call look", _METHOD, later=_CALL, below=below, scope=scope)
+        return self.start("tools/call look", _METHOD, later=_CALL, below=below, scope=scope, kind=SpanKind.SERVER)
 
     def call(self, below: Span | None = None, ending: Ending = RETURNED) -> Span:
         """Make the spans of one call in one process, and return the client's."""
@@ -208,3 +208,38 @@ def test_the_users_rule_decides_about_each_span() -> None:
     mcp.recorder.reader = StepReader(PROFILES, is_step=lambda span: span.name == "tools/call look")
     mcp.call()
     assert [step[:1] for step in mcp.steps] == [Step("tools/call look", "", SUCCESS)[:1]] * 2
+
+
+def test_a_server_whose_tool_calls_other_servers_is_reported() -> None:
+    """Calls that it makes, of which only the client's spans are here, or the server's, too, are further steps."""
+    mcp = _Mcp(_FASTMCP)
+    server = mcp.start("tools/call plan", _METHOD, scope="the.application", kind=SpanKind.SERVER)
+    alone = mcp.sdk_client(server)
+    end(alone)
+    client = mcp.sdk_client(server)
+    called = mcp.server(client)
+    end(called)
+    end(client)
+    end(server, _RETURNED_ERROR)
+    ids = [(generated_id(alone), SUCCESS), (generated_id(called), SUCCESS), (generated_id(server), FAILED)]
+    assert [(step.step_id, step.outcome) for step in mcp.steps] == ids
+
+
+def test_a_server_with_a_step_id_is_reported_once() -> None:
+    """A tool may set ``step_id`` on its server's span: then the generic row reports it, and the client is a part."""
+    mcp = _Mcp(_FASTMCP)
+    client = mcp.sdk_client()
+    server = mcp.server(client)
+    server.set_attribute("step_id", "mine")
+    end(server, _RETURNED_ERROR)
+    end(client)
+    assert mcp.steps == ended("tools/call look", "mine", FAILED)
+
+
+def test_a_call_inside_a_long_running_tool_of_google_adk_is_reported() -> None:
+    """The tool is pending when it returns, and is not reported itself."""
+    mcp = _Mcp("gcp.vertex.agent")
+    tool = mcp.start("execute_tool look", {**_TOOL, "gen_ai.tool.type": "LongRunningFunctionTool"})
+    client = mcp.call(tool)
+    end(tool)
+    assert mcp.steps == ended("tools/call look", generated_id(client), SUCCESS)
