@@ -134,6 +134,7 @@ class AiohttpTransport:
         self._own_headers = [("host", origin.netloc), *([] if is_tunnel else authorization)]
         self._kept: _Response | None = None  # the last answer, if its connection may still be open
         self._kept_until = 0.0  # monotonic time from which aiohttp connects again
+        self._was_kept = False  # whether the request was sent on a kept connection
         self._peer: tuple[str, int] | None = None
 
     async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:
@@ -144,14 +145,12 @@ class AiohttpTransport:
         """
         self._peer = None
         self._head.reset()
-        was_kept = self._is_kept()
-        if self._origin.uses_tls and not was_kept:  # a kept connection is found by the context that it was made with
-            self._tls = self._origin.tls.for_new_connection()
+        self._was_kept = False
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
         except (aiohttp.ClientError, OSError, AddressRefused) as error:
-            return self._failure(error, is_stale=was_kept and self._is_stale(error))
+            return self._failure(error, is_stale=self._was_kept and self._is_stale(error))
         if self._peer is None:  # the request went through a proxy
             self._peer = _peer_of(response)
         excerpt = await self._read(response, min(timeout, ANSWER_TIME))
@@ -196,6 +195,11 @@ class AiohttpTransport:
     async def _send(
         self, url: str, content: bytes, headers: Headers, connect: float, name: str | None = None
     ) -> _Response:
+        # Now: what arrives on the kept connection during the look-up would be read as the answer.
+        self._head.reset()
+        self._was_kept = self._is_kept()
+        if self._origin.uses_tls and not self._was_kept:  # a kept one is found by the context that it was made with
+            self._tls = self._origin.tls.for_new_connection()
         response = await self._open().post(
             URL(url, encoded=True),
             data=io.BytesIO(content) if len(content) > _LARGE else content,

@@ -227,3 +227,32 @@ def test_a_name_may_have_an_ipv6_address(attempts: Attempts, names: Names) -> No
         result = attempts.one(f"http://six.test:{port}/hook")
     assert (result.is_success, result.peer) == (True, ("::1", port))
     assert b"\r\nhost: six.test:%d\r\n" % port in requests[0].lower()
+
+
+def test_bytes_that_arrive_during_the_look_up_are_no_answer(
+    attempts: Attempts, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept connection on which bytes arrive while the name is looked up again is not used for the next request."""
+    monkeypatch.setattr("otel_step_hook.delivery.origin._ADDRESS_AGE", 0.0)
+    is_looked_up, is_sent = threading.Event(), threading.Event()
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        is_first = not is_looked_up.is_set()
+        read_request(connection)
+        connection.sendall(OK)
+        if is_first:
+            is_looked_up.wait(10)
+            connection.sendall(OK)
+            is_sent.set()
+        read_request(connection)  # or the end of the connection
+
+    def look_up() -> list[str]:
+        is_looked_up.set()
+        is_sent.wait(10)
+        return ["127.0.0.1"]
+
+    names.lead_to("moving.test", ["127.0.0.1"], look_up)
+    with HostileReceiver(behave) as receiver:
+        results = attempts(f"http://moving.test:{port_of(receiver.url)}/hook", 2)
+    assert [result.status_code for result in results] == [204, 204]
+    assert receiver.connections == 2
