@@ -12,7 +12,6 @@ import httpcore
 import httpx
 
 from otel_step_hook.delivery.answer_head import AnswerHead, AnswerWithoutStatus
-from otel_step_hook.delivery.clock import monotonic
 from otel_step_hook.delivery.deadline import Deadline
 from otel_step_hook.delivery.model import Endpoint, Headers
 from otel_step_hook.delivery.origin import (
@@ -57,6 +56,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, head: AnswerHead, tls: TlsContext, handshakes: int) -> None:
         self.head, self.tls = head, tls
+        self.has_connected = False  # whether the request that is made needed a new connection
         self._handshakes = handshakes
         self._backend = httpcore.AnyIOBackend()
 
@@ -68,6 +68,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        self.has_connected = True
         connecting = self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
         return _Stream(await connecting, self, self._handshakes)
 
@@ -105,16 +106,15 @@ class _Stream(httpcore.AsyncNetworkStream):
         return _Stream(inside, self._backend, self._handshakes - 1)
 
 
-def _pool(origin: Origin, head: AnswerHead) -> httpcore.AsyncConnectionPool:
+def _pool(origin: Origin, backend: _Backend) -> httpcore.AsyncConnectionPool:
     """Return a pool of one connection to *origin*, or to its proxy."""
     proxy, is_https = origin.proxy, origin.url.scheme == "https"
-    is_proxy_https = proxy is not None and proxy.scheme == "https"
     options: dict[str, Any] = {
         "ssl_context": origin.tls.current if is_https else None,
         "max_connections": 1,
         "max_keepalive_connections": 1,
         "keepalive_expiry": KEEP_ALIVE,
-        "network_backend": _Backend(head, origin.tls, is_https + is_proxy_https),
+        "network_backend": backend,
     }
     if proxy is None:
         return httpcore.AsyncConnectionPool(**options)
@@ -122,7 +122,7 @@ def _pool(origin: Origin, head: AnswerHead) -> httpcore.AsyncConnectionPool:
     return httpcore.AsyncHTTPProxy(
         _url(parts.url),
         proxy_auth=parts.raw_auth,
-        proxy_ssl_context=origin.tls.current if is_proxy_https else None,
+        proxy_ssl_context=origin.tls.current if proxy.scheme == "https" else None,
         **options,
     )
 
@@ -141,8 +141,9 @@ class HttpxTransport:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._head = AnswerHead()
-        self._pool = _pool(origin, self._head)
-        self._kept_until = 0.0  # monotonic time from which httpcore connects again; 0 without a complete answer
+        handshakes = [origin.url.scheme, origin.proxy and origin.proxy.scheme].count("https")
+        self._backend = _Backend(self._head, origin.tls, handshakes)
+        self._pool = _pool(origin, self._backend)
         self._peer: tuple[str, int] | None = None
 
     async def post(self, content: bytes, headers: Headers, *, timeout: float) -> AttemptResult:
@@ -153,12 +154,13 @@ class HttpxTransport:
         """
         self._peer = None
         self._head.reset()
-        was_kept, self._kept_until = monotonic() < self._kept_until, 0.0
+        self._backend.has_connected = False
         try:
             async with Deadline(timeout):
                 response = await self._answer(content, headers, timeout)
         except (*_FAILURES, AddressRefused) as error:
-            is_stale = was_kept and isinstance(error, _STALE) and not self._head.has_begun
+            is_new = self._backend.has_connected
+            is_stale = isinstance(error, _STALE) and not is_new and not self._head.has_begun
             return await self._failure(error, is_stale=is_stale)
         if self._peer is None:  # the request went through a proxy
             self._peer = _peer_of(response)
@@ -210,7 +212,7 @@ class HttpxTransport:
         return await self._pool.handle_async_request(request)
 
     async def _read(self, response: httpcore.Response, limit: float) -> bytes:
-        excerpt = bytearray()
+        excerpt, is_kept = bytearray(), False
         # CancelledError too: the loop stops, but the result of the status line stands.
         with contextlib.suppress(*_FAILURES, asyncio.CancelledError):
             async with asyncio.timeout(limit):
@@ -220,10 +222,10 @@ class HttpxTransport:
                         if len(excerpt) > ANSWER_LIMIT:
                             break
                     else:
-                        self._kept_until = 0.0 if _has_excess(response) else monotonic() + KEEP_ALIVE
+                        is_kept = not _has_excess(response)
                 finally:
                     await response.aclose()
-                if not self._kept_until:
+                if not is_kept:
                     await self.aclose()
         return bytes(excerpt[:ANSWER_LIMIT])
 

@@ -14,7 +14,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from otel_step_hook import StepHookProcessor, StepHookSettings
-from otel_step_hook.delivery import attempts, dispatch, loop, sender, transport, worker
+from otel_step_hook.delivery import attempts, dispatch, loop, origin, sender, worker
 from otel_step_hook.delivery.log import RateLimitedLog
 from otel_step_hook.delivery.memory import MemoryStore
 
@@ -67,7 +67,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
             return ready
 
     monkeypatch.setattr(time, "monotonic", virtual)
-    for module in (attempts, dispatch, loop, sender, transport, worker):
+    for module in (attempts, dispatch, loop, origin, sender, worker):
         monkeypatch.setattr(module, "monotonic", virtual)
     # Defaults of arguments, which were bound when the modules were imported.
     monkeypatch.setattr(RateLimitedLog.__init__, "__defaults__", (virtual,))

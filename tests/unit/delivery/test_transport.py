@@ -75,6 +75,22 @@ def test_a_connection_in_place_of_an_expired_one_is_not_stale(
     assert [result.is_stale for result in results] == [False, False]
 
 
+def test_a_connection_in_place_of_a_closed_one_is_not_stale(attempts: Attempts) -> None:
+    """If the receiver has closed the connection in time, the request goes over a new one."""
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        requests.append(read_request(connection))
+        if len(requests) == 1:
+            connection.sendall(answer)
+
+    with HostileReceiver(behave) as receiver:
+        results = attempts(receiver.url, 2)
+    assert [result.is_success for result in results] == [True, False]
+    assert [result.is_stale for result in results] == [False, False]
+
+
 def test_nonsense_on_a_kept_connection_is_not_stale(attempts: Attempts) -> None:
     """A receiver that has sent bytes may have read the request, so that it is not sent again at once."""
     with HostileReceiver(answering(OK, b"nonsense\r\n\r\n")) as receiver:
