@@ -46,10 +46,12 @@ class AnswerHead:
     def _after_more(self, data: bytes) -> re.Match[bytes] | None:
         """Return the status line that *data* completes, or None if more is needed."""
         self._read += len(data)
-        self._pending = self._after_interim(self._pending + data)
-        if self._interim <= INTERIM_LIMIT and (final := _FINAL.match(self._pending)):
-            self._pending = b""
-            return final
+        self._pending = (self._pending + data).lstrip(b"\r\n")
+        if b"\n" in data:  # else nothing can match, and each look takes longer than the last
+            self._pending = self._after_interim(self._pending)
+            if self._interim <= INTERIM_LIMIT and (final := _FINAL.match(self._pending)):
+                self._pending = b""
+                return final
         if self._interim > INTERIM_LIMIT or self._read > BYTES_LIMIT:
             self.is_refused = True
             raise AnswerWithoutStatus
