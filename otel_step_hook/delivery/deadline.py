@@ -3,7 +3,9 @@
 import asyncio
 from types import TracebackType
 
-LAST_POLLS = 20  # rounds of the loop before an attempt times out; a process that was stopped reads its answer in 2
+# Turns of the loop before an attempt times out. A process that was stopped reads its answer by two polls, and our own
+# loop polls in every ninth turn at least.
+LAST_TURNS = 60
 
 
 class Deadline:
@@ -16,7 +18,7 @@ class Deadline:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._polls_left = LAST_POLLS
+        self._turns_left = LAST_TURNS
         self._scope = asyncio.timeout(None)
         self._loop = asyncio.get_running_loop()
 
@@ -25,9 +27,9 @@ class Deadline:
         self._next: asyncio.Handle = self._loop.call_later(self._timeout, self._expire)
 
     def _expire(self) -> None:
-        if self._polls_left:
-            self._polls_left -= 1
-            self._next = self._loop.call_soon(self._expire)  # the loop polls its sockets before it calls this
+        if self._turns_left:
+            self._turns_left -= 1
+            self._next = self._loop.call_soon(self._expire)
         else:
             self._scope.reschedule(self._loop.time())
 

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from otel_step_hook.delivery.deadline import LAST_POLLS, Deadline
+from otel_step_hook.delivery.deadline import LAST_TURNS, Deadline
 
 pytestmark = pytest.mark.anyio
 
@@ -17,7 +17,7 @@ async def within(timeout: float, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-@pytest.mark.parametrize("rounds", range(0, LAST_POLLS + 10, 3))
+@pytest.mark.parametrize("rounds", range(0, LAST_TURNS + 10, 3))
 async def test_a_cancellation_counts_until_the_timeout_is_raised(rounds: int) -> None:
     """A task that is cancelled before or during the last polls of its sockets ends as cancelled, not as late."""
     task = asyncio.create_task(within(0.0, 600.0))
