@@ -1,4 +1,4 @@
-"""HTTP by httpx: owns httpcore, which httpx sends with, and the connections that it makes."""
+"""HTTP by httpcore, the library below httpx: owns both, and the connections that they make."""
 
 import asyncio
 import contextlib
@@ -35,8 +35,10 @@ _FAILURES = (
 )
 
 # If the process forks while another thread imports a module, the lock that this takes stays locked in the child. So
-# the worker thread imports none; anyio would import this one when it is first needed.
-importlib.import_module("anyio._backends._asyncio")
+# the worker thread imports none. anyio would import the first when it is needed; httpcore looks for the second in each
+# request, and where it is missing, each look takes the lock, and 0.1 ms.
+for _late in ("anyio._backends._asyncio", "sniffio"):
+    importlib.import_module(_late)
 
 
 def connector(endpoint: Endpoint) -> Callable[[], "HttpxTransport"]:
@@ -49,7 +51,7 @@ def connector(endpoint: Endpoint) -> Callable[[], "HttpxTransport"]:
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
-    """Makes connections with *tls* that show *head* what they read, after as many TLS handshakes as *handshakes* says.
+    """Makes connections with *tls*, which show *head* what they read once all *handshakes* of TLS are done.
 
     What comes before the last of them is a proxy's answer to CONNECT, for which the same limits hold.
     """
