@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote, unquote_plus, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from otel_step_hook.delivery.model import Endpoint, shown_origin
 from otel_step_hook.delivery.retry import AttemptResult
@@ -21,8 +21,11 @@ _CREDENTIALS = r"\b(?:bearer|basic|digest|token)\s+(?=\S*[0-9])\S{6,}|whsec_\S+|
 _RUN = re.compile(r"[A-Za-z0-9+/=_~.%-]{20,}")
 _TOKEN = 32  # characters of a run that is taken for a token although it has no digit
 _PREFIX = 4  # characters of a secret, from which on its beginning is not shown where a text breaks off
-_LONG = 6  # characters of a part of a path that may be a secret by itself, and no name such as "hooks"
-_USUAL = frozenset({"webhook", "webhooks", "services"})  # parts of a path that are none, and that sentences need
+_LONG = 4  # characters of a part of a path or of a header's value that may be a secret by itself
+# Parts of a path that are none, and that sentences need.
+_USUAL = frozenset({"hook", "hooks", "step", "steps", "webhook", "webhooks", "services", "events", "callback"})
+_SCHEMES = frozenset({"bearer", "basic", "digest", "token"})  # before credentials, and in sentences about them
+_SEPARATORS = re.compile(r"[;,\s]+(?:[^;,=\s]*=)?")  # before each part of a header's value, and its name in a cookie
 _REDACTED = "REDACTED"
 _HOST = re.compile(r"[A-Za-z0-9._\-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -39,7 +42,8 @@ class Secrets:
     """What no log line about *endpoint* shows, although its receiver may repeat it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        found = {" ".join(text.split()) for text in _secrets(endpoint)} - {""}
+        spellings = (quote, lambda text: quote(text, safe=""), html.escape, str)
+        found = {" ".join(spell(text).split()) for text in _secrets(endpoint) for spell in spellings} - {""}
         self._texts = sorted(found, key=len, reverse=True)  # the longest first: one may be a part of another
         self._pattern = re.compile("|".join([*map(re.escape, self._texts), _CREDENTIALS]), re.IGNORECASE)
 
@@ -94,6 +98,8 @@ def _of_url(url: str) -> Iterator[str]:
 def _of_header(value: str) -> Iterator[str]:
     """Yield *value* and, of an `Authorization`, what follows the scheme; of Basic, user name and password, too."""
     yield value
+    parts = _SEPARATORS.split(f" {value}")
+    yield from (part for part in parts if len(part) >= _LONG and part.lower() not in _SCHEMES)
     scheme, _, credentials = value.partition(" ")
     yield credentials
     if scheme.lower() == "basic":

@@ -234,3 +234,20 @@ def test_the_advice_about_a_redirect(location: str, shown: str) -> None:
     endpoint = endpoint_to("https://receiver.test/hook", key=KEY)
     text = advice(failed(308, location=location), endpoint, Secrets(endpoint))
     assert text == f"redirects are not followed: set the final URL{shown}"
+
+
+@pytest.mark.parametrize(
+    ("excerpt", "sentence"),
+    [
+        (b"unknown session abc12", "unknown session REDACTED"),
+        (b"no route for token K9x2z", "no route for token REDACTED"),
+        (b"wrong key p%40ss/%26w0rd", "wrong key REDACTED"),
+        (b"wrong key p%40ss%2F%26w0rd", "wrong key REDACTED"),
+        (b"wrong key p@ss/&amp;w0rd", "wrong key REDACTED"),
+        (b"no hooks for this step", "no hooks for this step"),
+    ],
+)
+def test_parts_and_other_spellings_of_secrets_are_not_repeated(excerpt: bytes, sentence: str) -> None:
+    """A part of a cookie or of a path is a secret by itself, and a receiver may have encoded what it repeats."""
+    url, headers = "https://receiver.test/hooks/K9x2z", {"cookie": "session=abc12; id=7"}
+    assert said(excerpt, Secrets(endpoint_to(url, key="p@ss/&w0rd", headers=headers))) == sentence
