@@ -210,6 +210,18 @@ def test_the_users_rule_decides_about_each_span() -> None:
     assert [step[:1] for step in mcp.steps] == [Step("tools/call look", "", SUCCESS)[:1]] * 2
 
 
+def test_spans_between_client_and_server_change_nothing() -> None:
+    """Such as those of a web framework, which serves the request."""
+    mcp = _Mcp(_FASTMCP)
+    client = mcp.sdk_client()
+    between = mcp.start("POST /mcp", below=client, scope="the.application")
+    server = mcp.server(between)
+    end(server, _RETURNED_ERROR)
+    end(between)
+    end(client)
+    assert mcp.steps == ended("tools/call look", generated_id(server), FAILED)
+
+
 def test_a_server_whose_tool_calls_other_servers_is_reported() -> None:
     """Calls that it makes, of which only the client's spans are here, or the server's, too, are further steps."""
     mcp = _Mcp(_FASTMCP)
