@@ -44,6 +44,9 @@ class DeliveryLog:
         self._endpoint = endpoint
         self._name = endpoint.name
         self._receiver = f"the receiver {shown_origin(endpoint.url)}"
+        # Without an answer nobody here knows which of the two has failed.
+        by_proxy = f" or the proxy {shown_origin(endpoint.proxy)}" if endpoint.proxy else ""
+        self._unanswering = f"{self._receiver}{by_proxy}"
         self._shared: Fields = {f"{PREFIX}endpoint": endpoint.name}
         self._log = limited
 
@@ -111,7 +114,8 @@ class DeliveryLog:
         self._log.log(_level(delivery.error_type), kind, line)
 
     def _failed_text(self, step: _Step, result: AttemptResult, timeout: float, to: str) -> str:
-        text = f"{to or self._receiver} {what_failed(result, timeout)}"
+        has_answered = result.status_code is not None or result.has_answered
+        text = f"{to or (self._receiver if has_answered else self._unanswering)} {what_failed(result, timeout)}"
         if result.status_code is not None:
             said = sentence_of(result.excerpt, self._secrets)
             text = f"{text} {_phrase(result.status_code)}".rstrip() + (f': "{said}"' if said else "")
@@ -128,7 +132,7 @@ class DeliveryLog:
         if error_type.isdigit():
             return f"{self._receiver} answered {error_type} {_phrase(int(error_type))}".rstrip()
         known = meaning(error_type)
-        return f"{self._receiver} {known}" if known else _REASONS.get(error_type, error_type)
+        return f"{self._unanswering} {known}" if known else _REASONS.get(error_type, error_type)
 
     def _ids(self, step: _Step) -> str:
         return f"endpoint {self._name}, webhook {step.webhook_id}"

@@ -230,3 +230,16 @@ def test_a_delivery_that_the_end_of_the_process_cuts_off(rigged: NewRig, caplog:
     rig.worker.shutdown(WAIT)
     assert "discarded step step-7: the process ended before it was delivered (success, " in caplog.text
     assert rig.results == [("step-7", "discarded", "shutdown")]
+
+
+def test_an_attempt_through_a_proxy_names_both(
+    rigged: NewRig, closed_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there is no answer, the receiver may be fine and the proxy not there; its user information is not shown."""
+    proxy = f"http://user:sesame@127.0.0.1:{closed_port}"
+    rigged(webhook="http://receiver.test/hook", proxy=proxy, **ONE_ATTEMPT).deliver(event("step-7"))
+    both = f"the receiver http://receiver.test or the proxy http://127.0.0.1:{closed_port} refuses connections"
+    failure, discarded = log_lines(caplog)
+    assert failure.startswith(f"ERROR {both}")
+    assert discarded.startswith(f"ERROR discarded step step-7: {both}")
+    assert "sesame" not in caplog.text
